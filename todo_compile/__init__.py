@@ -1,0 +1,1 @@
+"""todo-compile: token downsampling for diffusion models as a compiler pass."""

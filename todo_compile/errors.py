@@ -1,0 +1,61 @@
+"""Errors that a user can mend: each says what is wrong and what to do about it.
+
+The command line prints ``message`` and ``remedy`` without a traceback and leaves with
+``exit_code``; the Python API raises them. Anything else that escapes is a bug of ours.
+"""
+
+from __future__ import annotations
+
+
+class TodoError(Exception):
+    """Base of all errors meant for users.
+
+    Args:
+        message: what is wrong, one sentence.
+        remedy: what to do about it; shown on a line of its own.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message if remedy is None else f"{message}\n{remedy}")
+        self.message = message
+        self.remedy = remedy
+
+
+class ConfigError(TodoError):
+    """An option or a combination of options that cannot work."""
+
+
+class ModelError(TodoError):
+    """A model or its weights cannot be found, read or trusted."""
+
+
+class CaptureError(TodoError):
+    """A module cannot be turned into a graph."""
+
+    exit_code = 3
+
+
+class PassError(TodoError):
+    """A pass broke one of its own promises; the graph must not be used."""
+
+    exit_code = 4
+
+
+class ExportError(TodoError):
+    """ONNX could not be written or did not reproduce the graph."""
+
+    exit_code = 5
+
+
+class EngineError(TodoError):
+    """TensorRT is absent, refused the network, or ran out of something."""
+
+    exit_code = 6
+
+
+class BundleError(TodoError):
+    """An output or its manifest is damaged, foreign, or cannot be written."""
+
+    exit_code = 7

@@ -1,0 +1,1 @@
+"""Export of finished graphs: ONNX, TensorRT engines, bundles. Knows nothing of attention."""

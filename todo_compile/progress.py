@@ -1,0 +1,78 @@
+"""How long steps tell the outside that they are alive, without knowing what the outside is.
+
+``export`` and ``compiler`` report to a `Progress`; the command line shows bars on a terminal and
+plain lines elsewhere; the Python API stays silent by default.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Step(Protocol):
+    """One running step."""
+
+    def update(self, done: float, total: float, detail: str = "") -> None:
+        """Report that `done` of `total` units are finished; `detail` names what runs now."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A remark worth keeping beside the step's finished line."""
+        ...
+
+
+class Progress(Protocol):
+    """Receives steps and remarks."""
+
+    def step(self, name: str) -> AbstractContextManager[Step]:
+        """A context in which the step called `name` runs; its seconds are measured."""
+        ...
+
+    def info(self, text: str) -> None:
+        """Something the user should know (a default that was taken, a fall-back)."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something the user should act on."""
+        ...
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds of every finished step, by name, in order."""
+        ...
+
+
+class _SilentStep:
+    def update(self, done: float, total: float, detail: str = "") -> None:
+        del done, total, detail
+
+    def note(self, text: str) -> None:
+        del text
+
+
+class SilentProgress:
+    """Measures, says nothing: the Python API's default."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return self._seconds
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        start = time.perf_counter()
+        try:
+            yield _SilentStep()
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def info(self, text: str) -> None:
+        del text
+
+    def warn(self, text: str) -> None:
+        del text
