@@ -1,0 +1,40 @@
+"""The only file that imports private parts of torch (ruff's TID251 enforces it).
+
+Every name taken from ``torch._*`` passes through here, so that a torch release which moves one of
+them is mended in one place. Checked with torch 2.11 to 2.13.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+
+def fake_mode(*, allow_non_fake_inputs: bool = False) -> FakeTensorMode:
+    """A fresh mode under which tensors have shapes and dtypes but no data."""
+    return FakeTensorMode(allow_non_fake_inputs=allow_non_fake_inputs)
+
+
+def fake_mode_of(value: object) -> FakeTensorMode | None:
+    """The fake mode that `value` belongs to, or None for a real tensor."""
+    return value.fake_mode if isinstance(value, FakeTensor) else None
+
+
+def overload_name(target: object) -> tuple[str, str] | None:
+    """(namespace, operator) of an ATen-style overload such as ``aten.add.Tensor``, else None."""
+    if isinstance(target, OpOverload):
+        return target.namespace, target._schema.name.split("::", 1)[1]
+    return None
+
+
+def size_expression(size: Any) -> Any:
+    """The sympy expression behind a symbolic size; adds no guard (comparing SymInts would)."""
+    return size.node.expr
+
+
+def is_symbolic(size: object) -> bool:
+    """Whether `size` is a symbolic integer rather than a number."""
+    return isinstance(size, torch.SymInt)

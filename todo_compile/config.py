@@ -1,0 +1,151 @@
+"""What the user may choose about the rewrite: frozen, validated, hashable options."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from todo_compile.errors import ConfigError
+
+Sampling = Literal["nearest", "nearest-exact", "average"]
+"""Which token stands for a cell; `todo_compile.passes.pooling` says what each means."""
+SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
+
+DEFAULT_KV_TOKENS = 4096
+"""Bound on key/value tokens where the model does not say what it saw in training (64×64)."""
+
+Factor = tuple[int, int]
+"""(rows, columns) that become one."""
+
+_FACTORS_HELP = (
+    "Give one factor a level from the largest grid down, e.g. 4,2,1, a pair WIDTHxHEIGHT for "
+    "different axes, e.g. 4x2,2,1, or 'off' for a dense export."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """How key/value factors are chosen.
+
+    Args:
+        kv_tokens: most image tokens that keys and values of a site may keep; None takes what the
+            model saw in training.
+        factors: (row, column) factor of each level, largest grid first; levels beyond the end stay
+            dense; ``()`` leaves everything dense; None plans by `kv_tokens`.
+        sampling: which token stands for a cell, see `todo_compile.passes.pooling`.
+        hoist: move pooling above the key and value projections (off: for comparison only).
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    kv_tokens: int | None = None
+    factors: tuple[Factor, ...] | None = None
+    sampling: Sampling = "nearest"
+    hoist: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kv_tokens is not None and (
+            not isinstance(self.kv_tokens, int) or isinstance(self.kv_tokens, bool) or self.kv_tokens < 1
+        ):
+            raise ConfigError(
+                f"kv_tokens must be a positive whole number, not {self.kv_tokens!r}.",
+                remedy="4096 bounds keys and values to a 64×64 grid; leave it out for the model's own.",
+            )
+        if self.kv_tokens is not None and self.factors is not None:
+            raise ConfigError(
+                "kv_tokens and factors both say how far to downsample.",
+                remedy="Give one of them: a bound (kv_tokens) or a factor a level (factors).",
+            )
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError(
+                f"Unknown sampling {self.sampling!r}.", remedy=f"Known: {', '.join(SAMPLINGS)}."
+            )
+        for factor in self.factors or ():
+            if len(factor) != 2 or any(not isinstance(f, int) or f < 1 for f in factor):
+                raise ConfigError(f"{factor!r} is no pair of positive factors.", remedy=_FACTORS_HELP)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able form, for reports and manifests."""
+        return {
+            "kv_tokens": self.kv_tokens,
+            "factors": None if self.factors is None else [list(f) for f in self.factors],
+            "sampling": self.sampling,
+            "hoist": self.hoist,
+        }
+
+    @staticmethod
+    def create(
+        *,
+        kv_tokens: int | None = None,
+        factors: str | int | tuple[Any, ...] | list[Any] | None = None,
+        sampling: str | None = None,
+        preset: str | None = None,
+    ) -> PlanOptions:
+        """Options from what people write: ``factors="4,2,1"``, ``factors=2``, ``preset="todo-4x"``.
+
+        Raises:
+            ConfigError: as the constructor, or an unknown preset.
+        """
+        if preset is not None:
+            if preset not in PRESETS:
+                raise ConfigError(
+                    f"Unknown preset {preset!r}.", remedy=f"Known: {', '.join(PRESETS)}."
+                )
+            if kv_tokens is not None or factors is not None or sampling is not None:
+                raise ConfigError(
+                    f"Preset {preset} already sets factors and sampling.",
+                    remedy="Leave out --kv-tokens, --factors and --sampling, or the preset.",
+                )
+            return PRESETS[preset]
+        return PlanOptions(
+            kv_tokens=kv_tokens,
+            factors=parse_factors(factors),
+            sampling=sampling or "nearest",  # type: ignore[arg-type]  # validated above
+        )
+
+
+PRESETS: dict[str, PlanOptions] = {
+    "todo-2x": PlanOptions(factors=((2, 2),), sampling="nearest"),
+    "todo-3x": PlanOptions(factors=((3, 3),), sampling="nearest"),
+    "todo-4x": PlanOptions(factors=((4, 4),), sampling="nearest"),
+    "todo-repo-2x": PlanOptions(factors=((2, 2),), sampling="nearest-exact"),
+}
+"""The paper's settings (2402.13573, section 4: the highest level only, nearest sampling; factor
+2, 3, 4 = "merge ratio" 0.75, 0.89, 0.9375), and the default of its repository."""
+
+
+def parse_factors(text: str | int | tuple[Any, ...] | list[Any] | None) -> tuple[Factor, ...] | None:
+    """``"4,2,1"``, ``"4x2,2"`` (width×height), ``"off"``, ``2`` or ``(4, (2, 1))`` as factors.
+
+    In tuples and in the result a pair is (rows, columns).
+
+    Raises:
+        ConfigError: not a number, not positive.
+    """
+    if text is None:
+        return None
+    if isinstance(text, int):
+        parts: list[Any] = [text]
+    elif isinstance(text, str):
+        cleaned = text.strip().lower()
+        if cleaned == "off":
+            return ()
+        parts = [p.strip() for p in cleaned.split(",")]
+    else:
+        parts = list(text)
+    return tuple(_one_factor(part, text) for part in parts)
+
+
+def _one_factor(part: Any, whole: Any) -> Factor:
+    if isinstance(part, int) and not isinstance(part, bool) and part >= 1:
+        return part, part
+    if isinstance(part, (tuple, list)) and len(part) == 2:  # pyright: ignore[reportUnknownArgumentType]
+        pair = tuple(part)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        if all(isinstance(f, int) and f >= 1 for f in pair):
+            return pair[0], pair[1]
+    if isinstance(part, str) and (match := re.fullmatch(r"([1-9]\d{0,4})(?:[x×]([1-9]\d{0,4}))?", part)):
+        columns = int(match[1])
+        return (int(match[2]) if match[2] else columns), columns
+    raise ConfigError(f"{part!r} in factors {whole!r} is no positive factor.", remedy=_FACTORS_HELP)

@@ -1,0 +1,72 @@
+"""Write a graph so that a person can read it: one node a line, numbered files in pass order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from todo_compile.errors import ConfigError
+from todo_compile.passes import ops
+from todo_compile.passes.graph import GraphContext
+
+
+class Dumper:
+    """Writes ``00-captured.txt``, ``01-sites.txt``, … into a folder.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The dump folder {folder} cannot be made: {error.strerror}.",
+                remedy="Give --dump a folder that you may write.",
+            ) from error
+
+    def write(self, name: str, context: GraphContext) -> Path:
+        """Write the graph as it is now."""
+        path = self._folder / f"{self._count:02d}-{name}.txt"
+        self._count += 1
+        try:
+            path.write_text("\n".join(format_graph(context)) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be written: {error.strerror}.",
+                remedy="Give --dump a folder that you may write.",
+            ) from error
+        return path
+
+
+def format_graph(context: GraphContext) -> list[str]:
+    """One line a node: name, shape and dtype, operation with arguments, module, rule."""
+    lines: list[str] = []
+    for node in context.graph.nodes:
+        shape = context.shape(node)
+        dtype = str(context.dtype(node)).removeprefix("torch.")
+        kind = "" if shape is None else f": {dtype}[{', '.join(map(str, shape))}]"
+        call = ops.raw_name(node) if node.op.startswith("call_") else node.op
+        arguments = ", ".join(
+            [_plain(a) for a in node.args] + [f"{k}={_plain(v)}" for k, v in node.kwargs.items()]
+        )
+        notes = [context.module_path(node), str(node.meta.get("todo_rule", ""))]
+        remark = "  ".join(n for n in notes if n)
+        lines.append(f"{node.name}{kind} = {call}({arguments})" + (f"  # {remark}" if remark else ""))
+    return lines
+
+
+def _plain(argument: Any) -> str:
+    if isinstance(argument, Node):
+        return argument.name
+    if isinstance(argument, (list, tuple)):
+        return "[" + ", ".join(_plain(a) for a in argument) + "]"
+    if isinstance(argument, torch.dtype):
+        return str(argument).removeprefix("torch.")
+    return "end" if argument == ops.END else repr(argument)

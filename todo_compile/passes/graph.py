@@ -1,0 +1,257 @@
+"""A graph under rewriting: values, shapes, provenance, and how nodes are added and refreshed.
+
+`GraphContext` is what every pass receives. It hides which dialect the graph speaks (see `ops`) and
+keeps fake values right: a pass that changes a shape says so with `set_shape`, and `refresh`
+recomputes the changed nodes under fake tensors, once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from todo_compile._torch_private import fake_mode_of
+from todo_compile.errors import PassError
+from todo_compile.passes import ops
+from todo_compile.passes.axes import Size, plain_size
+
+_PROVENANCE = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "custom")
+
+
+class GraphContext:
+    """One FX graph and what passes need to know about it.
+
+    Args:
+        module: the graph module; edited in place.
+        token_grids: number of tokens → (rows, columns), for graphs whose image tokens arrive
+            already packed, so that no 4-D tensor in the graph proves the grid.
+    """
+
+    def __init__(
+        self, module: GraphModule, *, token_grids: dict[int, tuple[int, int]] | None = None
+    ) -> None:
+        self.module = module
+        self.graph = module.graph
+        self.token_grids = token_grids or {}
+        nodes = list(self.graph.nodes)
+        self.value_key = "val" if any("val" in n.meta for n in nodes) else "example_value"
+        self._shapes: dict[Node, tuple[Size, ...]] = {}
+        self._dirty: dict[Node, None] = {}
+        self._raw_cache: dict[Node, tuple[Size, ...]] = {}
+        self._mode = next(
+            (m for n in nodes if (m := fake_mode_of(self.value(n))) is not None), None
+        )
+
+    # What is known of a node -----------------------------------------------------------------
+    def value(self, node: Node) -> Any:
+        """Fake value of a node, or None."""
+        return node.meta.get(self.value_key)
+
+    def shape(self, node: Node) -> tuple[Size, ...] | None:
+        """Shape of a tensor node (rewrites in progress included); None for anything else."""
+        if (changed := self._shapes.get(node)) is not None:
+            return changed
+        if (cached := self._raw_cache.get(node)) is not None:
+            return cached
+        value = self.value(node)
+        if not isinstance(value, torch.Tensor):
+            return None
+        shape = tuple(plain_size(s) for s in value.shape)
+        self._raw_cache[node] = shape
+        return shape
+
+    def dtype(self, node: Node) -> torch.dtype | None:
+        """dtype of a tensor node, else None."""
+        value = self.value(node)
+        return value.dtype if isinstance(value, torch.Tensor) else None
+
+    def module_path(self, node: Node) -> str:
+        """Dotted path of the innermost module that made `node`; "" at top level."""
+        stack = node.meta.get("nn_module_stack")
+        if not stack:
+            return ""
+        path = str(next(reversed(stack.values()))[0])
+        path = path.replace("L['self']", "").replace("['", ".").replace("']", "")
+        path = path.replace("[", ".").replace("]", "").replace("_modules.", "")
+        return path.strip(".")
+
+    def sizes(self, node: Node, shape: Sequence[Size]) -> list[Any]:
+        """`shape` as arguments for a reshape: symbolic sizes taken from `node`'s own value.
+
+        At most one size may be symbolic and unknown to `node`; it becomes -1.
+        """
+        value = self.value(node)
+        known = list(value.shape) if isinstance(value, torch.Tensor) else []
+        by_expression = {plain_size(s): s for s in known}
+        return [s if isinstance(s, int) else by_expression.get(s, -1) for s in shape]
+
+    def users(self, node: Node) -> list[Node]:
+        """Users that a change of the node's shape or values would reach.
+
+        Queries of dtype or rank are left out, and assertions about sizes that nothing depends on.
+        """
+        return [
+            u
+            for u in node.users
+            if not ops.is_description_query(u) and (u.users or not ops.is_size_query(u))
+        ]
+
+    def drop_size_assertions(self, node: Node) -> None:
+        """Erase assertions about the sizes of `node`, which is about to change shape."""
+        for user in list(node.users):
+            if ops.is_size_query(user) and not user.users:
+                self.forget(user)
+
+    @cached_property
+    def written(self) -> frozenset[Node]:
+        """Nodes whose memory some operation writes into, views of the same memory included."""
+        found: set[Node] = set()
+        for node in self.graph.nodes:
+            target = ops.mutated(node)
+            if target is None:
+                continue
+            while ops.op(target) in ops.VIEWS and target.all_input_nodes:
+                target = target.all_input_nodes[0]
+            pending = [target]
+            while pending:
+                current = pending.pop()
+                if current in found:
+                    continue
+                found.add(current)
+                pending += [u for u in current.users if ops.op(u) in ops.VIEWS]
+        return frozenset(found)
+
+    # Changing it ------------------------------------------------------------------------------
+    def set_shape(self, node: Node, shape: Sequence[Size]) -> None:
+        """Record that `node` now has `shape`; its fake value is renewed by `refresh`."""
+        self._shapes[node] = tuple(shape)
+        self._dirty[node] = None
+
+    def mark(self, node: Node) -> None:
+        """Ask `refresh` to recompute `node`."""
+        self._dirty[node] = None
+
+    def call(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        *,
+        like: Node,
+        shape: Sequence[Size],
+        rule: str,
+        name: str | None = None,
+    ) -> Node:
+        """Insert a call at the graph's insertion point.
+
+        Args:
+            like: node whose module path and stack trace the new one inherits.
+            shape: shape of the result.
+            rule: the rule that made it, stamped into ``meta["todo_rule"]``.
+        """
+        node = self.graph.create_node("call_function", target, args, name=name)
+        for key in _PROVENANCE:
+            if key in like.meta:
+                node.meta[key] = like.meta[key]
+        node.meta["todo_rule"] = rule
+        value = self.value(like)
+        if isinstance(value, torch.Tensor):
+            node.meta[self.value_key] = value
+        self.set_shape(node, shape)
+        return node
+
+    def forget(self, node: Node) -> None:
+        """Erase a node that has no users."""
+        self.graph.erase_node(node)
+        self._shapes.pop(node, None)
+        self._dirty.pop(node, None)
+        self._raw_cache.pop(node, None)
+
+    def refresh(self) -> int:
+        """Recompute fake values of changed nodes and of what they change; returns how many.
+
+        Raises:
+            PassError: a node does not run on its new inputs, or a graph output changed shape.
+        """
+        pending = set(self._dirty)
+        if not pending:
+            return 0
+        count = 0
+        mode = self._mode if self._mode is not None else nullcontext()
+        with torch.no_grad(), mode:
+            for node in self.graph.nodes:
+                if node not in pending:
+                    continue
+                if node.op == "output":
+                    raise PassError(
+                        "a rewrite changed the shape of a graph output",
+                        remedy="This is a bug in todo-compile; run again with --dump and report it.",
+                    )
+                before = self.value(node)
+                node.meta[self.value_key] = after = self._run(node)
+                node.meta.pop("tensor_meta", None)
+                count += 1
+                if "todo_rule" in node.meta or not _alike(before, after):
+                    pending.update(u for u in node.users if not _alike_output(u, before, after))
+        self._dirty.clear()
+        self._shapes.clear()
+        self._raw_cache.clear()
+        return count
+
+    def _run(self, node: Node) -> Any:
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), self._operand)
+        try:
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            target: Any = node.target
+            return target(*args, **kwargs)
+        except Exception as error:
+            raise PassError(
+                f"node {node.name} ({node.target}) does not run on its rewritten inputs: {error}",
+                remedy="This is a bug in todo-compile; run again with --dump and report it.",
+            ) from error
+
+    def _operand(self, node: Node) -> Any:
+        value = self.value(node)
+        if value is None and node.op == "get_attr":
+            value = self.module
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            if isinstance(value, torch.Tensor) and self._mode is not None:
+                value = self._mode.from_tensor(value)
+        return value
+
+
+def _alike(before: Any, after: Any) -> bool:
+    if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
+        return (
+            before.dtype == after.dtype
+            and tuple(map(plain_size, before.shape)) == tuple(map(plain_size, after.shape))
+            and tuple(map(plain_size, before.stride())) == tuple(map(plain_size, after.stride()))
+        )
+    if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
+        return len(before) == len(after) and all(map(_alike, before, after))
+    return before is after
+
+
+def _alike_output(user: Node, before: Any, after: Any) -> bool:
+    """Whether `user` is the output node and sees no difference that a caller would."""
+    if user.op != "output":
+        return False
+    return (
+        isinstance(before, torch.Tensor)
+        and isinstance(after, torch.Tensor)
+        and before.dtype == after.dtype
+        and before.shape == after.shape
+    )
+
+
+def nodes_of(graph_nodes: Iterable[Node], *names: str) -> list[Node]:
+    """Nodes whose canonical op is one of `names`, in graph order."""
+    wanted = frozenset(names)
+    return [n for n in graph_nodes if ops.op(n) in wanted]

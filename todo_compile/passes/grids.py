@@ -1,0 +1,378 @@
+"""Which axes are image axes: tags set where rows and columns are apart, carried by dataflow.
+
+    conv2d (B, C, H, W)   permute        reshape            linear, view, transpose
+    [b][c][H][W]      →   [b][H][W][c] → [b][H·W][c]     →  [b][heads][H·W][d]
+
+A tag appears at a convolution, pooling or resize with two spatial axes, and follows every operation
+whose effect on positions is known. Where it is not known the tag is dropped; a site without tags is
+refused later. Nothing here compares a token count with a square root or a channel count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.fx import Node
+
+from todo_compile.passes import ops
+from todo_compile.passes.axes import (
+    Atom,
+    Axes,
+    Dim,
+    Size,
+    Unifier,
+    concatenated,
+    fresh,
+    fresh_dim,
+    plain_size,
+    reshape,
+    same,
+)
+from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.products import product
+
+_SPATIAL = frozenset(
+    "conv2d convolution conv_transpose2d avg_pool2d max_pool2d adaptive_avg_pool2d interpolate "
+    "upsample upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d "
+    "_upsample_bilinear2d_aa pixel_shuffle pixel_unshuffle grid_sample adaptive_max_pool2d "
+    "_adaptive_avg_pool2d upsample_nearest max_pool2d_with_indices".split()
+)
+_POINTWISE = ops.IDENTITY | ops.UNARY | ops.BINARY | ops.NORMS | {"softmax", "cumsum", "roll"}
+
+
+class GridMap:
+    """Axes of every tensor in the graph, by node, and which ranges are the same."""
+
+    def __init__(self, context: GraphContext) -> None:
+        self.context = context
+        self.unifier = Unifier()
+        self.axes: dict[Node, Axes] = {}
+        self._lists: dict[Node, list[Axes]] = {}
+        for node in context.graph.nodes:
+            self._visit(node)
+
+    def dim(self, node: Node, axis: int) -> Dim | None:
+        """Atoms of one axis of a node's output, or None if nothing is known."""
+        axes = self.axes.get(node)
+        return None if axes is None else axes[axis]
+
+    # One node ---------------------------------------------------------------------------------
+    def _visit(self, node: Node) -> None:
+        shape = self.context.shape(node)
+        if shape is None:
+            if node.op in ("call_function", "call_method"):
+                self._visit_list(node)
+            return
+        axes = self._transfer(node, shape) if node.op.startswith("call_") else None
+        if axes is None or len(axes) != len(shape):
+            axes = tuple(self._unknown(size) for size in shape)
+        self.axes[node] = axes
+
+    def _unknown(self, size: Size) -> Dim:
+        """A range of unknown meaning, unless the caller said which grid this many tokens have."""
+        if isinstance(size, int) and (grid := self.context.token_grids.get(size)) is not None:
+            return (fresh(grid[0], "H"), fresh(grid[1], "W"))
+        return fresh_dim(size)
+
+    def _transfer(self, node: Node, shape: tuple[Size, ...]) -> Axes | None:
+        name = ops.op(node)
+        if name == "getitem":
+            return self._getitem(node, shape)
+        if name in _SPATIAL:
+            return self._spatial(node, shape, name)
+        if name in _POINTWISE:
+            return self._broadcast(node, shape)
+        first = ops.tensor_arg(node, 0, "input", "self", "query", "tensor")
+        axes = self.axes.get(first) if first is not None else None
+        if name == "scaled_dot_product_attention" and axes is not None:
+            return (*axes[:-1], fresh_dim(shape[-1]))
+        if name == "linear" and axes is not None:
+            return (*axes[:-1], fresh_dim(shape[-1]))
+        if name == "addmm":
+            left = ops.tensor_arg(node, 1, "mat1")
+            known = self.axes.get(left) if left is not None else None
+            return None if known is None else (known[0], fresh_dim(shape[-1]))
+        if (pair := product(self.context, node)) is not None:
+            return self._product(pair.left, pair.right, pair.left_labels, pair.right_labels, pair.out_labels, shape)
+        if name == "cat":
+            return self._cat(node, shape)
+        if axes is None or first is None:
+            return None
+        if (order := ops.permutation(node, len(axes))) is not None:
+            return tuple(axes[d] for d in order)
+        if name == "view":
+            return reshape(axes, shape)
+        if name in ("unsqueeze", "squeeze"):
+            return self._refit(axes, shape)
+        if name in ("expand", "expand_as", "broadcast_to"):
+            return self._expand(axes, shape)
+        if name in ("slice", "narrow"):
+            return self._slice(node, axes, shape)
+        if name in ("select", "mean", "sum", "amax", "amin", "any", "all"):
+            return self._reduced(node, axes, shape, name)
+        if name in ("repeat", "repeat_interleave", "pad", "constant_pad_nd", "index_select"):
+            return self._where_unchanged(first, axes, shape)
+        if name == "conv1d":
+            return (axes[0], fresh_dim(shape[1]), axes[2] if same(shape[2], self._size(first, 2)) else fresh_dim(shape[2]))
+        if name == "pool_tokens":
+            return self._pooled(node, axes, shape)
+        return None
+
+    def _size(self, node: Node, axis: int) -> Size:
+        shape = self.context.shape(node)
+        assert shape is not None
+        return shape[axis]
+
+    # Families of operations ---------------------------------------------------------------------
+    def _spatial(self, node: Node, shape: tuple[Size, ...], name: str) -> Axes | None:
+        source = ops.tensor_arg(node, 0, "input", "self")
+        if len(shape) != 4 or source is None:
+            return None
+        before, before_shape = self.axes.get(source), self.context.shape(source)
+        result: list[Dim] = [fresh_dim(shape[0]), fresh_dim(shape[1])]
+        if before is not None and before_shape is not None and len(before) == 4:
+            result[0] = before[0]
+        for axis, role in ((2, "H"), (3, "W")):
+            kept: Dim | None = None
+            if before is not None and before_shape is not None and len(before) == 4:
+                # A convolution that keeps the side keeps the rows: same positions, new channels.
+                known = before[axis]
+                if same(before_shape[axis], shape[axis]) and len(known) == 1 and known[0].role == role:
+                    kept = known if name in ("conv2d", "convolution") else None
+            result[axis:] = [kept if kept is not None else (fresh(shape[axis], role),)]
+        return tuple(result)
+
+    def _broadcast(self, node: Node, shape: tuple[Size, ...]) -> Axes:
+        result: list[Dim | None] = [None] * len(shape)
+        norm = ops.op(node) in ops.NORMS
+        for operand in ops.operands(node)[: 1 if norm else None]:
+            axes, known = self.axes.get(operand), self.context.shape(operand)
+            if axes is None or known is None:
+                continue
+            for back in range(1, min(len(axes), len(shape)) + 1):
+                if not same(known[-back], shape[-back]) or not axes[-back]:
+                    continue
+                current = result[-back]
+                result[-back] = (
+                    axes[-back] if current is None else self.unifier.unify(current, axes[-back])
+                )
+        return tuple(
+            found if found is not None else fresh_dim(size)
+            for found, size in zip(result, shape, strict=True)
+        )
+
+    def _product(
+        self,
+        left: Node,
+        right: Node,
+        left_labels: Sequence[int | str],
+        right_labels: Sequence[int | str],
+        out_labels: Sequence[int | str],
+        shape: tuple[Size, ...],
+    ) -> Axes:
+        known: dict[int | str, Dim] = {}
+        for operand, labels in ((left, left_labels), (right, right_labels)):
+            axes = self.axes.get(operand)
+            for label, dim in zip(labels, axes or (), strict=False):
+                if dim:
+                    known[label] = self.unifier.unify(known[label], dim) if label in known else dim
+        return tuple(
+            known.get(label) or fresh_dim(size)
+            for label, size in zip(out_labels, shape, strict=True)
+        )
+
+    def _cat(self, node: Node, shape: tuple[Size, ...]) -> Axes | None:
+        parts = [self.axes.get(p) for p in ops.operands(node)]
+        axis = ops.normal_dim(ops.arg(node, 1, "dim", "axis", default=0), len(shape))
+        known = [p for p in parts if p is not None and len(p) == len(shape)]
+        if len(known) != len(parts) or not known:
+            return None
+        result: list[Dim] = []
+        for position in range(len(shape)):
+            dims = [p[position] for p in known]
+            if position == axis:
+                # A part of size 1 has no atoms; as a segment it needs one to be counted.
+                result.append(concatenated([d or (fresh(1),) for d in dims]))
+                continue
+            merged = dims[0]
+            for other in dims[1:]:
+                merged = self.unifier.unify(merged, other)
+            result.append(merged)
+        return tuple(result)
+
+    def _refit(self, axes: Axes, shape: tuple[Size, ...]) -> Axes | None:
+        """Axes after dimensions of size 1 came or went."""
+        kept = [dim for dim in axes if dim]
+        result: list[Dim] = []
+        for size in shape:
+            if same(size, 1):
+                result.append(())
+            elif kept:
+                result.append(kept.pop(0))
+            else:
+                return None
+        return None if kept else tuple(result)
+
+    def _expand(self, axes: Axes, shape: tuple[Size, ...]) -> Axes:
+        padded = ((),) * (len(shape) - len(axes)) + axes
+        return tuple(
+            dim if dim or same(size, 1) else fresh_dim(size)
+            for dim, size in zip(padded, shape, strict=True)
+        )
+
+    def _where_unchanged(self, source: Node, axes: Axes, shape: tuple[Size, ...]) -> Axes | None:
+        before = self.context.shape(source)
+        if before is None or len(before) != len(shape):
+            return None
+        return tuple(
+            dim if same(old, new) else fresh_dim(new)
+            for dim, old, new in zip(axes, before, shape, strict=True)
+        )
+
+    def _slice(self, node: Node, axes: Axes, shape: tuple[Size, ...]) -> Axes | None:
+        axis = ops.normal_dim(ops.arg(node, 1, "dim", default=0), len(shape))
+        start = ops.arg(node, 2, "start", default=0) or 0
+        step = ops.arg(node, 4, "step", default=1) if ops.op(node) == "slice" else 1
+        result = list(axes)
+        result[axis] = self._sliced(axes[axis], start, step, shape[axis])
+        return tuple(result)
+
+    def _sliced(self, dim: Dim, start: object, step: object, size: Size) -> Dim:
+        """Part of a dimension: whole, a segment of a concatenation, or every step-th position."""
+        if len(dim) == 1 and same(dim[0].size, size) and step == 1:
+            return dim
+        whole: Size = 1
+        for atom in dim:
+            whole = whole * atom.size
+        if step == 1 and same(whole, size):
+            return dim
+        if len(dim) != 1:
+            return fresh_dim(size)
+        atom = dim[0]
+        if atom.segments and step == 1 and isinstance(start, int):
+            return _segment(atom, start, size)
+        if not atom.segments and step != 1 and atom.role and not same(size, 1):
+            return (fresh(size, atom.role, atom.origin or atom.ident),)
+        return fresh_dim(size)
+
+    def _reduced(self, node: Node, axes: Axes, shape: tuple[Size, ...], name: str) -> Axes | None:
+        found = ops.arg(node, 1, "dim", "axis")
+        if found is None:
+            return None
+        dims = found if isinstance(found, (list, tuple)) else [found]
+        gone = {ops.normal_dim(d, len(axes)) for d in dims if isinstance(d, int)}
+        if name != "select" and len(shape) == len(axes):
+            return tuple(() if i in gone else dim for i, dim in enumerate(axes))
+        kept = tuple(dim for i, dim in enumerate(axes) if i not in gone)
+        return kept if len(kept) == len(shape) else None
+
+    def _pooled(self, node: Node, axes: Axes, shape: tuple[Size, ...]) -> Axes:
+        axis = int(ops.arg(node, 1, "dim"))
+        return tuple(fresh_dim(s) if i == axis else d for i, (d, s) in enumerate(zip(axes, shape, strict=True)))
+
+    # Several outputs ----------------------------------------------------------------------------
+    def _visit_list(self, node: Node) -> None:
+        """chunk, split, unbind: axes of each part, kept for the getitem that follows."""
+        name = ops.op(node)
+        source = ops.tensor_arg(node, 0, "input", "self", "tensor")
+        axes = self.axes.get(source) if source is not None else None
+        value = self.context.value(node)
+        if axes is None or not isinstance(value, (list, tuple)):
+            return
+        if name == "layer_norm" or name in ops.NORMS or name == "dropout":
+            self._lists[node] = [axes]
+            return
+        if name == "unbind":
+            axis = ops.normal_dim(ops.arg(node, 1, "dim", default=0), len(axes))
+            self._lists[node] = [axes[:axis] + axes[axis + 1 :]] * len(value)
+        elif name in ("chunk", "split", "tensor_split"):
+            axis = ops.normal_dim(ops.arg(node, 2, "dim", default=0), len(axes))
+            parts: list[Axes] = []
+            start: Size = 0
+            for piece in value:
+                size: Size = plain_size(piece.shape[axis])
+                parts.append(
+                    tuple(
+                        self._sliced(d, start, 1, size) if i == axis else d
+                        for i, d in enumerate(axes)
+                    )
+                )
+                start = start + size
+            self._lists[node] = parts
+
+    def _getitem(self, node: Node, shape: tuple[Size, ...]) -> Axes | None:
+        source, index = node.args[0], node.args[1]
+        if not isinstance(source, Node):
+            return None
+        if (parts := self._lists.get(source)) is not None:
+            return parts[index] if isinstance(index, int) and -len(parts) <= index < len(parts) else None
+        axes = self.axes.get(source)
+        if axes is None:
+            return None
+        indices = list(index) if isinstance(index, tuple) else [index]
+        if Ellipsis in indices:
+            at = indices.index(Ellipsis)
+            missing = len(axes) - sum(i is not None and i is not Ellipsis for i in indices)
+            indices[at : at + 1] = [slice(None)] * missing
+        result: list[Dim] = []
+        left = list(axes)
+        for item in indices:
+            if item is None:
+                result.append(())
+            elif isinstance(item, slice) and left:
+                dim = left.pop(0)
+                size = shape[len(result)] if len(result) < len(shape) else None
+                if size is None:
+                    return None
+                plain = item.start in (None, 0) and item.stop is None and item.step in (None, 1)
+                result.append(dim if plain else self._sliced(dim, item.start or 0, item.step or 1, size))
+            elif isinstance(item, int) and left:
+                left.pop(0)
+            else:
+                return None
+        return (*result, *left)
+
+
+def _segment(atom: Atom, start: int, size: Size) -> Dim:
+    """The segments of a concatenated range that cover [start, start + size), if they do."""
+    position: Size = 0
+    taken: list[Dim] = []
+    covered: Size = 0
+    for segment in atom.segments:
+        length: Size = 1
+        for part in segment:
+            length = length * part.size
+        if taken or same(position, start):
+            taken.append(segment)
+            covered = covered + length
+            if same(covered, size):
+                return taken[0] if len(taken) == 1 else concatenated(taken)
+        position = position + length
+    return fresh_dim(size)
+
+
+def grid_of(dim: Dim) -> tuple[Atom, Atom] | None:
+    """(slow, fast) image axes if the dimension is exactly one grid of tokens, else None."""
+    if len(dim) == 2 and {dim[0].role, dim[1].role} == {"H", "W"}:
+        return dim[0], dim[1]
+    return None
+
+
+def image_segment(dim: Dim) -> tuple[Size, Dim] | None:
+    """(offset, segment) of the only image segment in a concatenated dimension, else None."""
+    if len(dim) != 1 or not dim[0].segments:
+        return None
+    found: tuple[Size, Dim] | None = None
+    position: Size = 0
+    for segment in dim[0].segments:
+        length: Size = 1
+        for part in segment:
+            length = length * part.size
+        if grid_of(segment) is not None:
+            if found is not None:
+                return None
+            found = (position, segment)
+        position = position + length
+    return found
+
+

@@ -1,0 +1,266 @@
+"""The one table of operator spellings: what a node of either dialect means.
+
+Two dialects reach the passes. ``torch.export`` gives ATen overloads (``aten.view.default``) with
+fake values in ``meta["val"]``; a ``torch.compile`` backend receives torch-level calls
+(``F.scaled_dot_product_attention``, ``operator.add``, the method ``view``) with fake values in
+``meta["example_value"]``. No other file looks at ``node.target``: passes ask for `op` (a canonical
+name) and `arg` (an argument by position or name), and emit ATen calls, which both dialects run.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from todo_compile._torch_private import overload_name
+
+# Different names of one meaning. What is not listed keeps its own name.
+_ALIASES = {
+    "reshape": "view",
+    "_unsafe_view": "view",
+    "flatten": "view",
+    "unflatten": "view",
+    "view_as": "view",
+    "reshape_as": "view",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+    "_softmax": "softmax",
+    "special_softmax": "softmax",
+    "truediv": "div",
+    "divide": "div",
+    "true_divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "concat": "cat",
+    "concatenate": "cat",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "negative": "neg",
+    "dropout_": "dropout",
+    "native_dropout": "dropout",
+    "mm": "matmul",
+    "split_with_sizes": "split",
+    "narrow_copy": "narrow",
+}
+
+_PLAIN_PREFIXES = ("torch", "_operator", "operator", "math")
+
+IDENTITY = frozenset(
+    "contiguous clone to detach alias dropout float half bfloat16 type_as _to_copy "
+    "lift_fresh requires_grad_ convert_element_type".split()
+)
+"""One tensor in, the same tokens out; only storage, dtype or (inactive) dropout differ."""
+
+UNARY = frozenset(
+    "relu silu gelu sigmoid tanh exp neg abs sqrt rsqrt hardswish hardsigmoid mish softplus elu "
+    "leaky_relu square reciprocal log sin cos quick_gelu relu6 clamp clip nan_to_num erf "
+    "logical_not bitwise_not isnan celu selu softsign logsigmoid hardtanh log1p expm1".split()
+)
+"""Acts on every element alone."""
+
+BINARY = frozenset(
+    "add sub mul div pow maximum minimum where masked_fill eq ne lt le gt ge logical_and "
+    "logical_or rsub addcmul addcdiv lerp fmod remainder atan2 iadd imul isub".split()
+)
+"""Acts element by element on several operands that broadcast."""
+
+NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm normalize".split())
+
+
+def op(node: Node) -> str:
+    """Canonical name of what `node` computes; "" for anything that is no known torch call."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return _ALIASES.get(name, name)
+    if node.op != "call_function":
+        return ""
+    target = node.target
+    overload = overload_name(target)
+    if overload is not None:
+        namespace, name = overload
+        return _ALIASES.get(name, name) if namespace in ("aten", "prims") else f"{namespace}.{name}"
+    name = getattr(target, "__name__", "")
+    module = getattr(target, "__module__", None)
+    if module is None:  # builtins of torch, such as torch.bmm
+        owner = getattr(target, "__self__", None)
+        module = getattr(owner, "__module__", None) or type(owner).__module__
+    if not str(module).startswith((*_PLAIN_PREFIXES, "todo_compile.passes")):
+        return ""
+    return _ALIASES.get(name, name)
+
+
+def raw_name(node: Node) -> str:
+    """The spelling before aliases, to tell ``flatten`` from ``view``."""
+    if node.op == "call_method":
+        return str(node.target)
+    overload = overload_name(node.target)
+    return overload[1] if overload is not None else str(getattr(node.target, "__name__", ""))
+
+
+_MISSING = object()
+
+
+def arg(node: Node, position: int, *names: str, default: Any = None) -> Any:
+    """Argument at `position`, or under one of `names`, or `default`."""
+    if position < len(node.args):
+        return node.args[position]
+    for name in names:
+        found: Any = node.kwargs.get(name, _MISSING)
+        if found is not _MISSING:
+            return found
+    return default
+
+
+def set_arg(node: Node, position: int, name: str, value: Any) -> None:
+    """Replace an argument where the node has it: by position, or under `name`."""
+    if position < len(node.args):
+        args = list(node.args)
+        args[position] = value
+        node.args = tuple(args)
+    else:
+        node.kwargs = {**node.kwargs, name: value}
+
+
+def tensor_arg(node: Node, position: int, *names: str) -> Node | None:
+    """Like `arg`, for an argument that must be a node."""
+    found = arg(node, position, *names)
+    return found if isinstance(found, Node) else None
+
+
+def int_list(node: Node, position: int, *names: str) -> list[Any]:
+    """A size-like argument: ``permute(x, [0, 2, 1])`` and ``x.permute(0, 2, 1)`` alike."""
+    first = arg(node, position, *names)
+    if isinstance(first, (list, tuple)):
+        return list(first)
+    if first is None:
+        return []
+    return list(node.args[position:])
+
+
+def set_int_list(node: Node, position: int, name: str, values: list[Any]) -> None:
+    """Replace a size-like argument in whichever spelling the node uses."""
+    args = list(node.args)
+    if position < len(args):
+        if isinstance(args[position], (list, tuple)):
+            args[position] = list(values)
+        else:
+            args[position:] = values
+        node.args = tuple(args)
+    else:
+        node.kwargs = {**node.kwargs, name: list(values)}
+
+
+def normal_dim(dim: Any, rank: int) -> int:
+    """`dim` counted from the front."""
+    number = int(dim)
+    return number + rank if number < 0 else number
+
+
+def permutation(node: Node, rank: int) -> list[int] | None:
+    """Output axis → input axis of a permute-like node, or None if it is none."""
+    name = op(node)
+    if name == "permute":
+        return [normal_dim(d, rank) for d in int_list(node, 1, "dims")]
+    if name == "t" or (name in ("mT", "adjoint") and rank >= 2):
+        order = list(range(rank))
+        if rank >= 2:
+            order[-1], order[-2] = order[-2], order[-1]
+        return order
+    if name == "transpose":
+        order = list(range(rank))
+        first = normal_dim(arg(node, 1, "dim0", "axis0"), rank)
+        second = normal_dim(arg(node, 2, "dim1", "axis1"), rank)
+        order[first], order[second] = order[second], order[first]
+        return order
+    if name in ("movedim", "moveaxis"):
+        source, destination = arg(node, 1, "source"), arg(node, 2, "destination")
+        if isinstance(source, int) and isinstance(destination, int):
+            order = [d for d in range(rank) if d != normal_dim(source, rank)]
+            order.insert(normal_dim(destination, rank), normal_dim(source, rank))
+            return order
+    return None
+
+
+def is_dropout_active(node: Node) -> bool:
+    """Whether a dropout node really drops: then it is no identity."""
+    if op(node) != "dropout":
+        return False
+    probability = arg(node, 1, "p", default=0.5)
+    training = arg(node, 2, "training", "train", default=True)
+    return bool(training) and probability != 0
+
+
+_SIZE_QUERIES = frozenset(("sym_size", "size", "sym_numel", "numel", "sym_stride", "stride"))
+_DESCRIPTION_QUERIES = frozenset(("dim", "ndim", "is_contiguous", "is_floating_point", "get_device"))
+
+
+def is_size_query(node: Node) -> bool:
+    """Whether `node` reads a tensor's sizes or strides, so that it sees a change of shape."""
+    name = op(node)
+    if name == "_assert_tensor_metadata":
+        return any(arg(node, i, n) is not None for i, n in ((1, "size"), (2, "stride")))
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] == "shape"
+    return name in _SIZE_QUERIES
+
+
+def is_description_query(node: Node) -> bool:
+    """Whether `node` reads dtype, device or rank only: it computes nothing and minds no shape."""
+    name = op(node)
+    if name == "_assert_tensor_metadata":
+        return not is_size_query(node)
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] != "shape"
+    return name in _DESCRIPTION_QUERIES
+
+
+_MUTATING_OPERATORS = frozenset(("iadd", "isub", "imul", "itruediv", "setitem", "copy_"))
+
+
+def mutated(node: Node) -> Node | None:
+    """The tensor that `node` writes into, or None for a pure operation."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name = raw_name(node)
+    writes = name in _MUTATING_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    if writes and name != "requires_grad_":
+        return tensor_arg(node, 0, "input", "self")
+    out = node.kwargs.get("out")
+    return out if isinstance(out, Node) else None
+
+
+VIEWS = frozenset(
+    "view permute transpose t mT squeeze unsqueeze expand slice select narrow chunk split unbind "
+    "getitem detach alias to contiguous".split()
+)
+"""Results that may share memory with their input."""
+
+
+def operands(node: Node) -> list[Node]:
+    """Tensor operands among the leading arguments, in order, lists opened."""
+    found: list[Node] = []
+    for argument in [*node.args, *node.kwargs.values()]:
+        if isinstance(argument, Node):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found.extend(a for a in argument if isinstance(a, Node))
+    return found
+
+
+_aten = torch.ops.aten
+VIEW: Callable[..., Any] = _aten.view.default
+RESHAPE: Callable[..., Any] = _aten.reshape.default
+SLICE: Callable[..., Any] = _aten.slice.Tensor
+MEAN: Callable[..., Any] = _aten.mean.dim
+CAT: Callable[..., Any] = _aten.cat.default
+ADD: Callable[..., Any] = _aten.add.Tensor
+MUL: Callable[..., Any] = _aten.mul.Tensor
+CAST: Callable[..., Any] = _aten.to.dtype
+EMPTY_OPS = frozenset(("empty", "zeros", "full", "new_empty", "new_zeros"))
+GETITEM = operator.getitem
+END = 2**63 - 1
+"""Slice end that means "to the end" in ATen."""

@@ -1,0 +1,233 @@
+"""The passes in order, with statistics, dumps and checks: the compiler's table of contents.
+
+    sites → grids → plan → pool → hoist → lower → clean → refresh
+
+`rewrite_graph` runs them on a graph of either dialect, in place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch.fx import GraphModule, Node
+
+from todo_compile.config import PlanOptions
+from todo_compile.errors import PassError
+from todo_compile.passes import cost
+from todo_compile.passes.dump import Dumper
+from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.grids import GridMap
+from todo_compile.passes.hoist import hoist_pools
+from todo_compile.passes.lower import lower_pools
+from todo_compile.passes.plan import Decision, make_plan
+from todo_compile.passes.pool import insert_pools
+from todo_compile.passes.report import PassReport, Report, SiteReport, Totals
+from todo_compile.passes.sites import AttentionSite, NearMiss, find_sites
+
+
+@dataclass(slots=True)
+class _Run:
+    """State between passes."""
+
+    context: GraphContext
+    options: PlanOptions
+    dumper: Dumper | None
+    sites: list[AttentionSite] = field(default_factory=list[AttentionSite])
+    misses: list[NearMiss] = field(default_factory=list[NearMiss])
+    decisions: list[Decision] = field(default_factory=list[Decision])
+    passes: list[PassReport] = field(default_factory=list[PassReport])
+    stops: dict[Node, str] = field(default_factory=dict[Node, str])
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[Callable[[int, dict[str, int]], None]]:
+        """Time a pass; it reports its count through the yielded function."""
+        outcome: tuple[int, dict[str, int]] = (0, {})
+
+        def report(count: int, detail: dict[str, int]) -> None:
+            nonlocal outcome
+            outcome = (count, detail)
+
+        start = time.perf_counter()
+        yield report
+        seconds = time.perf_counter() - start
+        self.passes.append(PassReport(name, outcome[0], seconds, outcome[1]))
+        if self.dumper is not None:
+            self.dumper.write(name, self.context)
+
+
+def rewrite_graph(
+    module: GraphModule,
+    options: PlanOptions | None = None,
+    *,
+    native_kv_tokens: int | None = None,
+    token_grids: dict[int, tuple[int, int]] | None = None,
+    dump: Path | None = None,
+) -> Report:
+    """Find, plan and rewrite the attention of a graph, in place.
+
+    Args:
+        module: exported ATen graph or the graph that Dynamo gives to a backend, with fake values.
+        options: how factors are chosen.
+        native_kv_tokens: the default bound: tokens that the model's highest attention level saw in
+            training.
+        token_grids: number of tokens → (rows, columns) for image tokens that arrive packed.
+        dump: folder for the graph before and after every pass.
+
+    Returns:
+        What was done to every site.
+
+    Raises:
+        ConfigError: options that this graph cannot follow.
+        PassError: a pass broke the graph (a bug); the graph must not be used.
+    """
+    options = options or PlanOptions()
+    context = GraphContext(module, token_grids=token_grids)
+    run = _Run(context, options, Dumper(dump) if dump is not None else None)
+    if run.dumper is not None:
+        run.dumper.write("captured", context)
+
+    with run.timed("sites") as done:
+        run.sites, run.misses = find_sites(context)
+        done(len(run.sites), {"near misses": len(run.misses)})
+    with run.timed("grids") as done:
+        grids = GridMap(context)
+        done(len(grids.axes), {})
+    with run.timed("plan") as done:
+        run.decisions = make_plan(
+            context, grids, run.sites, options, native_kv_tokens=native_kv_tokens
+        )
+        done(sum(d.pooling is not None for d in run.decisions), {})
+    dense = _measure(run)
+    with run.timed("pool") as done:
+        pools = insert_pools(context, run.decisions)
+        done(len(pools), {})
+    with run.timed("hoist") as done:
+        if options.hoist:
+            hoisted = hoist_pools(context, pools)
+            run.stops = hoisted.stops
+            done(sum(hoisted.moves.values()), {**hoisted.moves, "merged": hoisted.merged})
+    with run.timed("lower") as done:
+        done(lower_pools(context), {})
+    with run.timed("refresh") as done:
+        done(context.refresh(), {})
+        if pools:
+            _check_planned(run)
+            context.graph.lint()
+            module.recompile()
+    return _report(run, dense)
+
+
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    flops: int
+    sites: list[cost.SiteCost | None]
+
+
+def _measure(run: _Run) -> _Dense:
+    return _Dense(_flops(run.context), [cost.site_cost(run.context, s) for s in run.sites])
+
+
+def _flops(context: GraphContext) -> int:
+    try:
+        return cost.graph_flops(context)
+    except TypeError:  # symbolic sizes have no number
+        return 0
+
+
+def _check_planned(run: _Run) -> None:
+    """Every site that the plan rewrites must now read exactly the planned number of keys."""
+    for decision in run.decisions:
+        if decision.pooling is None:
+            continue
+        site, context = decision.site, run.context
+        _, key, value = site.operands_now()
+        for node, operand in ((key, site.key), (value, site.value)):
+            shape = context.shape(node)
+            planned = decision.pooling.length_after(decision.keys)
+            if shape is None or shape[operand.tokens] != planned:
+                raise PassError(
+                    f"site {site.name} was planned for {planned} keys but reads {shape}",
+                    remedy="This is a bug in todo-compile; run again with --dump and report it.",
+                )
+
+
+def _report(run: _Run, dense: _Dense) -> Report:
+    after = _flops(run.context)
+    if after > dense.flops:
+        raise PassError("the rewritten graph needs more operations than the dense one")
+    rows = [
+        _row(run, decision, before, dense.flops)
+        for decision, before in zip(run.decisions, dense.sites, strict=True)
+    ]
+    rows += [
+        SiteReport(
+            name=miss.node.name,
+            module=run.context.module_path(miss.node),
+            kind="unknown",
+            spelling="not understood",
+            grid=None,
+            level=0,
+            heads=0,
+            head_dim=0,
+            query_tokens=0,
+            key_tokens=0,
+            key_tokens_after=0,
+            factor=(1, 1),
+            action="refused",
+            reason=miss.reason,
+            flops=0,
+            flops_after=0,
+            share=0.0,
+        )
+        for miss in run.misses
+    ]
+    totals = Totals(
+        flops=dense.flops,
+        flops_after=after,
+        attention_flops=sum(r.flops for r in rows),
+        attention_flops_after=sum(r.flops_after for r in rows),
+        attention_bytes=sum(r.attention_bytes for r in rows),
+        attention_bytes_after=sum(r.attention_bytes_after for r in rows),
+        score_elements=max((r.score_elements for r in rows), default=0),
+        score_elements_after=max((r.score_elements_after for r in rows), default=0),
+        tensor_limit=cost.TENSOR_LIMIT,
+    )
+    return Report(
+        tuple(rows), tuple(run.passes), totals, run.options.describe(), len(run.context.graph.nodes)
+    )
+
+
+def _row(
+    run: _Run, decision: Decision, before: cost.SiteCost | None, graph_flops: int
+) -> SiteReport:
+    site, context = decision.site, run.context
+    after = cost.site_cost(context, site)
+    pooling = decision.pooling
+    known = before is not None and after is not None
+    return SiteReport(
+        name=site.name,
+        module=context.module_path(site.anchor),
+        kind=decision.grid.kind,
+        spelling=site.spelling,
+        grid=(decision.grid.rows, decision.grid.columns) if decision.grid.rows else None,
+        level=decision.level,
+        heads=before.batch if before else 0,
+        head_dim=before.head_dim if before else 0,
+        query_tokens=before.query_tokens if before else 0,
+        key_tokens=before.key_tokens if before else 0,
+        key_tokens_after=after.key_tokens if after else 0,
+        factor=(pooling.row_factor, pooling.column_factor) if pooling else (1, 1),
+        action=decision.action,
+        reason=decision.reason,
+        flops=before.flops if before else 0,
+        flops_after=after.flops if after else 0,
+        share=before.flops / graph_flops if known and graph_flops else 0.0,
+        score_elements=before.score_elements if before else 0,
+        score_elements_after=after.score_elements if after else 0,
+        attention_bytes=before.operand_bytes if before else 0,
+        attention_bytes_after=after.operand_bytes if after else 0,
+    )

@@ -1,0 +1,257 @@
+"""Choose a factor for every site, or a reason why it keeps all its keys.
+
+The default policy bounds the key/value tokens of every site by the number that the model saw in
+training at its highest attention level: an attention then never meets more keys than it learned to
+weigh, whatever the resolution. Explicit factors go by level: level 1 is the largest grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from todo_compile.config import DEFAULT_KV_TOKENS, Factor, PlanOptions
+from todo_compile.errors import ConfigError
+from todo_compile.passes.axes import Dim, same
+from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.grids import GridMap, grid_of, image_segment
+from todo_compile.passes.pooling import Pooling, pooled_size
+from todo_compile.passes.sites import AttentionSite
+
+Kind = Literal["self", "cross", "joint", "unknown"]
+Action = Literal["rewritten", "dense", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteGrid:
+    """What dataflow proves of a site's keys.
+
+    Args:
+        kind: self-attention, cross-attention, joint attention over text and image, or unknown.
+        rows, columns: slow and fast side of the key tokens' grid; 0 where there is none.
+        offset: tokens before the image's in a joint sequence.
+        obstacle: why the site cannot or need not be rewritten; None if it can.
+        refused: the obstacle is a lack of proof rather than a property of the model.
+    """
+
+    kind: Kind
+    rows: int = 0
+    columns: int = 0
+    offset: int = 0
+    obstacle: str | None = None
+    refused: bool = False
+
+
+@dataclass(slots=True)
+class Decision:
+    """What happens to a site and why."""
+
+    site: AttentionSite
+    grid: SiteGrid
+    action: Action
+    reason: str
+    level: int = 0
+    pooling: Pooling | None = None
+    keys: int = 0
+    """Key tokens before the rewrite, text included."""
+
+
+def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> SiteGrid:
+    """Kind and grid of a site, from dataflow alone."""
+    query = grids.dim(site.query.node, site.query.tokens)
+    key = grids.dim(site.key.node, site.key.tokens)
+    value = grids.dim(site.value.node, site.value.tokens)
+    if query is None or key is None or value is None:
+        return SiteGrid("unknown", obstacle="the shapes of its operands are not known", refused=True)
+    key_grid, query_grid = grid_of(key), grid_of(query)
+    if key_grid is not None:
+        found = _self_or_other(grids, query, key, query_grid is not None)
+        if found is not None:
+            return found
+        return _sized("self", context, grids, site, key, value, 0)
+    segment = image_segment(key)
+    if segment is not None:
+        offset, image = segment
+        mine = query_grid is not None and grids.unifier.same_range(query, image)
+        inside = image_segment(query)
+        shared = inside is not None and grids.unifier.same_range(inside[1], image)
+        if not mine and not shared:
+            return SiteGrid("cross", obstacle="cross-attention: the keys are another image's tokens")
+        other = image_segment(value)
+        if other is None or not same(other[0], offset):
+            return SiteGrid(
+                "joint", obstacle="keys and values order text and image differently", refused=True
+            )
+        return _sized("joint", context, grids, site, image, other[1], offset)
+    return _without_grid(context, grids, site, query, key)
+
+
+def _self_or_other(grids: GridMap, query: Dim, key: Dim, query_is_grid: bool) -> SiteGrid | None:
+    """None for self-attention over the whole grid, else what it is instead."""
+    if grids.unifier.same_range(query, key):
+        return None
+    find = grids.unifier.find
+    if len(query) == len(key) and all(
+        k.origin and find(k.origin) == find(q.ident) for q, k in zip(query, key, strict=True)
+    ):
+        return SiteGrid("self", obstacle="its keys are downsampled already")
+    what = "lie on another grid than the queries" if query_is_grid else "alone are image tokens"
+    return SiteGrid("cross", obstacle=f"cross-attention: the keys {what}")
+
+
+def _sized(
+    kind: Kind,
+    context: GraphContext,
+    grids: GridMap,
+    site: AttentionSite,
+    key: Dim,
+    value: Dim,
+    offset: object,
+) -> SiteGrid:
+    """The site with numbers, or the obstacle that remains."""
+    rows, columns = key[0].size, key[1].size
+    if not all(isinstance(n, int) for n in (rows, columns, offset)):
+        return SiteGrid(
+            kind,
+            obstacle="the grid is dynamic: its sides are not known when the plan is made",
+            refused=True,
+        )
+    assert isinstance(offset, int)
+    result = SiteGrid(kind, rows, columns, offset)
+    obstacle: str | None = site.refusal
+    if obstacle is None and not grids.unifier.same_range(key, value):
+        obstacle = "keys and values do not lie on the same grid"
+    if obstacle is None and site.mask is not None and site.mask_axis is not None:
+        obstacle = _mask_obstacle(context, site)
+    if obstacle is not None:
+        return SiteGrid(kind, rows, columns, offset, obstacle, refused=True)
+    return result
+
+
+def _mask_obstacle(context: GraphContext, site: AttentionSite) -> str | None:
+    assert site.mask is not None and site.mask_axis is not None
+    mask, key = context.shape(site.mask), context.shape(site.key.node)
+    if mask is None or key is None or not same(mask[site.mask_axis], key[site.key.tokens]):
+        return "the attention mask's key axis does not match the keys"
+    if context.dtype(site.mask) is torch.bool:
+        return "a boolean mask could lose every key that a query may see"
+    return None
+
+
+def _without_grid(
+    context: GraphContext, grids: GridMap, site: AttentionSite, query: Dim, key: Dim
+) -> SiteGrid:
+    shapes = context.shape(site.query.node), context.shape(site.key.node)
+    assert shapes[0] is not None and shapes[1] is not None
+    queries, keys = shapes[0][site.query.tokens], shapes[1][site.key.tokens]
+    if not grids.unifier.same_range(query, key) and not same(queries, keys):
+        return SiteGrid(
+            "cross", obstacle=f"cross-attention: its {keys} keys are not the image's tokens"
+        )
+    if site.refusal is not None:
+        return SiteGrid("unknown", obstacle=site.refusal, refused=True)
+    return SiteGrid(
+        "unknown",
+        obstacle=(
+            f"the grid of its {keys} tokens cannot be proved from the graph; "
+            "give the resolution if they are packed image tokens"
+        ),
+        refused=True,
+    )
+
+
+def smallest_factors(rows: int, columns: int, bound: int) -> Factor:
+    """Gentlest (row, column) factors that leave at most `bound` tokens.
+
+    Equal factors on a square grid. Elsewhere the pair with the least f_r² + f_c², which is the
+    mean squared distance of a token from the one that stands for it up to constants; of equals,
+    the pair that keeps more tokens.
+    """
+    if rows * columns <= bound:
+        return 1, 1
+    if rows == columns:
+        factor = next(f for f in range(1, rows + 1) if pooled_size(rows, f) ** 2 <= bound)
+        return factor, factor
+    best: tuple[int, int, Factor] | None = None
+    for row_factor in range(1, rows + 1):
+        if best is not None and row_factor**2 >= best[0]:
+            break
+        kept = bound // pooled_size(rows, row_factor)
+        if kept < 1:
+            continue
+        column_factor = next(f for f in range(1, columns + 1) if pooled_size(columns, f) <= kept)
+        tokens = pooled_size(rows, row_factor) * pooled_size(columns, column_factor)
+        rank = (row_factor**2 + column_factor**2, -tokens, (row_factor, column_factor))
+        best = rank if best is None else min(best, rank)
+    return best[2] if best is not None else (rows, columns)
+
+
+def make_plan(
+    context: GraphContext,
+    grids: GridMap,
+    sites: Sequence[AttentionSite],
+    options: PlanOptions,
+    *,
+    native_kv_tokens: int | None = None,
+) -> list[Decision]:
+    """A decision for every site, in the order given.
+
+    Raises:
+        ConfigError: a factor exceeds the side of the grid that it is for, or factors name more
+            levels than there are.
+    """
+    found = [classify(context, grids, site) for site in sites]
+    areas = sorted({(g.rows * g.columns) for g in found if g.kind in ("self", "joint") and g.rows})
+    levels = {area: len(areas) - index for index, area in enumerate(areas)}
+    if options.factors is not None and len(options.factors) > max(len(areas), 1):
+        raise ConfigError(
+            f"{len(options.factors)} factors were given, but self-attention has {len(areas)} "
+            f"level{'s' if len(areas) != 1 else ''} here.",
+            remedy="`todo-compile plan` lists them; give at most one factor a level.",
+        )
+    bound = options.kv_tokens or native_kv_tokens or DEFAULT_KV_TOKENS
+    return [
+        _decide(context, site, grid, levels.get(grid.rows * grid.columns, 0), options, bound)
+        for site, grid in zip(sites, found, strict=True)
+    ]
+
+
+def _decide(
+    context: GraphContext,
+    site: AttentionSite,
+    grid: SiteGrid,
+    level: int,
+    options: PlanOptions,
+    bound: int,
+) -> Decision:
+    if grid.obstacle is not None:
+        action: Action = "refused" if grid.refused else "dense"
+        return Decision(site, grid, action, grid.obstacle, level if grid.kind != "cross" else 0)
+    tokens = grid.rows * grid.columns
+    if options.factors is None:
+        factor = smallest_factors(grid.rows, grid.columns, bound)
+        because = f"{tokens:,} tokens, bound {bound:,}"
+    else:
+        factor = options.factors[level - 1] if level <= len(options.factors) else (1, 1)
+        because = f"factor given for level {level}" if options.factors else "factors are off"
+        if level > len(options.factors) > 0:
+            because = f"no factor was given for level {level}"
+    if factor[0] > grid.rows or factor[1] > grid.columns:
+        raise ConfigError(
+            f"Factor {factor[1]}x{factor[0]} (width×height) for level {level} exceeds its grid of "
+            f"{grid.columns}×{grid.rows} tokens.",
+            remedy="Take a factor of at most the grid's side; `todo-compile plan` shows the grids.",
+        )
+    if factor == (1, 1):
+        return Decision(site, grid, "dense", because, level)
+    pooling = Pooling(grid.rows, grid.columns, *factor, options.sampling, grid.offset)
+    if site.mask_axis is not None and not pooling.picks_tokens:
+        reason = "an attention mask over the keys cannot be averaged"
+        return Decision(site, grid, "refused", reason, level)
+    shape = context.shape(site.key.node)
+    assert shape is not None
+    keys = int(shape[site.key.tokens])
+    return Decision(site, grid, "rewritten", because, level, pooling, keys)

@@ -1,0 +1,140 @@
+"""What the passes did: one row a site, totals, and how to show them.
+
+Plain data without torch, so that a report can be kept, sent as JSON and compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReport:
+    """One attention site.
+
+    Args:
+        name: anchor node in the graph.
+        module: dotted path of the attention module ("" if unknown).
+        kind: self, cross, joint or unknown.
+        spelling: sdpa, product, or the reason's operator for what was not understood.
+        grid: (rows, columns) of the key tokens, None where there is none.
+        level: 1 for the largest grid of self-attention, 0 for none.
+        heads: batch × heads.
+        head_dim: channels a head.
+        query_tokens, key_tokens: sequence lengths before.
+        key_tokens_after: keys after the rewrite.
+        factor: (row, column) factor, (1, 1) where left alone.
+        action: rewritten, dense or refused.
+        reason: why.
+        flops, flops_after: of the two attention products.
+        share: of all FLOPs in the dense graph.
+        score_elements, score_elements_after: elements of QKᵀ if it is materialised.
+        attention_bytes, attention_bytes_after: of Q, K, V and the result, each moved once.
+    """
+
+    name: str
+    module: str
+    kind: str
+    spelling: str
+    grid: tuple[int, int] | None
+    level: int
+    heads: int
+    head_dim: int
+    query_tokens: int
+    key_tokens: int
+    key_tokens_after: int
+    factor: tuple[int, int]
+    action: str
+    reason: str
+    flops: int
+    flops_after: int
+    share: float
+    score_elements: int = 0
+    score_elements_after: int = 0
+    attention_bytes: int = 0
+    attention_bytes_after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """One pass: how often it changed something, and its wall-clock seconds."""
+
+    name: str
+    count: int
+    seconds: float
+    detail: dict[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over a graph, dense and rewritten.
+
+    Args:
+        flops, flops_after: all counted operations.
+        attention_flops, attention_flops_after: of all sites.
+        attention_bytes, attention_bytes_after: Q, K, V and results, each moved once.
+        score_elements, score_elements_after: of the largest QKᵀ, if materialised.
+        tensor_limit: elements beyond which TensorRT refuses a tensor.
+    """
+
+    flops: int
+    flops_after: int
+    attention_flops: int
+    attention_flops_after: int
+    attention_bytes: int
+    attention_bytes_after: int
+    score_elements: int
+    score_elements_after: int
+    tensor_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that the passes did to one graph."""
+
+    sites: tuple[SiteReport, ...]
+    passes: tuple[PassReport, ...]
+    totals: Totals
+    options: dict[str, Any]
+    nodes: int
+
+    @property
+    def rewritten(self) -> int:
+        """Number of rewritten sites."""
+        return sum(s.action == "rewritten" for s in self.sites)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Sites by action."""
+        result = {"rewritten": 0, "dense": 0, "refused": 0}
+        for site in self.sites:
+            result[site.action] += 1
+        return result
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all passes."""
+        return sum(p.seconds for p in self.passes)
+
+    def nearest_miss(self) -> str | None:
+        """Why the most expensive site that was not rewritten was not; None if there is none."""
+        left = [s for s in self.sites if s.action != "rewritten" and s.kind != "cross"]
+        left = left or [s for s in self.sites if s.action != "rewritten"]
+        if not left:
+            return None
+        worst = max(left, key=lambda s: s.flops)
+        return f"{worst.module or worst.name}: {worst.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {**asdict(self), "counts": self.counts, "seconds": self.seconds}
+
+    def summary(self) -> str:
+        """One line for people."""
+        counts, totals = self.counts, self.totals
+        saved = 1 - totals.flops_after / totals.flops if totals.flops else 0.0
+        return (
+            f"{counts['rewritten']} attention sites rewritten, {counts['dense']} left dense, "
+            f"{counts['refused']} refused; {saved:.0%} fewer FLOPs"
+        )
