@@ -1,1 +1,50 @@
-"""todo-compile: token downsampling for diffusion models as a compiler pass."""
+"""todo-compile: cheap self-attention at high resolution, at compile time.
+
+    import todo_compile
+
+    report = todo_compile.plan("sd15", res=2048)
+    result = todo_compile.compile("sd15", res=2048, out="engine.plan", weights="random")
+    module, report = todo_compile.rewrite(unet, example_inputs)
+
+Importing this package imports neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from todo_compile.api import plan as plan
+    from todo_compile.api import rewrite as rewrite
+    from todo_compile.compiler import CompileResult as CompileResult
+    from todo_compile.compiler import compile as compile
+    from todo_compile.config import PlanOptions as PlanOptions
+    from todo_compile.errors import TodoError as TodoError
+    from todo_compile.passes.report import Report as Report
+    from todo_compile.passes.report import SiteReport as SiteReport
+
+try:
+    __version__ = version("todo-compile")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0.0.0"
+
+_HOMES = {
+    "plan": "api",
+    "rewrite": "api",
+    "compile": "compiler",
+    "CompileResult": "compiler",
+    "PlanOptions": "config",
+    "TodoError": "errors",
+    "Report": "passes.report",
+    "SiteReport": "passes.report",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -79,6 +79,7 @@ class GraphContext:
         path = str(next(reversed(stack.values()))[0])
         path = path.replace("L['self']", "").replace("['", ".").replace("']", "")
         path = path.replace("[", ".").replace("]", "").replace("_modules.", "")
+        path = path.replace("__dict__.", "")
         return path.strip(".")
 
     def sizes(self, node: Node, shape: Sequence[Size]) -> list[Any]:

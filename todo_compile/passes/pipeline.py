@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from todo_compile.config import PlanOptions
 from todo_compile.errors import PassError
 from todo_compile.passes import cost
+from todo_compile.passes.casts import promote_concatenations
 from todo_compile.passes.dump import Dumper
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grids import GridMap
@@ -66,6 +67,7 @@ def rewrite_graph(
     native_kv_tokens: int | None = None,
     token_grids: dict[int, tuple[int, int]] | None = None,
     dump: Path | None = None,
+    explicit_casts: bool = False,
 ) -> Report:
     """Find, plan and rewrite the attention of a graph, in place.
 
@@ -76,6 +78,7 @@ def rewrite_graph(
             training.
         token_grids: number of tokens → (rows, columns) for image tokens that arrive packed.
         dump: folder for the graph before and after every pass.
+        explicit_casts: also write out implicit type promotion, for ONNX and TensorRT.
 
     Returns:
         What was done to every site.
@@ -112,9 +115,14 @@ def rewrite_graph(
             done(sum(hoisted.moves.values()), {**hoisted.moves, "merged": hoisted.merged})
     with run.timed("lower") as done:
         done(lower_pools(context), {})
+    casts = 0
+    if explicit_casts:
+        with run.timed("casts") as done:
+            casts = promote_concatenations(context)
+            done(casts, {})
     with run.timed("refresh") as done:
         done(context.refresh(), {})
-        if pools:
+        if pools or casts:
             _check_planned(run)
             context.graph.lint()
             module.recompile()

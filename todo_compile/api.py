@@ -1,0 +1,123 @@
+"""The Python API: `plan` and `rewrite`; `compile` lives in `todo_compile.compiler`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from todo_compile.config import PlanOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from todo_compile.passes.report import Report
+
+PRECISIONS = ("fp16", "bf16", "fp32")
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The torch dtype of ``fp16``, ``bf16`` or ``fp32``.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    import torch
+
+    from todo_compile.errors import ConfigError
+
+    names = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision not in names:
+        raise ConfigError(
+            f"Unknown precision {precision!r}.", remedy=f"Known: {', '.join(PRECISIONS)}."
+        )
+    return names[precision]
+
+
+def plan(
+    model: str,
+    *,
+    res: str | int,
+    batch: int = 2,
+    precision: str = "fp16",
+    options: PlanOptions | None = None,
+    dump: str | Path | None = None,
+) -> Report:
+    """What compiling would do to every attention site; needs no weights and writes nothing.
+
+    Args:
+        model: registry name, local diffusers folder, or hub id.
+        res: side in pixels, or ``"WIDTHxHEIGHT"``.
+        batch: of the denoising model (2 = one image with classifier-free guidance).
+        precision: ``fp16``, ``bf16`` or ``fp32``; decides bytes.
+        options: how factors are chosen; see `PlanOptions.create`.
+        dump: folder for the graph before and after every pass.
+
+    Raises:
+        ConfigError: options that the model cannot follow.
+        ModelError: the model is unknown.
+    """
+    from todo_compile import models
+    from todo_compile.capture import capture
+    from todo_compile.passes.pipeline import rewrite_graph
+
+    source = models.resolve(str(model))
+    resolution = models.Resolution.parse(res)
+    loaded = models.load(source, dtype=dtype_of(precision), fake=True)
+    example = models.example_inputs(loaded, resolution, batch=batch)
+    assert loaded.fake is not None
+    with loaded.fake:
+        program = capture(example.wrapper, example.args)
+    return rewrite_graph(
+        program.graph_module,
+        options,
+        native_kv_tokens=source.native.kv_tokens,
+        dump=Path(dump) if dump is not None else None,
+    )
+
+
+def rewrite(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    options: PlanOptions | None = None,
+    native_kv_tokens: int | None = None,
+    token_grids: dict[int, tuple[int, int]] | None = None,
+    dump: str | Path | None = None,
+) -> tuple[nn.Module, Report]:
+    """A copy of `module` with downsampled keys and values, for the shapes of the example inputs.
+
+    The result is an ordinary module: it shares the weights, runs without compilation, and can be
+    trained, compiled or exported further. The original is untouched.
+
+    Args:
+        module: any module with attention, in eval mode.
+        args, kwargs: example inputs.
+        options: how factors are chosen.
+        native_kv_tokens: the default bound on key/value tokens; 4096 if None.
+        token_grids: number of tokens → (rows, columns), for models whose image tokens arrive
+            packed as (B, N, C), so that the graph cannot prove their grid.
+        dump: folder for the graph before and after every pass.
+
+    Returns:
+        The rewritten module, and what was done to every attention site.
+
+    Raises:
+        CaptureError: `torch.export` cannot trace the module.
+        ConfigError: options that this module cannot follow.
+    """
+    from todo_compile.capture import capture
+    from todo_compile.passes.pipeline import rewrite_graph
+
+    program = capture(module, args, kwargs)
+    report = rewrite_graph(
+        program.graph_module,
+        options,
+        native_kv_tokens=native_kv_tokens,
+        token_grids=token_grids,
+        dump=Path(dump) if dump is not None else None,
+    )
+    program.validate()
+    return program.module(), report
