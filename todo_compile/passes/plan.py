@@ -168,14 +168,14 @@ def smallest_factors(rows: int, columns: int, bound: int) -> Factor:
 
     Equal factors on a square grid. Elsewhere the pair with the least f_r² + f_c², which is the
     mean squared distance of a token from the one that stands for it up to constants; of equals,
-    the pair that keeps more tokens.
+    the pair that shortens the longer side more, then the one that keeps more tokens.
     """
     if rows * columns <= bound:
         return 1, 1
     if rows == columns:
         factor = next(f for f in range(1, rows + 1) if pooled_size(rows, f) ** 2 <= bound)
         return factor, factor
-    best: tuple[int, int, Factor] | None = None
+    best: tuple[int, int, int, Factor] | None = None
     for row_factor in range(1, rows + 1):
         if best is not None and row_factor**2 >= best[0]:
             break
@@ -183,10 +183,11 @@ def smallest_factors(rows: int, columns: int, bound: int) -> Factor:
         if kept < 1:
             continue
         column_factor = next(f for f in range(1, columns + 1) if pooled_size(columns, f) <= kept)
-        tokens = pooled_size(rows, row_factor) * pooled_size(columns, column_factor)
-        rank = (row_factor**2 + column_factor**2, -tokens, (row_factor, column_factor))
+        sides = pooled_size(rows, row_factor), pooled_size(columns, column_factor)
+        cost = row_factor**2 + column_factor**2
+        rank = (cost, max(sides), -sides[0] * sides[1], (row_factor, column_factor))
         best = rank if best is None else min(best, rank)
-    return best[2] if best is not None else (rows, columns)
+    return best[3] if best is not None else (rows, columns)
 
 
 def make_plan(

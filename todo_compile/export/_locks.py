@@ -1,0 +1,55 @@
+"""A lock that the system gives back when its process dies, however it dies.
+
+A process id tells nothing across containers that share a volume, and ids are used again; a lock
+held by the kernel is right in both cases.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def lock_file(path: Path, *, create: bool) -> int | None:
+    """Open `path` and lock it for this process.
+
+    Returns:
+        An open file descriptor (closing it gives the lock back), or None if another process
+        holds the lock.
+
+    Raises:
+        OSError: the file cannot be opened, or its file system knows no locks.
+    """
+    # Python opens descriptors so that children don't inherit them: a child that outlives us
+    # must not keep our lock.
+    handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+    try:
+        if _try_lock(handle):
+            return handle
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(handle: int) -> bool:
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -1,0 +1,227 @@
+"""From a finished graph to an ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from todo_compile.errors import ExportError
+from todo_compile.export._external import weight_bytes, write_external
+from todo_compile.export.files import disk_errors, format_bytes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch.export import ExportedProgram
+
+    from todo_compile.progress import Progress
+
+# Protobuf ends at 2 GB and holds the file several times in memory on the way: beyond this the
+# weights go to a file of their own.
+EXTERNAL_OVER = 256 * 2**20
+OPSETS = range(18, 24)
+
+
+@dataclass(frozen=True)
+class OnnxInfo:
+    """What `export_onnx` wrote.
+
+    Attributes:
+        path: the model file.
+        files: names of all files, the model last; all in ``path.parent``.
+        opset: version of the operator set, as found in the file.
+        bytes: size of all files together.
+        ops: how many nodes of each operator.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    opset: int
+    bytes: int
+    ops: dict[str, int]
+
+
+def data_name(path: Path) -> str:
+    """Name of the weights' file that belongs to the model file `path`."""
+    return f"{path.name}.data"
+
+
+def export_onnx(
+    program: ExportedProgram,
+    path: Path,
+    *,
+    opset: int,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    progress: Progress,
+    external_over: int = EXTERNAL_OVER,
+) -> OnnxInfo:
+    """Translate `program` to ONNX and write it to `path`, big weights to ``NAME.onnx.data``.
+
+    Opset 23 keeps fused attention as ``Attention``; lower ones spell it out. Not atomic by
+    itself: give it a path in a `files.Stage`. `program` is left as it was.
+
+    Args:
+        program: with real weights; fake tensors have nothing to write.
+        path: the model file; its folder exists.
+        opset: 18 to 23.
+        input_names: names of the model's inputs, in order.
+        output_names: names of its outputs, in order.
+        progress: gets the steps "onnx" and "onnx weights".
+        external_over: weights of more bytes than this go to their own file.
+
+    Raises:
+        ExportError: the ONNX packages are absent or an operator has no translation.
+        BundleError: the disk is full or the file cannot be written.
+    """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"Opset {opset} is not supported.",
+            remedy=f"Choose {OPSETS.start} to {OPSETS.stop - 1}; 23 needs least memory in TensorRT.",
+        )
+    _require_packages()
+    with progress.step("onnx"), _quiet(progress):
+        model = _translate(program, opset, input_names, output_names, progress)
+        _simplify(model)
+    size = weight_bytes(model)
+    with progress.step("onnx weights") as step, disk_errors(path, needs=size):
+        names = [path.name]
+        if size > external_over:
+            names.insert(0, data_name(path))
+            write_external(
+                model, path.parent / names[0], lambda done: step.update(done, size, names[0])
+            )
+        _write_model(model, path)
+        total = sum((path.parent / name).stat().st_size for name in names)
+        step.note(format_bytes(total))
+    return OnnxInfo(
+        path=path,
+        files=tuple(names),
+        opset=model.opset_imports[""],
+        bytes=total,
+        ops=dict(Counter(node.op_type for node in model.graph).most_common()),
+    )
+
+
+def _require_packages() -> None:
+    try:
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(
+            f"ONNX export needs the package {error.name}.",
+            remedy='Install it: pip install "todo-compile[onnx]"',
+        ) from error
+
+
+def _translate(
+    program: ExportedProgram,
+    opset: int,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    progress: Progress,
+) -> ir.Model:
+    """The ONNX form of `program`, unoptimised, weights still torch's own memory."""
+    from todo_compile.export._lower import lowered
+
+    fast = lowered(program)
+    if fast is not None:
+        try:
+            return _torch_export(fast, opset, input_names, output_names)
+        except ExportError as error:
+            progress.info(f"ONNX: decomposing the graph first ({error.message})")
+    return _torch_export(program, opset, input_names, output_names)
+
+
+def _torch_export(
+    program: ExportedProgram, opset: int, input_names: Sequence[str], output_names: Sequence[str]
+) -> ir.Model:
+    import torch
+
+    try:
+        # `optimize` would try fifty patterns on every node (8 s for SD1.5); see `_simplify`.
+        result = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            verbose=False,
+            optimize=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(
+            f"The graph has no ONNX form: {_root_cause(error)}",
+            remedy="Report it with the output of --dump; another --opset may work.",
+        ) from error
+    if result is None:
+        raise ExportError("torch.onnx.export returned nothing.")
+    return result.model
+
+
+def _root_cause(error: BaseException) -> str:
+    """The innermost message: the outer ones are general advice over many lines."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold constants and drop what does nothing; TensorRT and onnxruntime do the rest anyway."""
+    import onnx_ir.passes.common as common
+    from onnxscript import optimizer, rewriter
+    from onnxscript.rewriter.rules.common import div_by_1_rule, mul_by_1_rule
+
+    optimizer.fold_constants(model)
+    rewriter.rewrite(model, pattern_rewrite_rules=[div_by_1_rule, mul_by_1_rule])
+    for tidy in (
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.NameFixPass(),
+    ):
+        tidy(model)
+
+
+def _write_model(model: ir.Model, path: Path) -> None:
+    import onnx_ir as ir
+
+    # Serialised in one piece: at most `external_over` bytes.
+    data = ir.serde.serialize_model(model).SerializeToString()
+    path.write_bytes(data)
+
+
+class _ToProgress(logging.Handler):
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        # Said on every export, and no diffusion model uses these operators.
+        if "torchvision is not installed" not in text:
+            self._progress.info(f"ONNX: {text}")
+
+
+@contextmanager
+def _quiet(progress: Progress) -> Iterator[None]:
+    """Send what the exporter logs or warns to `progress`, without the parts that say nothing."""
+    # torch gives "torch.onnx" a handler of its own, so it must be kept from that one.
+    logger = logging.getLogger("torch.onnx")
+    handlers, propagate = logger.handlers[:], logger.propagate
+    logger.handlers, logger.propagate = [_ToProgress(progress)], False
+    try:
+        with warnings.catch_warnings():
+            # torch's own internals calling each other's deprecated names.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate

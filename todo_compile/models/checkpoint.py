@@ -1,0 +1,116 @@
+"""Filling a module from safetensors files, after the two were compared in full."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from todo_compile.errors import ModelError
+from todo_compile.models.stfile import Entry, read_header, read_into
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SHOWN = 3
+_ORIGINAL = "model.diffusion_model."
+_MARKS = {
+    768: "the text width of sd15",
+    1024: "the text width of sd21",
+    2048: "the text width of sdxl",
+}
+
+
+def load_checkpoint(
+    module: nn.Module,
+    files: Sequence[Path],
+    report: Callable[[int, int], None] | None = None,
+) -> None:
+    """Copy the tensors of `files` into `module`, converting to its dtypes one tensor at a time.
+
+    Everything is checked (headers, keys, shapes) before the first byte is copied.
+
+    Args:
+        module: contiguous parameters on the CPU; written in place.
+        files: safetensors files that together hold every parameter and persistent buffer.
+        report: called with (bytes done, bytes in all) after each tensor.
+
+    Raises:
+        ModelError: a damaged file, missing or unexpected keys, other shapes, or a checkpoint in
+            the original (single-file) layout.
+    """
+    entries: dict[str, Entry] = {}
+    for file in files:
+        entries.update(read_header(file))
+    wanted = module.state_dict()
+    check(wanted, entries, files)
+    total = sum(entry.nbytes for entry in entries.values())
+    done = 0
+    with torch.no_grad():
+        for name, target in wanted.items():
+            read_into(entries[name], target)
+            done += entries[name].nbytes
+            if report is not None:
+                report(done, total)
+
+
+def check(
+    wanted: Mapping[str, torch.Tensor], entries: Mapping[str, Entry], files: Sequence[Path]
+) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        ModelError: they differ; the message counts and shows the first few.
+    """
+    where = str(files[0]) if len(files) == 1 else str(files[0].parent)
+    if any(name.startswith(_ORIGINAL) for name in entries):
+        raise ModelError(
+            f"{where} is a whole pipeline in the original single-file layout ({_ORIGINAL}…).",
+            remedy='Convert it once: diffusers.StableDiffusionPipeline.from_single_file("FILE")'
+            '.save_pretrained("DIR") (StableDiffusionXLPipeline for SDXL), then --model DIR.',
+        )
+    missing = [name for name in wanted if name not in entries]
+    unexpected = [name for name in entries if name not in wanted]
+    if missing or unexpected:
+        parts = [f"{len(missing)} of {len(wanted)} keys missing{_few(missing)}"] * bool(missing)
+        parts += [f"{len(unexpected)} unexpected{_few(unexpected)}"] * bool(unexpected)
+        raise ModelError(
+            f"{where} does not fit the model: {'; '.join(parts)}.", remedy=_hint(entries)
+        )
+    shapes = [
+        f"{name} is {_shape(entries[name].shape)}, not {_shape(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if tuple(tensor.shape) != entries[name].shape
+    ]
+    if shapes:
+        raise ModelError(
+            f"{where} does not fit the model: {len(shapes)} tensors have another shape "
+            f"({'; '.join(shapes[:_SHOWN])}{'; …' if len(shapes) > _SHOWN else ''}).",
+            remedy=_hint(entries),
+        )
+
+
+def _hint(entries: Mapping[str, Entry]) -> str:
+    """Say what the checkpoint looks like, if it can be told."""
+    if any("lora" in name for name in entries):
+        return "This looks like a LoRA: fuse it into the model first, and save that."
+    width = next(
+        (e.shape[-1] for n, e in sorted(entries.items()) if n.endswith("attn2.to_k.weight")), None
+    )
+    seen = ""
+    if width is not None:
+        seen = f"Its cross-attention is {width} wide" + (
+            f", {_MARKS[width]}. " if width in _MARKS else ". "
+        )
+    return f"{seen}Give the --model that these weights belong to, or other --weights."
+
+
+def _few(names: Sequence[str]) -> str:
+    return f" ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(str(side) for side in shape) or "a scalar"

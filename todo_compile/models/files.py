@@ -1,0 +1,119 @@
+"""Which files of a folder are the weights: diffusers' names, variants and shard indices."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from todo_compile.errors import ModelError
+
+_BASE = "diffusion_pytorch_model"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def pick_files(path: Path, half: bool) -> tuple[Path, ...]:
+    """The safetensors files that make up one model.
+
+    Args:
+        path: a safetensors file, or a folder of diffusers' layout.
+        half: prefer the fp16 variant where both are there.
+
+    Returns:
+        Absolute paths in order of name.
+
+    Raises:
+        ModelError: absent, a pickle, no safetensors, shards missing, or an index that is damaged
+            or leads out of the folder.
+    """
+    if path.is_file():
+        _refuse_pickle(path)
+        if path.suffix != ".safetensors":
+            raise ModelError(
+                f"{path} is not a safetensors file.",
+                remedy="Give a .safetensors file or a folder with them.",
+            )
+        return (path.absolute(),)
+    if not path.is_dir():
+        raise ModelError(
+            f"There are no weights at {path}.",
+            remedy="Give a .safetensors file, a folder with them, or --weights random[:SEED].",
+        )
+    names = {p.name for p in path.iterdir()}
+    for index, single in _candidates(half):
+        if index in names:
+            return _shards(path / index)
+        if single in names:
+            return (path.absolute() / single,)
+    others = sorted(n for n in names if n.endswith(".safetensors"))
+    if len(others) == 1:  # a lone file under another name can only be meant
+        return (path.absolute() / others[0],)
+    for name in sorted(names):
+        _refuse_pickle(path / name)
+    found = f" ({', '.join(others)} have other names)" if others else ""
+    raise ModelError(
+        f"{path} has no {_BASE}.safetensors{found}.",
+        remedy="Give the file itself with --weights FILE, or build with --weights random[:SEED].",
+    )
+
+
+def select_names(names: Collection[str], half: bool) -> list[str]:
+    """Of a repository's file names, those to download: one variant, with its index and shards."""
+    for index, single in _candidates(half):
+        if index in names:
+            variant = ".fp16" if ".fp16" in index else ""
+            # Both orders are in use: model.fp16-00001-of-00002 and model-00001-of-00002.fp16.
+            shard = re.compile(
+                rf"{_BASE}(?:{re.escape(variant)}-\d+-of-\d+|-\d+-of-\d+{re.escape(variant)})"
+                r"\.safetensors"
+            )
+            return [index, *sorted(n for n in names if shard.fullmatch(n))]
+        if single in names:
+            return [single]
+    return []
+
+
+def _candidates(half: bool) -> list[tuple[str, str]]:
+    """(index, single file) by preference; diffusers puts the variant before ``.json``."""
+    plain = (f"{_BASE}.safetensors.index.json", f"{_BASE}.safetensors")
+    fp16 = (f"{_BASE}.safetensors.index.fp16.json", f"{_BASE}.fp16.safetensors")
+    return [fp16, plain] if half else [plain, fp16]
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    folder = index.parent.absolute()
+    try:
+        value: Any = json.loads(index.read_text(encoding="utf-8"))
+        table = cast("dict[str, object]", value["weight_map"])
+        shards = sorted({str(name) for name in table.values()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{index} is not a shard index: {type(error).__name__}.",
+            remedy="Download or save the model again.",
+        ) from error
+    for name in shards:
+        # Plain names only: an index must not make us read files elsewhere.
+        if PurePosixPath(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise ModelError(
+                f"{index} points to {name!r}, which is not a safetensors file beside it.",
+                remedy="The index may have been tampered with; get the model from its origin.",
+            )
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing or not shards:
+        raise ModelError(
+            f"{index} names {len(shards)} shards, of which {len(missing)} are missing: "
+            f"{', '.join(missing[:3])}.",
+            remedy="Download or copy the folder again, whole.",
+        )
+    return tuple(folder / name for name in shards)
+
+
+def _refuse_pickle(path: Path) -> None:
+    if path.suffix.lower() in _PICKLES:
+        raise ModelError(
+            f"{path} is a pickle, which can run code when it is read; it is refused.",
+            remedy="Convert it once, in a place where you trust it: safetensors.torch.save_file("
+            'torch.load("IN", weights_only=True), "OUT.safetensors").',
+        )

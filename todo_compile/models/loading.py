@@ -1,0 +1,94 @@
+"""A model ready for capture: made, filled, described."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from todo_compile._torch_private import fake_mode
+from todo_compile.models.build import build
+from todo_compile.models.checkpoint import load_checkpoint
+from todo_compile.models.randomise import randomise
+from todo_compile.models.source import Source
+from todo_compile.models.weights import Weights, weights_hash
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A module and what is known about it.
+
+    Attributes:
+        module: in eval mode, no parameter requires a gradient.
+        source: where it came from; has the configuration and the training grid.
+        dtype: of its parameters.
+        weights: what it was filled with; None for a fake model.
+        weights_hash: identity of those weights; None for a fake model or if not asked for.
+        parameters: number of parameters.
+        fake: the fake mode that the module's tensors belong to; None for a real model.
+    """
+
+    module: nn.Module = field(repr=False)
+    source: Source
+    dtype: torch.dtype
+    weights: Weights | None
+    weights_hash: str | None
+    parameters: int
+    fake: AbstractContextManager[object] | None = field(default=None, repr=False)
+
+    @property
+    def class_name(self) -> str:
+        """The diffusers class of the module."""
+        return self.source.class_name
+
+
+def load(
+    source: Source,
+    weights: Weights | None = None,
+    *,
+    dtype: torch.dtype,
+    fake: bool = False,
+    hashed: bool = True,
+    report: Callable[[int, int], None] | None = None,
+) -> LoadedModel:
+    """Make the module of `source` in `dtype` and fill it.
+
+    Peak memory is the model's size in `dtype` (plus 64 MB where the files have another dtype).
+
+    Args:
+        source: from `resolve`.
+        weights: from `find_weights`; needed unless `fake`.
+        dtype: a floating dtype.
+        fake: make shapes only, under a fake mode of its own (`LoadedModel.fake`); `weights` are
+            not looked at. Takes about a second for SDXL.
+        hashed: compute the hash of the weights (reads the files once more, from the page cache).
+        report: called with (bytes done, bytes in all) while files are read.
+
+    Raises:
+        ModelError: the configuration or the weights do not work.
+        ValueError: neither `weights` nor `fake`.
+    """
+    if fake:
+        mode = fake_mode()
+        with mode:
+            module = build(source.config, dtype)
+        return LoadedModel(module, source, dtype, None, None, _count(module), mode)
+    if weights is None:
+        raise ValueError("load needs weights unless fake=True")
+    module = build(source.config, dtype)
+    if weights.kind == "random":
+        randomise(module, weights.seed)
+    else:
+        load_checkpoint(module, weights.files, report)
+    identity = weights_hash(weights) if hashed else None
+    return LoadedModel(module, source, dtype, weights, identity, _count(module))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

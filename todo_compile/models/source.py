@@ -1,0 +1,192 @@
+"""From a ``--model`` string to an architecture: registry name, local folder, or hub id."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from todo_compile.errors import ModelError
+from todo_compile.models import hub
+from todo_compile.models.architecture import Native, class_name, native
+from todo_compile.models.registry import REGISTRY, RegistryEntry
+
+COMPONENTS = ("unet", "transformer")
+"""Subfolders of a pipeline that hold the denoising model, in the order they are looked for."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, its architecture known, its weights not yet touched.
+
+    Attributes:
+        kind: how `identifier` was understood.
+        identifier: registry name, absolute folder, or hub id.
+        component: subfolder of the pipeline that the model is, ``unet`` or ``transformer``.
+        config: the component's configuration (``config.json``).
+        folder: folder with the component's files; None unless `kind` is ``folder``.
+        hub_ids: repositories that have the weights, today's first; empty for a folder.
+        vae_scale: pixels per latent cell on each axis.
+        entry: the registry's entry, if it is a registered model.
+    """
+
+    kind: Literal["registry", "folder", "hub"]
+    identifier: str
+    component: str
+    config: Mapping[str, Any] = field(hash=False, repr=False)
+    folder: Path | None = None
+    hub_ids: tuple[str, ...] = ()
+    vae_scale: int = 8
+    entry: RegistryEntry | None = field(default=None, repr=False)
+
+    @property
+    def class_name(self) -> str:
+        """The diffusers class of the component."""
+        return class_name(self.config)
+
+    @property
+    def native(self) -> Native:
+        """The training grid, derived from the configuration.
+
+        Raises:
+            ModelError: the configuration does not say.
+        """
+        return native(self.config)
+
+
+def resolve(model: str) -> Source:
+    """Understand `model`; a registry name wins over a folder of that name (write ``./name``).
+
+    Raises:
+        ModelError: unknown name, missing path, a folder that is no diffusers model, an unsupported
+            class, or a hub repository that can be neither found locally nor reached.
+    """
+    if model in REGISTRY:
+        return _registered(REGISTRY[model])
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _folder(path.resolve())
+    if path.is_file():
+        raise ModelError(
+            f"--model {model} is a file; a model is a registry name, a folder or a hub id.",
+            remedy="Give the architecture with --model (sd15, …) and the file with --weights.",
+        )
+    if _HUB_ID.fullmatch(model) and ".." not in model:
+        return _hub(model)
+    if _looks_like_path(model):
+        raise ModelError(
+            f"There is no folder {path}.",
+            remedy=f"Check the path, or use a registry name: {', '.join(REGISTRY)}.",
+        )
+    near = difflib.get_close_matches(model.lower().replace("-", ""), REGISTRY, n=1, cutoff=0.5)
+    guess = f" Did you mean {near[0]}?" if near else ""
+    raise ModelError(
+        f"Unknown model {model!r}.{guess}",
+        remedy=f"Known: {', '.join(REGISTRY)}; or give a diffusers folder or a hub id (org/name).",
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ModelError: unreadable, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read as JSON: {error}.",
+            remedy="Download or save the model again.",
+        ) from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object.")
+    return cast("dict[str, Any]", value)
+
+
+def _registered(entry: RegistryEntry) -> Source:
+    return Source(
+        kind="registry",
+        identifier=entry.name,
+        component=entry.component,
+        config=entry.config,
+        hub_ids=(entry.hub_id, *entry.former_hub_ids),
+        vae_scale=entry.vae_scale,
+        entry=entry,
+    )
+
+
+def _folder(folder: Path) -> Source:
+    for component in COMPONENTS:
+        config = folder / component / "config.json"
+        if config.is_file():
+            return Source(
+                kind="folder",
+                identifier=str(folder),
+                component=component,
+                config=_checked(read_config(config)),
+                folder=folder / component,
+                vae_scale=_vae_scale(folder / "vae" / "config.json"),
+            )
+    config = folder / "config.json"
+    if config.is_file():
+        values = _checked(read_config(config))
+        return Source(
+            kind="folder",
+            identifier=str(folder),
+            component="unet" if values["_class_name"].startswith("UNet") else "transformer",
+            config=values,
+            folder=folder,
+            # The UNet of a pipeline may be given by its own folder: its neighbour knows the scale.
+            vae_scale=_vae_scale(folder.parent / "vae" / "config.json"),
+        )
+    raise ModelError(
+        f"{folder} is not a diffusers model: it has neither unet/config.json, "
+        "transformer/config.json nor config.json.",
+        remedy="Give the folder of a pipeline or of a UNet, as save_pretrained writes it.",
+    )
+
+
+def _hub(hub_id: str) -> Source:
+    for entry in REGISTRY.values():
+        if hub_id in (entry.hub_id, *entry.former_hub_ids):
+            return _registered(entry)
+    root = hub.fetch_configs(hub_id, COMPONENTS)
+    for component in COMPONENTS:
+        config = root / component / "config.json"
+        if config.is_file():
+            return Source(
+                kind="hub",
+                identifier=hub_id,
+                component=component,
+                config=_checked(read_config(config)),
+                hub_ids=(hub_id,),
+                vae_scale=_vae_scale(root / "vae" / "config.json"),
+            )
+    raise ModelError(
+        f"The hub repository {hub_id} has no unet/config.json or transformer/config.json.",
+        remedy="Give a repository in diffusers' format.",
+    )
+
+
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
+    class_name(config)
+    return config
+
+
+def _vae_scale(path: Path) -> int:
+    """Pixels per latent cell: 2 for every downsampling of the VAE; 8 where there is no VAE."""
+    if not path.is_file():
+        return 8
+    channels: object = read_config(path).get("block_out_channels")
+    return 2 ** (len(cast("list[object]", channels)) - 1) if isinstance(channels, list) else 8
+
+
+def _looks_like_path(model: str) -> bool:
+    return model.startswith((".", "~", "/")) or "/" in model or "\\" in model

@@ -1,0 +1,141 @@
+"""Reading safetensors files straight into tensors that already exist.
+
+The format is an 8-byte little-endian length, a JSON header of that length, then the data. Reading
+it ourselves has two reasons: every claim of the header is checked against the file's size before
+anything is allocated, and bytes go from the file into the parameter, with no mapping of the file
+and no second copy, so loading peaks at the size of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from todo_compile.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+_MAX_HEADER = 100 * 2**20  # the same bound as the safetensors library
+_DTYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+}
+_CHUNK = 2**24  # elements converted at a time when the dtype changes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: where its bytes are and what they mean."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file by name, every claim checked against the file's size.
+
+    Raises:
+        ModelError: unreadable, truncated or not a safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER):
+                raise _broken(path, f"its header of {length} bytes does not fit {size} bytes")
+            header: Any = json.loads(file.read(length))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # JSON and UTF-8 alike
+        raise _broken(path, "its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise _broken(path, "its header is not a table")
+    start = 8 + length
+    return {
+        name: _entry(path, name, value, start, size)
+        for name, value in cast("dict[str, object]", header).items()
+        if name != "__metadata__"
+    }
+
+
+def read_into(entry: Entry, target: torch.Tensor) -> None:
+    """Fill `target` (contiguous, of `entry`'s shape, any floating dtype) from the file.
+
+    Raises:
+        ModelError: the tensor is not of floating point, or the file changed meanwhile.
+    """
+    import torch
+
+    if entry.dtype not in _DTYPES:
+        raise ModelError(
+            f"{entry.file} holds {entry.dtype} tensors; quantised checkpoints are not supported.",
+            remedy="Give weights in fp32, fp16 or bf16.",
+        )
+    stored: torch.dtype = getattr(torch, _DTYPES[entry.dtype][0])
+    flat = target.detach().view(-1)
+    with entry.file.open("rb", buffering=0) as raw:
+        raw.seek(entry.offset)
+        if stored == target.dtype:
+            _fill(raw, flat, entry)
+            return
+        buffer = torch.empty(min(_CHUNK, flat.numel()), dtype=stored)
+        for begin in range(0, flat.numel(), _CHUNK):
+            piece = flat[begin : begin + _CHUNK]
+            part = buffer[: piece.numel()]
+            _fill(raw, part, entry)
+            piece.copy_(part)
+
+
+def _fill(raw: FileIO | BufferedReader, tensor: torch.Tensor, entry: Entry) -> None:
+    import torch
+
+    if not tensor.numel():
+        return
+    data: Any = tensor.view(torch.uint8).numpy()
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        got = raw.readinto(view[done:])
+        if not got:
+            raise _broken(entry.file, "it ended while it was being read")
+        done += got
+
+
+def _entry(path: Path, name: str, value: object, start: int, size: int) -> Entry:
+    fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    dtype: object = fields.get("dtype")
+    shape, offsets = _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
+        raise _broken(path, f"the entry of {name} is malformed")
+    first, last = offsets
+    if first > last:
+        raise _broken(path, f"the offsets of {name} are malformed")
+    if start + last > size:
+        raise _broken(path, f"{name} ends at byte {start + last} of a file of {size}")
+    if dtype in _DTYPES and math.prod(shape) * _DTYPES[dtype][1] != last - first:
+        raise _broken(path, f"the size of {name} does not match its shape")
+    return Entry(path, dtype, shape, start + first, last - first)
+
+
+def _sizes(value: object) -> tuple[int, ...] | None:
+    """`value` as a tuple of non-negative integers, or None if it is not one."""
+    items = cast("list[object]", value) if isinstance(value, list) else [None]
+    sizes = tuple(item for item in items if isinstance(item, int) and item >= 0)
+    return sizes if len(sizes) == len(items) else None
+
+
+def _broken(path: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{path} is truncated or damaged: {reason}.",
+        remedy="Download or copy the file again and compare its size or checksum with the origin.",
+    )

@@ -1,0 +1,140 @@
+"""Modules with a flat signature around diffusers' components: tensors in, one tensor out.
+
+An exported graph takes its input names from ``forward``'s parameters, so each signature is written
+out. The component hangs on an attribute called after it (``unet``), which is how paths in
+``nn_module_stack`` start. An optional input comes last, and is left out of the call if absent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TextUNet(nn.Module):
+    """A UNet conditioned on text and time (SD 1.x, SD 2.x)."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Noise prediction, (B, out_channels, H/8, W/8)."""
+        return self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=timestep_cond,
+            return_dict=False,
+        )[0]
+
+
+class TextTimeUNet(nn.Module):
+    """A UNet with pooled text and image sizes as added conditions (SDXL)."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(  # noqa: PLR0917 - the names of the graph's inputs
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Noise prediction, (B, out_channels, H/8, W/8)."""
+        # diffusers concatenates text_embeds with an fp32 embedding of time_ids and lets torch
+        # promote. Promoting here gives the same numbers, and a Concat that TensorRT takes.
+        added: dict[str, Any] = {
+            "text_embeds": text_embeds.to(torch.float32),
+            "time_ids": time_ids,
+        }
+        return self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=timestep_cond,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+
+
+class LabelledUNet(nn.Module):
+    """A UNet with class labels: unCLIP's image embedding, an upscaler's noise level."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        class_labels: Tensor,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Noise prediction, (B, out_channels, H/8, W/8)."""
+        return self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            class_labels=class_labels,
+            timestep_cond=timestep_cond,
+            return_dict=False,
+        )[0]
+
+
+class PixArtTransformer(nn.Module):
+    """PixArt-α and -Σ: text through cross-attention, time through the norms."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(  # noqa: PLR0917 - the names of the graph's inputs
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_attention_mask: Tensor,
+        resolution: Tensor | None = None,
+        aspect_ratio: Tensor | None = None,
+    ) -> Tensor:
+        """Noise prediction and variance, (B, out_channels, H/8, W/8)."""
+        return self.transformer(
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            timestep=timestep.expand(hidden_states.shape[0]),
+            added_cond_kwargs={"resolution": resolution, "aspect_ratio": aspect_ratio},
+            encoder_attention_mask=encoder_attention_mask,
+            return_dict=False,
+        )[0]
+
+
+class ClassTransformer(nn.Module):
+    """DiT: class labels and time through the norms, no text."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        """Noise prediction and variance, (B, out_channels, H/8, W/8)."""
+        return self.transformer(
+            hidden_states,
+            timestep=timestep.expand(hidden_states.shape[0]),
+            class_labels=class_labels,
+            return_dict=False,
+        )[0]
