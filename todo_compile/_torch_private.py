@@ -26,7 +26,8 @@ def fake_mode_of(value: object) -> FakeTensorMode | None:
 def overload_name(target: object) -> tuple[str, str] | None:
     """(namespace, operator) of an ATen-style overload such as ``aten.add.Tensor``, else None."""
     if isinstance(target, OpOverload):
-        return target.namespace, target._schema.name.split("::", 1)[1]
+        schema = target._schema  # pyright: ignore[reportPrivateUsage]
+        return target.namespace, schema.name.split("::", 1)[1]
     return None
 
 

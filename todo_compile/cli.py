@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,9 +65,7 @@ Model = Annotated[
 ]
 Res = Annotated[
     str,
-    typer.Option(
-        "--res", "-r", help="Pixels: 2048, or WIDTHxHEIGHT.", rich_help_panel="What"
-    ),
+    typer.Option("--res", "-r", help="Pixels: 2048, or WIDTHxHEIGHT.", rich_help_panel="What"),
 ]
 Batch = Annotated[
     int,
@@ -405,6 +404,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Mistakes of the user end with a message and a remedy, without a traceback.
     """
+    # Before torch is loaded: huge pages for big tensors, since first touching gigabytes of memory
+    # costs seconds. A user's own choice stands.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except TodoError as error:

@@ -182,8 +182,7 @@ def _prepare(
         progress.info(f"target         {', '.join(targets.names)} ({targets.reason})")
     found = models.find_weights(source, models.WeightsChoice.parse(weights), dtype=dtype)
     progress.info(f"weights        {found.description}")
-    with progress.step("weights hash"):
-        digest = models.weights_hash(found)
+    digest = _weights_hash(found, progress)
     request: dict[str, Any] = {
         "model": source.identifier,
         "architecture": found.architecture,
@@ -206,6 +205,16 @@ def _prepare(
         targets, Path(timing_cache) if timing_cache else None, weight_streaming, verify,
         Path(dump) if dump else None, progress, request,
     )  # fmt: skip
+
+
+def _weights_hash(weights: Weights, progress: Progress) -> str:
+    """Identity of the weights; only files take time to read."""
+    from todo_compile import models
+
+    if weights.kind == "random":
+        return models.weights_hash(weights)
+    with progress.step("weights hash"):
+        return models.weights_hash(weights)
 
 
 def _build(job: _Job, reasons: tuple[str, ...]) -> CompileResult:
@@ -299,7 +308,7 @@ def _rewritten(job: _Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
             job.weights,
             dtype=dtype_of(job.precision),
             hashed=False,
-            report=lambda done, total: step.update(done, total),
+            report=step.update,
         )
         step.note(f"{loaded.parameters / 1e6:,.0f} M parameters")
     example = models.example_inputs(loaded, job.resolution, batch=job.batch)
@@ -334,9 +343,7 @@ def _engine(job: _Job, stage: Stage, onnx: Path) -> EngineInfo:
         targets=job.targets,
         log=job.out.with_name(f"{job.out.name}.log"),
         progress=job.progress,
-        options=EngineOptions(
-            weight_streaming=job.weight_streaming, timing_cache=job.timing_cache
-        ),
+        options=EngineOptions(weight_streaming=job.weight_streaming, timing_cache=job.timing_cache),
     )
 
 

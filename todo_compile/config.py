@@ -46,12 +46,13 @@ class PlanOptions:
     hoist: bool = True
 
     def __post_init__(self) -> None:
-        if self.kv_tokens is not None and (
-            not isinstance(self.kv_tokens, int) or isinstance(self.kv_tokens, bool) or self.kv_tokens < 1
+        bound: object = self.kv_tokens  # as it came, whatever the annotation says
+        if bound is not None and (
+            isinstance(bound, bool) or not isinstance(bound, int) or bound < 1
         ):
             raise ConfigError(
-                f"kv_tokens must be a positive whole number, not {self.kv_tokens!r}.",
-                remedy="4096 bounds keys and values to a 64×64 grid; leave it out for the model's own.",
+                f"kv_tokens must be a positive whole number, not {bound!r}.",
+                remedy="4096 bounds keys and values to 64×64 tokens; None takes the model's own.",
             )
         if self.kv_tokens is not None and self.factors is not None:
             raise ConfigError(
@@ -63,8 +64,10 @@ class PlanOptions:
                 f"Unknown sampling {self.sampling!r}.", remedy=f"Known: {', '.join(SAMPLINGS)}."
             )
         for factor in self.factors or ():
-            if len(factor) != 2 or any(not isinstance(f, int) or f < 1 for f in factor):
-                raise ConfigError(f"{factor!r} is no pair of positive factors.", remedy=_FACTORS_HELP)
+            if len(factor) != 2 or any(f < 1 for f in factor):
+                raise ConfigError(
+                    f"{factor!r} is no pair of positive factors.", remedy=_FACTORS_HELP
+                )
 
     def describe(self) -> dict[str, Any]:
         """JSON-able form, for reports and manifests."""
@@ -116,7 +119,9 @@ PRESETS: dict[str, PlanOptions] = {
 2, 3, 4 = "merge ratio" 0.75, 0.89, 0.9375), and the default of its repository."""
 
 
-def parse_factors(text: str | int | tuple[Any, ...] | list[Any] | None) -> tuple[Factor, ...] | None:
+def parse_factors(
+    text: str | int | tuple[Any, ...] | list[Any] | None,
+) -> tuple[Factor, ...] | None:
     """``"4,2,1"``, ``"4x2,2"`` (width×height), ``"off"``, ``2`` or ``(4, (2, 1))`` as factors.
 
     In tuples and in the result a pair is (rows, columns).
@@ -145,7 +150,9 @@ def _one_factor(part: Any, whole: Any) -> Factor:
         pair = tuple(part)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         if all(isinstance(f, int) and f >= 1 for f in pair):
             return pair[0], pair[1]
-    if isinstance(part, str) and (match := re.fullmatch(r"([1-9]\d{0,4})(?:[x×]([1-9]\d{0,4}))?", part)):
+    if isinstance(part, str) and (
+        match := re.fullmatch(r"([1-9]\d{0,4})(?:[x×]([1-9]\d{0,4}))?", part)
+    ):
         columns = int(match[1])
         return (int(match[2]) if match[2] else columns), columns
     raise ConfigError(f"{part!r} in factors {whole!r} is no positive factor.", remedy=_FACTORS_HELP)

@@ -7,12 +7,13 @@ that logs stay clean.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bars, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from todo_compile.progress import Step
@@ -54,7 +55,7 @@ class ConsoleProgress:
         return self._seconds
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Step]:
+    def step(self, name: str) -> Generator[Step]:
         """Show a step while it runs, and its seconds when it ends."""
         start = time.perf_counter()
         bars = self._bars() if self.verbosity >= 0 and self.console.is_terminal else None

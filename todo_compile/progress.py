@@ -7,7 +7,7 @@ plain lines elsewhere; the Python API stays silent by default.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -64,7 +64,7 @@ class SilentProgress:
         return self._seconds
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Step]:
+    def step(self, name: str) -> Generator[Step]:
         start = time.perf_counter()
         try:
             yield _SilentStep()

@@ -76,7 +76,10 @@ _CAUSES = (
         "(--target sm89) without weight refitting.",
     ),
     _Cause(
-        re.compile(r"[Oo]ut ?[Oo]f ?[Mm]emory|cannot allocate|bad_alloc|OutOfMemory|insufficient memory|requested .* bytes"),
+        re.compile(
+            r"[Oo]ut ?[Oo]f ?[Mm]emory|cannot allocate|bad_alloc|OutOfMemory|insufficient memory"
+            r"|requested .* bytes"
+        ),
         "Memory ran out. Use fewer --kv-tokens, a lower --res or fewer targets.",
     ),
     _Cause(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -62,7 +63,7 @@ def run_worker(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=sink,
-            env={**os.environ, "PYTHONUTF8": "1"},
+            env={**os.environ, "PYTHONUTF8": "1", "GLIBC_TUNABLES": _tunables()},
         )
     finally:
         if not isinstance(sink, int):
@@ -76,6 +77,18 @@ def run_worker(
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 _close(pipe)
+
+
+def _tunables() -> str:
+    """glibc's tunables with huge pages for malloc, unless the user chose otherwise.
+
+    Building touches gigabytes of fresh memory; with 4 kB pages a third of its time is page faults.
+    Other C libraries ignore the variable.
+    """
+    chosen = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" in chosen:
+        return chosen
+    return ":".join(filter(None, (chosen, "glibc.malloc.hugetlb=1")))
 
 
 def _listen(
@@ -138,7 +151,5 @@ def _read_words(pipe: IO[bytes] | None, words: list[bytes]) -> None:
 
 
 def _close(pipe: IO[bytes]) -> None:
-    try:
+    with suppress(BrokenPipeError):  # unread input of a worker that is gone
         pipe.close()
-    except BrokenPipeError:
-        pass  # unread input of a worker that is gone

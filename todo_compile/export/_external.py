@@ -68,7 +68,7 @@ def write_external(model: ir.Model, path: Path, tick: Callable[[int], None]) -> 
                 written[where],
                 tensor.nbytes,
                 tensor.dtype,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tuple(tensor.shape)),
                 name=tensor.name or value.name or "",
                 base_dir=path.parent,
             )
@@ -92,7 +92,8 @@ def _bits(tensor: ir.TensorProtocol) -> torch.Tensor:
 
 def _write_all(file: Any, bits: torch.Tensor) -> None:
     # torch makes a transposed tensor contiguous in blocks (NumPy's copy takes 2.5× as long).
-    data = memoryview(bits.contiguous().reshape(-1).numpy()).cast("B")
+    flat: Any = bits.contiguous().reshape(-1).numpy()
+    data = memoryview(flat).cast("B")
     while data:
         # One call writes at most 2 GiB on Linux.
         data = data[file.write(data) :]

@@ -148,27 +148,6 @@ def _monitor(trt: Any, events: _Events) -> Any:
     return Monitor()
 
 
-def _writer(trt: Any, path: Path) -> Any:
-    class Writer(trt.IStreamWriter):
-        """The engine to its file as it comes, never whole in Python."""
-
-        def __init__(self) -> None:
-            trt.IStreamWriter.__init__(self)
-            self.file = path.open("wb", buffering=0)
-            self.error: OSError | None = None
-
-        def write(self, data: bytes) -> int:
-            try:
-                write_all(self.file, memoryview(data))
-            except OSError as error:
-                # An exception cannot cross native code; a short count stops the build.
-                self.error = error
-                return 0
-            return len(data)
-
-    return Writer()
-
-
 def write_all(file: Any, data: memoryview) -> None:
     """Write all of `data`; one call takes at most 2 GiB on Linux."""
     while data:
@@ -275,7 +254,8 @@ def _spec(tensor: Any) -> dict[str, Any]:
 def _dtype(dtype: Any) -> str:
     """TensorRT's names as everybody else's: HALF is float16."""
     names = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16"}
-    return names.get(dtype.name, dtype.name.lower())
+    name = str(dtype.name)
+    return names.get(name, name.lower())
 
 
 def _inspect(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]:

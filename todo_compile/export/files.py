@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,9 +43,13 @@ def check_target(target: Path, *, needs: int = 0) -> None:
     if target.is_dir():
         raise BundleError(f"{target} is a folder.", remedy=f"Name a file: {target / 'engine.plan'}")
     if not parent.exists():
-        raise BundleError(f"The folder {parent} does not exist.", remedy=f"Make it: mkdir -p {parent}")
+        raise BundleError(
+            f"The folder {parent} does not exist.", remedy=f"Make it: mkdir -p {parent}"
+        )
     if not parent.is_dir():
-        raise BundleError(f"{parent} is not a folder.", remedy="Choose another place for the output.")
+        raise BundleError(
+            f"{parent} is not a folder.", remedy="Choose another place for the output."
+        )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise _read_only(parent)
     check_space(target, needs)
@@ -78,7 +82,7 @@ def format_bytes(count: float) -> str:
 
 
 @contextmanager
-def disk_errors(target: Path, *, needs: int = 0) -> Iterator[None]:
+def disk_errors(target: Path, *, needs: int = 0) -> Generator[None]:
     """Turn the file system's complaints about `target` into `BundleError` with a remedy."""
     try:
         yield
@@ -130,7 +134,7 @@ class Stage:
         return self.folder / name
 
     def retire(self, name: str) -> None:
-        """Remove `name` beside the target if the new output has no such file: it belonged to the old one."""
+        """Remove `name` beside the target: the old output had such a file, the new one has not."""
         self._check(name)
         self._retired.append(name)
 
@@ -158,7 +162,7 @@ class Stage:
 
 
 @contextmanager
-def staged(target: Path, *, needs: int = 0) -> Iterator[Stage]:
+def staged(target: Path, *, needs: int = 0) -> Generator[Stage]:
     """Make the output `target` and its companions in a stage; publish them if all goes well.
 
     On any failure, Ctrl-C included, the stage is removed and what stood before stands. Litter of

@@ -61,7 +61,9 @@ class Inspection:
         lines.append(
             "versions       " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
         )
-        lines.append("seconds        " + ", ".join(f"{k} {v:.1f}" for k, v in manifest.seconds.items()))
+        lines.append(
+            "seconds        " + ", ".join(f"{k} {v:.1f}" for k, v in manifest.seconds.items())
+        )
         lines.append("intact         " + ("yes" if not self.damage else "; ".join(self.damage)))
         lines += [f"layer          {layer}" for layer in self.layers]
         if self.note is not None:
@@ -83,7 +85,9 @@ def inspect(path: Path, *, layers: bool = False) -> Inspection:
         BundleError: `path` or its manifest is missing or damaged.
     """
     if not path.exists():
-        raise BundleError(f"{path} does not exist.", remedy="Give the .plan, .engine or .onnx file.")
+        raise BundleError(
+            f"{path} does not exist.", remedy="Give the .plan, .engine or .onnx file."
+        )
     if path.is_dir():
         raise BundleError(
             f"{path} is a folder.", remedy="Give the .plan, .engine or .onnx file in it."

@@ -19,7 +19,7 @@ def engine_layers(plan: Path, library: str) -> tuple[str, ...]:
     Raises:
         EngineError: the library is absent, or there is no GPU (deserialising needs a driver).
     """
-    chosen = choose_library(library.split()[0])
+    chosen = choose_library(library.split(maxsplit=1)[0])
     outcome = run_worker({"do": "inspect", "library": chosen.name, "plan": str(plan)})
     if "layers" not in outcome.result:
         raise EngineError(
@@ -27,5 +27,6 @@ def engine_layers(plan: Path, library: str) -> tuple[str, ...]:
             remedy="Inspecting layers needs a GPU with its driver.",
         )
     return tuple(
-        str(layer["Name"] if isinstance(layer, dict) else layer) for layer in outcome.result["layers"]
+        str(layer["Name"] if isinstance(layer, dict) else layer)
+        for layer in outcome.result["layers"]
     )

@@ -51,7 +51,9 @@ def choose_library(choice: str = "auto", *, gpu: str | None = None) -> Library:
         EngineError: it is not installed or does not load.
     """
     if choice not in ("auto", *_INSTALL):
-        raise ConfigError(f"Unknown library {choice}.", remedy=f"Known: auto, {', '.join(_INSTALL)}.")
+        raise ConfigError(
+            f"Unknown library {choice}.", remedy=f"Known: auto, {', '.join(_INSTALL)}."
+        )
     name = choice
     if choice == "auto":
         name = "tensorrt" if gpu is not None and _installed("tensorrt") else "tensorrt_rtx"

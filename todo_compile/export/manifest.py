@@ -122,8 +122,7 @@ class Manifest(_Frozen):
             known = [f"{name} {format_bytes(n)}" for name, n in parts if n is not None]
             lines.append(f"GPU memory     {', '.join(known) or 'not reported'}")
         lines.append(
-            "files          "
-            + ", ".join(f"{f.name} ({format_bytes(f.bytes)})" for f in self.files)
+            "files          " + ", ".join(f"{f.name} ({format_bytes(f.bytes)})" for f in self.files)
         )
         if self.verification is not None:
             lines.append(f"verified       {self.verification.get('summary')}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ def export_onnx(
     if opset not in OPSETS:
         raise ExportError(
             f"Opset {opset} is not supported.",
-            remedy=f"Choose {OPSETS.start} to {OPSETS.stop - 1}; 23 needs least memory in TensorRT.",
+            remedy=f"Choose {OPSETS.start} to {OPSETS.stop - 1}; 23 takes least memory in TensorRT.",
         )
     _require_packages()
     with progress.step("onnx"), _quiet(progress):
@@ -109,14 +110,12 @@ def export_onnx(
 
 
 def _require_packages() -> None:
-    try:
-        import onnx_ir  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(
-            f"ONNX export needs the package {error.name}.",
-            remedy='Install it: pip install "todo-compile[onnx]"',
-        ) from error
+    for name in ("onnx", "onnx_ir", "onnxscript"):
+        if find_spec(name) is None:
+            raise ExportError(
+                f"ONNX export needs the package {name}.",
+                remedy='Install it: pip install "todo-compile[onnx]"',
+            )
 
 
 def _translate(
@@ -173,7 +172,7 @@ def _root_cause(error: BaseException) -> str:
 
 def _simplify(model: ir.Model) -> None:
     """Fold constants and drop what does nothing; TensorRT and onnxruntime do the rest anyway."""
-    import onnx_ir.passes.common as common
+    from onnx_ir.passes import common
     from onnxscript import optimizer, rewriter
     from onnxscript.rewriter.rules.common import div_by_1_rule, mul_by_1_rule
 
@@ -211,7 +210,7 @@ class _ToProgress(logging.Handler):
 
 
 @contextmanager
-def _quiet(progress: Progress) -> Iterator[None]:
+def _quiet(progress: Progress) -> Generator[None]:
     """Send what the exporter logs or warns to `progress`, without the parts that say nothing."""
     # torch gives "torch.onnx" a handler of its own, so it must be kept from that one.
     logger = logging.getLogger("torch.onnx")

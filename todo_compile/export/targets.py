@@ -67,9 +67,7 @@ def parse_targets(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def resolve_targets(
-    wanted: tuple[str, ...], library: Library, gpu: str | None = None
-) -> Targets:
+def resolve_targets(wanted: tuple[str, ...], library: Library, gpu: str | None = None) -> Targets:
     """Decide what to build for, given what the library knows and the machine has.
 
     Args:

@@ -44,7 +44,7 @@ class TextTimeUNet(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(  # noqa: PLR0917 - the names of the graph's inputs
+    def forward(
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -103,7 +103,7 @@ class PixArtTransformer(nn.Module):
         super().__init__()
         self.transformer = transformer
 
-    def forward(  # noqa: PLR0917 - the names of the graph's inputs
+    def forward(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,

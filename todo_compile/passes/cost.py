@@ -32,7 +32,7 @@ def flops(context: GraphContext, node: Node) -> int:
     shape = context.shape(node)
     if shape is None:
         return 0
-    if name == "linear" or name == "addmm":
+    if name in ("linear", "addmm"):
         weight = ops.tensor_arg(node, 1 if name == "linear" else 2, "weight", "mat2")
         known = context.shape(weight) if weight is not None else None
         return 2 * _count(shape) * int(known[-1 if name == "linear" else 0]) if known else 0
@@ -80,7 +80,9 @@ class SiteCost:
     @property
     def flops(self) -> int:
         """Both products: 2·B·Nq·Nk·(d + dv)."""
-        return 2 * self.batch * self.query_tokens * self.key_tokens * (self.head_dim + self.value_dim)
+        return (
+            2 * self.batch * self.query_tokens * self.key_tokens * (self.head_dim + self.value_dim)
+        )
 
     @property
     def score_elements(self) -> int:

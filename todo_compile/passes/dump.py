@@ -58,7 +58,9 @@ def format_graph(context: GraphContext) -> list[str]:
         )
         notes = [context.module_path(node), str(node.meta.get("todo_rule", ""))]
         remark = "  ".join(n for n in notes if n)
-        lines.append(f"{node.name}{kind} = {call}({arguments})" + (f"  # {remark}" if remark else ""))
+        lines.append(
+            f"{node.name}{kind} = {call}({arguments})" + (f"  # {remark}" if remark else "")
+        )
     return lines
 
 

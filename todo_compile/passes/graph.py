@@ -21,6 +21,8 @@ from todo_compile.errors import PassError
 from todo_compile.passes import ops
 from todo_compile.passes.axes import Size, plain_size
 
+BUG = "This is a bug in todo-compile; run again with --dump and report it."
+
 _PROVENANCE = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "custom")
 
 
@@ -191,7 +193,7 @@ class GraphContext:
                 if node.op == "output":
                     raise PassError(
                         "a rewrite changed the shape of a graph output",
-                        remedy="This is a bug in todo-compile; run again with --dump and report it.",
+                        remedy=BUG,
                     )
                 before = self.value(node)
                 node.meta[self.value_key] = after = self._run(node)
@@ -205,7 +207,8 @@ class GraphContext:
         return count
 
     def _run(self, node: Node) -> Any:
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), self._operand)
+        loaded: Any = map_arg((node.args, dict(node.kwargs)), self._operand)
+        args, kwargs = loaded
         if ops.op(node) == "linear" and len(args) > 1:
             # The shape rule written out: dispatching linear under fake tensors takes five times as
             # long, and there are two for every site.
@@ -219,7 +222,7 @@ class GraphContext:
         except Exception as error:
             raise PassError(
                 f"node {node.name} ({node.target}) does not run on its rewritten inputs: {error}",
-                remedy="This is a bug in todo-compile; run again with --dump and report it.",
+                remedy=BUG,
             ) from error
 
     def _operand(self, node: Node) -> Any:

@@ -11,6 +11,7 @@ refused later. Nothing here compares a token count with a square root or a chann
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch.fx import Node
 
@@ -32,10 +33,28 @@ from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.products import product
 
 _SPATIAL = frozenset(
-    "conv2d convolution conv_transpose2d avg_pool2d max_pool2d adaptive_avg_pool2d interpolate "
-    "upsample upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d "
-    "_upsample_bilinear2d_aa pixel_shuffle pixel_unshuffle grid_sample adaptive_max_pool2d "
-    "_adaptive_avg_pool2d upsample_nearest max_pool2d_with_indices".split()
+    [
+        "conv2d",
+        "convolution",
+        "conv_transpose2d",
+        "avg_pool2d",
+        "max_pool2d",
+        "adaptive_avg_pool2d",
+        "interpolate",
+        "upsample",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+        "_upsample_nearest_exact2d",
+        "_upsample_bilinear2d_aa",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "grid_sample",
+        "adaptive_max_pool2d",
+        "_adaptive_avg_pool2d",
+        "upsample_nearest",
+        "max_pool2d_with_indices",
+    ]
 )
 _POINTWISE = ops.IDENTITY | ops.UNARY | ops.BINARY | ops.NORMS | {"softmax", "cumsum", "roll"}
 
@@ -93,7 +112,9 @@ class GridMap:
             known = self.axes.get(left) if left is not None else None
             return None if known is None else (known[0], fresh_dim(shape[-1]))
         if (pair := product(self.context, node)) is not None:
-            return self._product(pair.left, pair.right, pair.left_labels, pair.right_labels, pair.out_labels, shape)
+            return self._product(
+                pair.left, pair.right, pair.left_labels, pair.right_labels, pair.out_labels, shape
+            )
         if name == "cat":
             return self._cat(node, shape)
         if axes is None or first is None:
@@ -113,7 +134,11 @@ class GridMap:
         if name in ("repeat", "repeat_interleave", "pad", "constant_pad_nd", "index_select"):
             return self._where_unchanged(first, axes, shape)
         if name == "conv1d":
-            return (axes[0], fresh_dim(shape[1]), axes[2] if same(shape[2], self._size(first, 2)) else fresh_dim(shape[2]))
+            return (
+                axes[0],
+                fresh_dim(shape[1]),
+                axes[2] if same(shape[2], self._size(first, 2)) else fresh_dim(shape[2]),
+            )
         if name == "pool_tokens":
             return self._pooled(node, axes, shape)
         return None
@@ -137,7 +162,11 @@ class GridMap:
             if before is not None and before_shape is not None and len(before) == 4:
                 # A convolution that keeps the side keeps the rows: same positions, new channels.
                 known = before[axis]
-                if same(before_shape[axis], shape[axis]) and len(known) == 1 and known[0].role == role:
+                if (
+                    same(before_shape[axis], shape[axis])
+                    and len(known) == 1
+                    and known[0].role == role
+                ):
                     kept = known if name in ("conv2d", "convolution") else None
             result[axis:] = [kept if kept is not None else (fresh(shape[axis], role),)]
         return tuple(result)
@@ -268,7 +297,10 @@ class GridMap:
 
     def _pooled(self, node: Node, axes: Axes, shape: tuple[Size, ...]) -> Axes:
         axis = int(ops.arg(node, 1, "dim"))
-        return tuple(fresh_dim(s) if i == axis else d for i, (d, s) in enumerate(zip(axes, shape, strict=True)))
+        return tuple(
+            fresh_dim(s) if i == axis else d
+            for i, (d, s) in enumerate(zip(axes, shape, strict=True))
+        )
 
     # Several outputs ----------------------------------------------------------------------------
     def _visit_list(self, node: Node) -> None:
@@ -305,11 +337,15 @@ class GridMap:
         if not isinstance(source, Node):
             return None
         if (parts := self._lists.get(source)) is not None:
-            return parts[index] if isinstance(index, int) and -len(parts) <= index < len(parts) else None
+            return (
+                parts[index]
+                if isinstance(index, int) and -len(parts) <= index < len(parts)
+                else None
+            )
         axes = self.axes.get(source)
         if axes is None:
             return None
-        indices = list(index) if isinstance(index, tuple) else [index]
+        indices: list[Any] = list(index) if isinstance(index, tuple) else [index]
         if Ellipsis in indices:
             at = indices.index(Ellipsis)
             missing = len(axes) - sum(i is not None and i is not Ellipsis for i in indices)
@@ -325,7 +361,9 @@ class GridMap:
                 if size is None:
                     return None
                 plain = item.start in (None, 0) and item.stop is None and item.step in (None, 1)
-                result.append(dim if plain else self._sliced(dim, item.start or 0, item.step or 1, size))
+                result.append(
+                    dim if plain else self._sliced(dim, item.start or 0, item.step or 1, size)
+                )
             elif isinstance(item, int) and left:
                 left.pop(0)
             else:
@@ -374,5 +412,3 @@ def image_segment(dim: Dim) -> tuple[Size, Dim] | None:
             found = (position, segment)
         position = position + length
     return found
-
-

@@ -50,25 +50,104 @@ _ALIASES = {
 _PLAIN_PREFIXES = ("torch", "_operator", "operator", "math")
 
 IDENTITY = frozenset(
-    "contiguous clone to detach alias dropout float half bfloat16 type_as _to_copy "
-    "lift_fresh requires_grad_ convert_element_type".split()
+    [
+        "contiguous",
+        "clone",
+        "to",
+        "detach",
+        "alias",
+        "dropout",
+        "float",
+        "half",
+        "bfloat16",
+        "type_as",
+        "_to_copy",
+        "lift_fresh",
+        "requires_grad_",
+        "convert_element_type",
+    ]
 )
 """One tensor in, the same tokens out; only storage, dtype or (inactive) dropout differ."""
 
 UNARY = frozenset(
-    "relu silu gelu sigmoid tanh exp neg abs sqrt rsqrt hardswish hardsigmoid mish softplus elu "
-    "leaky_relu square reciprocal log sin cos quick_gelu relu6 clamp clip nan_to_num erf "
-    "logical_not bitwise_not isnan celu selu softsign logsigmoid hardtanh log1p expm1".split()
+    [
+        "relu",
+        "silu",
+        "gelu",
+        "sigmoid",
+        "tanh",
+        "exp",
+        "neg",
+        "abs",
+        "sqrt",
+        "rsqrt",
+        "hardswish",
+        "hardsigmoid",
+        "mish",
+        "softplus",
+        "elu",
+        "leaky_relu",
+        "square",
+        "reciprocal",
+        "log",
+        "sin",
+        "cos",
+        "quick_gelu",
+        "relu6",
+        "clamp",
+        "clip",
+        "nan_to_num",
+        "erf",
+        "logical_not",
+        "bitwise_not",
+        "isnan",
+        "celu",
+        "selu",
+        "softsign",
+        "logsigmoid",
+        "hardtanh",
+        "log1p",
+        "expm1",
+    ]
 )
 """Acts on every element alone."""
 
 BINARY = frozenset(
-    "add sub mul div pow maximum minimum where masked_fill eq ne lt le gt ge logical_and "
-    "logical_or rsub addcmul addcdiv lerp fmod remainder atan2 iadd imul isub".split()
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "pow",
+        "maximum",
+        "minimum",
+        "where",
+        "masked_fill",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "logical_and",
+        "logical_or",
+        "rsub",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+        "fmod",
+        "remainder",
+        "atan2",
+        "iadd",
+        "imul",
+        "isub",
+    ]
 )
 """Acts element by element on several operands that broadcast."""
 
-NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm normalize".split())
+NORMS = frozenset(
+    ["layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize"]
+)
 
 
 def op(node: Node) -> str:
@@ -195,7 +274,9 @@ def is_dropout_active(node: Node) -> bool:
 
 
 _SIZE_QUERIES = frozenset(("sym_size", "size", "sym_numel", "numel", "sym_stride", "stride"))
-_DESCRIPTION_QUERIES = frozenset(("dim", "ndim", "is_contiguous", "is_floating_point", "get_device"))
+_DESCRIPTION_QUERIES = frozenset(
+    ("dim", "ndim", "is_contiguous", "is_floating_point", "get_device")
+)
 
 
 def is_size_query(node: Node) -> bool:
@@ -234,8 +315,27 @@ def mutated(node: Node) -> Node | None:
 
 
 VIEWS = frozenset(
-    "view permute transpose t mT squeeze unsqueeze expand slice select narrow chunk split unbind "
-    "getitem detach alias to contiguous".split()
+    [
+        "view",
+        "permute",
+        "transpose",
+        "t",
+        "mT",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "slice",
+        "select",
+        "narrow",
+        "chunk",
+        "split",
+        "unbind",
+        "getitem",
+        "detach",
+        "alias",
+        "to",
+        "contiguous",
+    ]
 )
 """Results that may share memory with their input."""
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from todo_compile.errors import PassError
 from todo_compile.passes import cost
 from todo_compile.passes.casts import promote_concatenations
 from todo_compile.passes.dump import Dumper
-from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.graph import BUG, GraphContext
 from todo_compile.passes.grids import GridMap
 from todo_compile.passes.hoist import hoist_pools
 from todo_compile.passes.lower import lower_pools
@@ -44,7 +44,7 @@ class _Run:
     stops: dict[Node, str] = field(default_factory=dict[Node, str])
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[Callable[[int, dict[str, int]], None]]:
+    def timed(self, name: str) -> Generator[Callable[[int, dict[str, int]], None]]:
         """Time a pass; it reports its count through the yielded function."""
         outcome: tuple[int, dict[str, int]] = (0, {})
 
@@ -159,7 +159,7 @@ def _check_planned(run: _Run) -> None:
             if shape is None or shape[operand.tokens] != planned:
                 raise PassError(
                     f"site {site.name} was planned for {planned} keys but reads {shape}",
-                    remedy="This is a bug in todo-compile; run again with --dump and report it.",
+                    remedy=BUG,
                 )
 
 
@@ -215,7 +215,6 @@ def _row(
     site, context = decision.site, run.context
     after = cost.site_cost(context, site)
     pooling = decision.pooling
-    known = before is not None and after is not None
     return SiteReport(
         name=site.name,
         module=context.module_path(site.anchor),
@@ -233,7 +232,7 @@ def _row(
         reason=decision.reason,
         flops=before.flops if before else 0,
         flops_after=after.flops if after else 0,
-        share=before.flops / graph_flops if known and graph_flops else 0.0,
+        share=before.flops / graph_flops if before and graph_flops else 0.0,
         score_elements=before.score_elements if before else 0,
         score_elements_after=after.score_elements if after else 0,
         attention_bytes=before.operand_bytes if before else 0,

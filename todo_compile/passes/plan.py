@@ -65,7 +65,9 @@ def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> Site
     key = grids.dim(site.key.node, site.key.tokens)
     value = grids.dim(site.value.node, site.value.tokens)
     if query is None or key is None or value is None:
-        return SiteGrid("unknown", obstacle="the shapes of its operands are not known", refused=True)
+        return SiteGrid(
+            "unknown", obstacle="the shapes of its operands are not known", refused=True
+        )
     key_grid, query_grid = grid_of(key), grid_of(query)
     if key_grid is not None:
         found = _self_or_other(grids, query, key, query_grid is not None)
@@ -79,7 +81,9 @@ def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> Site
         inside = image_segment(query)
         shared = inside is not None and grids.unifier.same_range(inside[1], image)
         if not mine and not shared:
-            return SiteGrid("cross", obstacle="cross-attention: the keys are another image's tokens")
+            return SiteGrid(
+                "cross", obstacle="cross-attention: the keys are another image's tokens"
+            )
         other = image_segment(value)
         if other is None or not same(other[0], offset):
             return SiteGrid(

@@ -109,8 +109,14 @@ class Pooling:
         """(source, axis, pooling) of a ``pool_tokens`` node."""
         source, dim, offset, rows, columns, row_factor, column_factor, sampling = node.args
         assert isinstance(source, torch.fx.Node)
-        numbers = [cast("int", n) for n in (rows, columns, row_factor, column_factor)]
-        spec = Pooling(*numbers, cast("Sampling", sampling), cast("int", offset))
+        spec = Pooling(
+            cast("int", rows),
+            cast("int", columns),
+            cast("int", row_factor),
+            cast("int", column_factor),
+            cast("Sampling", sampling),
+            cast("int", offset),
+        )
         return source, cast("int", dim), spec
 
 

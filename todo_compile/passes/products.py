@@ -65,7 +65,9 @@ class Product:
         in_left, in_right = label in self.left_labels, label in self.right_labels
         if in_left == in_right:
             return None
-        return (0, self.left_labels.index(label)) if in_left else (1, self.right_labels.index(label))
+        return (
+            (0, self.left_labels.index(label)) if in_left else (1, self.right_labels.index(label))
+        )
 
     def operand(self, side: int) -> tuple[Node, tuple[Label, ...]]:
         """An operand with its labels."""
@@ -76,8 +78,9 @@ def product(context: GraphContext, node: Node) -> Product | None:
     """`node` as a `Product`, or None if it is no product of two tensors."""
     name = ops.op(node)
     if name in ("matmul", "bmm"):
-        left, right = ops.tensor_arg(node, 0, "input", "self"), ops.tensor_arg(
-            node, 1, "mat2", "other", "tensor2"
+        left, right = (
+            ops.tensor_arg(node, 0, "input", "self"),
+            ops.tensor_arg(node, 1, "mat2", "other", "tensor2"),
         )
         return _matmul(context, node, left, right)
     if name == "baddbmm":
@@ -121,7 +124,11 @@ def _matmul(
 
 def _einsum(context: GraphContext, node: Node) -> Product | None:
     equation = ops.arg(node, 0, "equation")
-    found = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (list, tuple)) else node.args[1:]
+    found = (
+        node.args[1]
+        if len(node.args) == 2 and isinstance(node.args[1], (list, tuple))
+        else node.args[1:]
+    )
     tensors = [t for t in found if isinstance(t, Node)]
     if not isinstance(equation, str) or len(tensors) != 2 or "." in equation:
         return None

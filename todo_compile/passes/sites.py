@@ -140,15 +140,21 @@ _OPAQUE = frozenset(
 
 
 def _fused(context: GraphContext, node: Node) -> AttentionSite:
-    query, key, value = (ops.tensor_arg(node, i, n) for i, n in enumerate(("query", "key", "value")))
+    query, key, value = (
+        ops.tensor_arg(node, i, n) for i, n in enumerate(("query", "key", "value"))
+    )
     assert query is not None and key is not None and value is not None
     rank = len(context.shape(key) or ())
     site = AttentionSite(
         anchor=node,
         output=node,
-        query=Operand(query, len(context.shape(query) or ()) - 2, len(context.shape(query) or ()) - 1),
+        query=Operand(
+            query, len(context.shape(query) or ()) - 2, len(context.shape(query) or ()) - 1
+        ),
         key=Operand(key, rank - 2, rank - 1),
-        value=Operand(value, len(context.shape(value) or ()) - 2, len(context.shape(value) or ()) - 1),
+        value=Operand(
+            value, len(context.shape(value) or ()) - 2, len(context.shape(value) or ()) - 1
+        ),
         spelling="sdpa",
     )
     mask = ops.arg(node, 3, "attn_mask")
@@ -264,7 +270,7 @@ def _climb(
     chain: list[tuple[Node, int]],
     masks: list[_Mask],
 ) -> tuple[Product, int] | None:
-    """From the softmax up to the score product, noting biases; (product, key axis of its output)."""
+    """From the softmax up to the score product, noting biases: (product, its key axis)."""
     current = ops.tensor_arg(node, 0, "input", "self")
     for _ in range(16):  # longer chains are no attention that anyone writes
         if current is None:
