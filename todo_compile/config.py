@@ -46,12 +46,9 @@ class PlanOptions:
     hoist: bool = True
 
     def __post_init__(self) -> None:
-        bound: object = self.kv_tokens  # as it came, whatever the annotation says
-        if bound is not None and (
-            isinstance(bound, bool) or not isinstance(bound, int) or bound < 1
-        ):
+        if not _positive_or_none(self.kv_tokens):
             raise ConfigError(
-                f"kv_tokens must be a positive whole number, not {bound!r}.",
+                f"kv_tokens must be a positive whole number, not {self.kv_tokens!r}.",
                 remedy="4096 bounds keys and values to 64×64 tokens; None takes the model's own.",
             )
         if self.kv_tokens is not None and self.factors is not None:
@@ -117,6 +114,13 @@ PRESETS: dict[str, PlanOptions] = {
 }
 """The paper's settings (2402.13573, section 4: the highest level only, nearest sampling; factor
 2, 3, 4 = "merge ratio" 0.75, 0.89, 0.9375), and the default of its repository."""
+
+
+def _positive_or_none(bound: object) -> bool:
+    """Checked at run time too: Python callers may hand over anything."""
+    if bound is None:
+        return True
+    return isinstance(bound, int) and not isinstance(bound, bool) and bound > 0
 
 
 def parse_factors(

@@ -68,7 +68,7 @@ def write_external(model: ir.Model, path: Path, tick: Callable[[int], None]) -> 
                 written[where],
                 tensor.nbytes,
                 tensor.dtype,
-                shape=ir.Shape(tuple(tensor.shape)),
+                shape=ir.Shape(bits.shape),
                 name=tensor.name or value.name or "",
                 base_dir=path.parent,
             )

@@ -83,7 +83,7 @@ def export_onnx(
     if opset not in OPSETS:
         raise ExportError(
             f"Opset {opset} is not supported.",
-            remedy=f"Choose {OPSETS.start} to {OPSETS.stop - 1}; 23 takes least memory in TensorRT.",
+            remedy=f"Choose {OPSETS.start} to {OPSETS.stop - 1}; 23 takes least GPU memory.",
         )
     _require_packages()
     with progress.step("onnx"), _quiet(progress):

@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up everything by themselves; both need Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# CI pins versions; CONSTRAINTS= takes the newest, e.g. for a CUDA build of torch.
+CONSTRAINTS ?= -c constraints.txt
+OUT ?= out
+
+.PHONY: demo test test-slow lint bench clean
+.DELETE_ON_ERROR:
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+# Compiles SD1.5 at 2048 px with seeded random weights (no download): an engine to measure, not one
+# that draws. About a minute and 6 GB of memory after installation.
+demo: $(STAMP)
+	mkdir -p $(OUT)
+	$(BIN)/todo-compile plan --model sd15 --res 2048 --plot $(OUT)/plan.png
+	$(BIN)/todo-compile --model sd15 --weights random --res 2048 --out $(OUT)/sd15-2048.plan
+	$(BIN)/todo-compile inspect $(OUT)/sd15-2048.plan
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/passes.py
+	$(BIN)/python benchmarks/build.py
+
+clean:
+	rm -rf $(VENV) $(OUT) .pytest_cache .ruff_cache .hypothesis
