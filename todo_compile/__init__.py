@@ -18,12 +18,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from todo_compile.api import plan as plan
     from todo_compile.api import rewrite as rewrite
+    from todo_compile.backend import clear_reports as clear_reports
+    from todo_compile.backend import reports as reports
     from todo_compile.compiler import CompileResult as CompileResult
     from todo_compile.compiler import compile as compile
     from todo_compile.config import PlanOptions as PlanOptions
     from todo_compile.errors import TodoError as TodoError
     from todo_compile.passes.report import Report as Report
     from todo_compile.passes.report import SiteReport as SiteReport
+    from todo_compile.pipelines import accelerate as accelerate
+    from todo_compile.pipelines import restore as restore
 
 try:
     __version__ = version("todo-compile")
@@ -35,6 +39,10 @@ _HOMES = {
     "rewrite": "api",
     "compile": "compiler",
     "CompileResult": "compiler",
+    "accelerate": "pipelines",
+    "clear_reports": "backend",
+    "reports": "backend",
+    "restore": "pipelines",
     "PlanOptions": "config",
     "TodoError": "errors",
     "Report": "passes.report",

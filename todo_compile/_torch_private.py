@@ -6,6 +6,7 @@ them is mended in one place. Checked with torch 2.11 to 2.13.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,3 +40,46 @@ def size_expression(size: Any) -> Any:
 def is_symbolic(size: object) -> bool:
     """Whether `size` is a symbolic integer rather than a number."""
     return isinstance(size, torch.SymInt)
+
+
+def inductor(
+    module: torch.fx.GraphModule, inputs: Sequence[Any], patches: dict[str, Any]
+) -> Callable[..., Any]:
+    """Compile Dynamo's graph with Inductor under `patches` of its configuration."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(module, list(inputs), config_patches=patches)  # pyright: ignore[reportReturnType]
+
+
+def inductor_mode(mode: str) -> dict[str, Any]:
+    """Inductor's options for ``mode=`` of `torch.compile`."""
+    from torch._inductor import list_mode_options
+
+    return dict(list_mode_options(mode))
+
+
+def inductor_options() -> frozenset[str]:
+    """Names of all of Inductor's options."""
+    from torch._inductor import config
+
+    return frozenset(config.get_config_copy())
+
+
+def dynamo_backend(name: str) -> Callable[..., Any]:
+    """A registered backend.
+
+    Raises:
+        LookupError: there is none of this name.
+    """
+    from torch._dynamo.backends.registry import lookup_backend
+    from torch._dynamo.exc import InvalidBackend
+
+    try:
+        return lookup_backend(name)
+    except InvalidBackend as error:
+        raise LookupError(name) from error
+
+
+def forget_compiled(module: torch.nn.Module) -> None:
+    """Undo ``module.compile()``."""
+    module._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]

@@ -24,6 +24,13 @@ _FACTORS_HELP = (
 )
 
 
+def _positive_or_none(bound: object) -> bool:
+    """Checked at run time too: Python callers may hand over anything."""
+    if bound is None:
+        return True
+    return isinstance(bound, int) and not isinstance(bound, bool) and bound > 0
+
+
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
     """How key/value factors are chosen.
@@ -114,13 +121,6 @@ PRESETS: dict[str, PlanOptions] = {
 }
 """The paper's settings (2402.13573, section 4: the highest level only, nearest sampling; factor
 2, 3, 4 = "merge ratio" 0.75, 0.89, 0.9375), and the default of its repository."""
-
-
-def _positive_or_none(bound: object) -> bool:
-    """Checked at run time too: Python callers may hand over anything."""
-    if bound is None:
-        return True
-    return isinstance(bound, int) and not isinstance(bound, bool) and bound > 0
 
 
 def parse_factors(

@@ -25,7 +25,10 @@ Size = Any
 
 def plain_size(size: Any) -> Size:
     """A torch size as a number or an expression (no guard is added)."""
-    return size_expression(size) if is_symbolic(size) else int(size)
+    if not is_symbolic(size):
+        return int(size)
+    expression = size_expression(size)
+    return int(expression) if expression.is_Integer else expression
 
 
 def same(left: Size, right: Size) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from todo_compile._torch_private import fake_mode_of
+from todo_compile._torch_private import fake_mode_of, is_symbolic, size_expression
 from todo_compile.errors import PassError
 from todo_compile.passes import ops
 from todo_compile.passes.axes import Size, plain_size
@@ -72,6 +72,25 @@ class GraphContext:
         """dtype of a tensor node, else None."""
         value = self.value(node)
         return value.dtype if isinstance(value, torch.Tensor) else None
+
+    def specialise(self, expression: Any) -> None:
+        """Fix the symbols of `expression` to the sizes at hand; the compiler guards on them.
+
+        Every later call with other sizes compiles anew, with a plan of its own.
+        """
+        wanted = set(expression.free_symbols)
+        for node in self.graph.nodes:
+            if node.op != "placeholder" or not wanted:
+                continue
+            value = self.value(node)
+            sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
+            for size in sizes:
+                if is_symbolic(size) and (
+                    found := wanted & set(size_expression(size).free_symbols)
+                ):
+                    int(size)
+                    wanted -= found
+        self._raw_cache.clear()
 
     def module_path(self, node: Node) -> str:
         """Dotted path of the innermost module that made `node`; "" at top level."""
@@ -196,7 +215,10 @@ class GraphContext:
                         remedy=BUG,
                     )
                 before = self.value(node)
-                node.meta[self.value_key] = after = self._run(node)
+                after = self._run(node)
+                if "todo_rule" not in node.meta:
+                    after = _with_dtype_of(after, before)
+                node.meta[self.value_key] = after
                 node.meta.pop("tensor_meta", None)
                 count += 1
                 if "todo_rule" in node.meta or not _alike(before, after):
@@ -234,6 +256,13 @@ class GraphContext:
             if isinstance(value, torch.Tensor) and self._mode is not None:
                 value = self._mode.from_tensor(value)
         return value
+
+
+def _with_dtype_of(after: Any, before: Any) -> Any:
+    """Under autocast the captured dtype differs from what a plain call gives: it stands."""
+    if isinstance(after, torch.Tensor) and isinstance(before, torch.Tensor):
+        return after.to(before.dtype)
+    return after
 
 
 def _alike(before: Any, after: Any) -> bool:

@@ -84,14 +84,15 @@ class GridMap:
             return
         axes = self._transfer(node, shape) if node.op.startswith("call_") else None
         if axes is None or len(axes) != len(shape):
-            axes = tuple(self._unknown(size) for size in shape)
+            axes = tuple(fresh_dim(size) for size in shape)
+            if node.op == "placeholder" and len(shape) == 3:
+                axes = (axes[0], self._packed(shape[1], axes[1]), axes[2])
         self.axes[node] = axes
 
-    def _unknown(self, size: Size) -> Dim:
-        """A range of unknown meaning, unless the caller said which grid this many tokens have."""
-        if isinstance(size, int) and (grid := self.context.token_grids.get(size)) is not None:
-            return (fresh(grid[0], "H"), fresh(grid[1], "W"))
-        return fresh_dim(size)
+    def _packed(self, size: Size, unknown: Dim) -> Dim:
+        """Tokens that arrive as (B, N, C): on a grid only if the caller named one for N."""
+        grid = self.context.token_grids.get(size) if isinstance(size, int) else None
+        return unknown if grid is None else (fresh(grid[0], "H"), fresh(grid[1], "W"))
 
     def _transfer(self, node: Node, shape: tuple[Size, ...]) -> Axes | None:
         name = ops.op(node)

@@ -24,7 +24,7 @@ from todo_compile.passes.graph import BUG, GraphContext
 from todo_compile.passes.grids import GridMap
 from todo_compile.passes.hoist import hoist_pools
 from todo_compile.passes.lower import lower_pools
-from todo_compile.passes.plan import Decision, make_plan
+from todo_compile.passes.plan import Decision, dynamic_sides, make_plan
 from todo_compile.passes.pool import insert_pools
 from todo_compile.passes.report import PassReport, Report, SiteReport, Totals
 from todo_compile.passes.sites import AttentionSite, NearMiss, find_sites
@@ -68,6 +68,7 @@ def rewrite_graph(
     token_grids: dict[int, tuple[int, int]] | None = None,
     dump: Path | None = None,
     explicit_casts: bool = False,
+    specialise: bool = False,
 ) -> Report:
     """Find, plan and rewrite the attention of a graph, in place.
 
@@ -79,6 +80,8 @@ def rewrite_graph(
         token_grids: number of tokens → (rows, columns) for image tokens that arrive packed.
         dump: folder for the graph before and after every pass.
         explicit_casts: also write out implicit type promotion, for ONNX and TensorRT.
+        specialise: fix dynamic image sides to the sizes at hand where attention can then be
+            rewritten; the caller's compiler must guard on them (Dynamo does).
 
     Returns:
         What was done to every site.
@@ -98,6 +101,11 @@ def rewrite_graph(
         done(len(run.sites), {"near misses": len(run.misses)})
     with run.timed("grids") as done:
         grids = GridMap(context)
+        if specialise and (sides := dynamic_sides(context, grids, run.sites)):
+            for side in sides:
+                context.specialise(side)
+            run.sites, run.misses = find_sites(context)
+            grids = GridMap(context)
         done(len(grids.axes), {})
     with run.timed("plan") as done:
         run.decisions = make_plan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -43,6 +43,8 @@ class SiteGrid:
     offset: int = 0
     obstacle: str | None = None
     refused: bool = False
+    dynamic: tuple[Any, ...] = ()
+    """Symbolic sides, where the grid is dynamic."""
 
 
 @dataclass(slots=True)
@@ -122,6 +124,7 @@ def _sized(
             kind,
             obstacle="the grid is dynamic: its sides are not known when the plan is made",
             refused=True,
+            dynamic=tuple(n for n in (rows, columns, offset) if not isinstance(n, int)),
         )
     assert isinstance(offset, int)
     result = SiteGrid(kind, rows, columns, offset)
@@ -165,6 +168,13 @@ def _without_grid(
         ),
         refused=True,
     )
+
+
+def dynamic_sides(
+    context: GraphContext, grids: GridMap, sites: Sequence[AttentionSite]
+) -> list[Any]:
+    """Symbolic sides of the grids of all sites that only lack numbers."""
+    return [side for site in sites for side in classify(context, grids, site).dynamic]
 
 
 def smallest_factors(rows: int, columns: int, bound: int) -> Factor:

@@ -1,0 +1,208 @@
+"""``torch.compile(module, backend="todo_inductor")``: the same passes on Dynamo's graph.
+
+The graph is edited before Inductor (or another backend) sees it, so that compile caches, which are
+keyed by the graph, can never serve a dense result for a rewritten one or the reverse.
+
+Importing this module registers nothing; torch finds `todo_inductor` by its entry point.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from todo_compile._torch_private import (
+    dynamo_backend,
+    inductor,
+    inductor_mode,
+    inductor_options,
+)
+from todo_compile.config import PlanOptions
+from todo_compile.errors import ConfigError
+from todo_compile.passes.pipeline import rewrite_graph
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+    from todo_compile.passes.report import Report
+
+log = logging.getLogger("todo_compile")
+
+OPTIONS = ("kv_tokens", "factors", "sampling", "preset", "res", "token_grids", "inner", "dump")
+"""Options of ours; all others are Inductor's."""
+
+_LATENT_SCALE = 8
+_LEVELS = 6
+
+_reports: list[Report] = []
+_lock = threading.Lock()
+_warned = False
+
+
+def reports() -> tuple[Report, ...]:
+    """Reports of every graph compiled in this process, oldest first."""
+    with _lock:
+        return tuple(_reports)
+
+
+def clear_reports() -> None:
+    """Forget the reports, and warn again if nothing is rewritten."""
+    global _warned  # noqa: PLW0603 - one flag a process, like the list beside it
+    with _lock:
+        _reports.clear()
+        _warned = False
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """``options=`` of `torch.compile`, taken apart.
+
+    Args:
+        plan: how factors are chosen.
+        token_grids: number of tokens → (rows, columns), from ``res`` or given as such.
+        inner: backend that compiles the rewritten graph.
+        inductor: Inductor's own options, the mode's included.
+        dump: folder for the graph before and after every pass, or None.
+    """
+
+    plan: PlanOptions
+    token_grids: dict[int, tuple[int, int]]
+    inner: str
+    inductor: dict[str, Any]
+    dump: str | None
+
+    @staticmethod
+    def parse(options: Mapping[str, Any] | None, mode: str | None) -> BackendOptions:
+        """Check the options.
+
+        Raises:
+            ConfigError: an option is unknown or its value is impossible.
+        """
+        given = dict(options or {})
+        ours = {name: given.pop(name) for name in OPTIONS if name in given}
+        inner = str(ours.get("inner", "inductor"))
+        _check_foreign(given, inner, mode)
+        patches = {**(inductor_mode(mode) if mode and inner == "inductor" else {}), **given}
+        grids: dict[int, tuple[int, int]] = dict(ours.get("token_grids") or {})
+        if ours.get("res") is not None:
+            grids = {**grids_at(str(ours["res"])), **grids}
+        plan = PlanOptions.create(
+            kv_tokens=ours.get("kv_tokens"),
+            factors=ours.get("factors"),
+            sampling=ours.get("sampling"),
+            preset=ours.get("preset"),
+        )
+        return BackendOptions(plan, grids, inner, patches, ours.get("dump"))
+
+
+def _check_foreign(given: dict[str, Any], inner: str, mode: str | None) -> None:
+    if inner != "inductor":
+        if given or (mode and mode != "default"):
+            what = ", ".join(given) or f"mode {mode!r}"
+            raise ConfigError(
+                f"{what} cannot be given to inner backend {inner!r}.",
+                remedy=f"With another inner backend only ours work: {', '.join(OPTIONS)}.",
+            )
+        return
+    known = inductor_options() if given else frozenset[str]()
+    for name in given:
+        if name.replace("-", "_") not in known:
+            near = difflib.get_close_matches(name, [*OPTIONS, *known], 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"Unknown option {name!r} for todo_inductor.{hint}",
+                remedy=f"Known: {', '.join(OPTIONS)}, and Inductor's own options.",
+            )
+
+
+def grids_at(res: str) -> dict[int, tuple[int, int]]:
+    """Token grids of every level of a latent model at a resolution: N → (rows, columns).
+
+    The latent has one cell for 8×8 pixels; each level halves it, rounding up as strided
+    convolutions with padding do. Sizes that two levels would share are left out.
+    """
+    from todo_compile.models import Resolution
+
+    resolution = Resolution.parse(res)
+    rows, columns = -(-resolution.height // _LATENT_SCALE), -(-resolution.width // _LATENT_SCALE)
+    found: dict[int, tuple[int, int]] = {}
+    for _ in range(_LEVELS):
+        if rows * columns > 1:
+            found[rows * columns] = (rows, columns)
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return found
+
+
+def todo_inductor(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Rewrite Dynamo's graph in place, then compile it.
+
+    Args:
+        gm: graph captured by Dynamo.
+        example_inputs: its inputs.
+        options: `OPTIONS`, and Inductor's own.
+        mode: as for Inductor (``"reduce-overhead"``, ``"max-autotune"``, …).
+
+    Raises:
+        ConfigError: an option is unknown, or this graph cannot follow it.
+    """
+    chosen = BackendOptions.parse(options, mode)
+    # Resolved first: nothing is rewritten for a backend that does not exist.
+    inner = None if chosen.inner == "inductor" else _inner(chosen.inner)
+    report = rewrite_graph(
+        gm,
+        chosen.plan,
+        token_grids=chosen.token_grids,
+        dump=_dump_folder(chosen.dump),
+        specialise=True,
+    )
+    _publish(report)
+    if inner is not None:
+        return inner(gm, list(example_inputs))
+    return inductor(gm, example_inputs, chosen.inductor)
+
+
+def _inner(name: str) -> Callable[..., Any]:
+    if name == "todo_inductor":
+        raise ConfigError("todo_inductor cannot be its own inner backend.")
+    try:
+        return dynamo_backend(name)
+    except LookupError as error:
+        raise ConfigError(
+            f"Unknown inner backend {name!r}.",
+            remedy="torch.compiler.list_backends(exclude_tags=()) lists what is installed.",
+        ) from error
+
+
+def _dump_folder(dump: str | None) -> Any:
+    from pathlib import Path
+
+    # Several graphs are compiled in one process: each gets a folder of its own.
+    return Path(dump) / f"graph{len(_reports):03d}" if dump is not None else None
+
+
+def _publish(report: Report) -> None:
+    """Keep the report, log one line, and warn once if the setting did nothing."""
+    global _warned  # noqa: PLW0603
+    with _lock:
+        _reports.append(report)
+        attended = [s for s in report.sites if s.kind != "cross"]
+        first = not _warned and bool(attended) and report.rewritten == 0
+        _warned = _warned or first
+    log.info("%s (%.0f ms)", report.summary(), report.seconds * 1e3)
+    if first and report.options.get("factors") != []:
+        warnings.warn(
+            f"todo_inductor rewrote no attention in this graph; nearest miss: "
+            f"{report.nearest_miss()}. todo_compile.reports() has every site.",
+            stacklevel=2,
+        )
