@@ -23,7 +23,8 @@ TENSOR_LIMIT = 2**31 - 1
 
 
 def _count(sizes: Iterable[Size]) -> int:
-    return math.prod(int(s) for s in sizes)
+    """Elements; a dynamic size counts as one, so that ratios still hold."""
+    return math.prod(s if isinstance(s, int) else 1 for s in sizes)
 
 
 def flops(context: GraphContext, node: Node) -> int:
@@ -44,12 +45,12 @@ def flops(context: GraphContext, node: Node) -> int:
         query, key = (context.shape(ops.operands(node)[i]) for i in (0, 1))
         if query is None or key is None:
             return 0
-        return 2 * _count(query) * int(key[-2]) + 2 * _count(shape) * int(key[-2])
+        return 2 * (_count(query) + _count(shape)) * _count(key[-2:-1])
     if (pair := product(context, node)) is not None:
         sizes: dict[int | str, int] = {}
         for operand, labels in ((pair.left, pair.left_labels), (pair.right, pair.right_labels)):
             for label, size in zip(labels, context.shape(operand) or (), strict=False):
-                sizes[label] = max(sizes.get(label, 1), int(size))
+                sizes[label] = max(sizes.get(label, 1), _count([size]))
         return 2 * math.prod(sizes.values())
     return 0
 
@@ -64,7 +65,7 @@ class SiteCost:
     """Cost of one attention.
 
     Args:
-        batch: batch × heads.
+        batch: batch × heads; a dynamic batch counts as one.
         query_tokens, key_tokens: sequence lengths.
         head_dim, value_dim: channels of a head in query and key, and in value.
         itemsize: bytes an element.
@@ -102,15 +103,22 @@ class SiteCost:
 
 
 def site_cost(context: GraphContext, site: AttentionSite) -> SiteCost | None:
-    """Cost of a site as the graph stands; None if its shapes are not numbers."""
+    """Cost of a site as the graph stands; None if its token counts are not numbers."""
     query_node, key_node, value_node = site.operands_now()
     query, key, value = map(context.shape, (query_node, key_node, value_node))
     dtype = context.dtype(key_node)
     if query is None or key is None or value is None or dtype is None:
         return None
-    if not all(isinstance(s, int) for s in (*query, *key, *value)):
+    named = (
+        query[site.query.tokens],
+        key[site.key.tokens],
+        key[site.key.channels],
+        value[site.value.channels],
+    )
+    if not all(isinstance(s, int) for s in named):
         return None
     rest = [s for i, s in enumerate(query) if i not in (site.query.tokens, site.query.channels)]
+    rest = [s if isinstance(s, int) else 1 for s in rest]
     return SiteCost(
         batch=_count(rest),
         query_tokens=int(query[site.query.tokens]),

@@ -103,15 +103,12 @@ class GraphContext:
         path = path.replace("__dict__.", "")
         return path.strip(".")
 
-    def sizes(self, node: Node, shape: Sequence[Size]) -> list[Any]:
-        """`shape` as arguments for a reshape: symbolic sizes taken from `node`'s own value.
+    def sizes(self, shape: Sequence[Size]) -> list[Any]:
+        """`shape` as argument of a reshape: its one symbolic size, if any, becomes -1.
 
-        At most one size may be symbolic and unknown to `node`; it becomes -1.
+        The plan refuses sites with more than one, see `plan.classify`.
         """
-        value = self.value(node)
-        known = list(value.shape) if isinstance(value, torch.Tensor) else []
-        by_expression = {plain_size(s): s for s in known}
-        return [s if isinstance(s, int) else by_expression.get(s, -1) for s in shape]
+        return [s if isinstance(s, int) else -1 for s in shape]
 
     def users(self, node: Node) -> list[Node]:
         """Users that a change of the node's shape or values would reach.

@@ -68,7 +68,7 @@ def through_view(context: GraphContext, node: Node, axis: int, pooling: Pooling)
     moved = kept_axis(shape, before, axis)
     if moved is None:
         return f"{node.name} folds the token axis into another"
-    sizes = context.sizes(node, shape)
+    sizes = context.sizes(shape)
     sizes[axis] = pooling.length_after(int(shape[axis]))
     return Move("view", ((source, moved, pooling),), tuple(sizes))
 

@@ -31,9 +31,7 @@ def _lower(context: GraphContext, pool: Node) -> None:
     values: list[Any] = [source]
     rule = str(pool.meta.get("todo_rule", "pool"))
     with context.graph.inserting_before(pool):
-        for target, arguments, result in lowering_steps(
-            list(context.sizes(source, shape)), axis, pooling
-        ):
+        for target, arguments, result in lowering_steps(context.sizes(shape), axis, pooling):
             concrete = tuple(resolve(a, values) for a in arguments)
             values.append(
                 context.call(target, concrete, like=pool, shape=result, rule=rule, name="todo_pool")

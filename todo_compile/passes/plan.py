@@ -129,6 +129,10 @@ def _sized(
     assert isinstance(offset, int)
     result = SiteGrid(kind, rows, columns, offset)
     obstacle: str | None = site.refusal
+    for operand in (site.key, site.value):
+        shape = context.shape(operand.node) or ()
+        if obstacle is None and sum(not isinstance(s, int) for s in shape) > 1:
+            obstacle = "more than one of its sizes is dynamic"
     if obstacle is None and not grids.unifier.same_range(key, value):
         obstacle = "keys and values do not lie on the same grid"
     if obstacle is None and site.mask is not None and site.mask_axis is not None:

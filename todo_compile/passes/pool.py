@@ -84,7 +84,7 @@ def _shrink(context: GraphContext, node: Node, axis: int, keys: int) -> None:
         source = ops.tensor_arg(node, 0, "input", "self")
         assert source is not None
         node.target, node.op = ops.RESHAPE, "call_function"
-        node.args, node.kwargs = (source, list(context.sizes(node, after))), {}
+        node.args, node.kwargs = (source, context.sizes(after)), {}
     context.set_shape(node, after)
 
 
