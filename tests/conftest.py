@@ -1,0 +1,19 @@
+"""Shared by all tests; being here, it also puts this folder (`oracle`, `graphs`) on the path."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+_common = {
+    "deadline": None,  # captures take what they take
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+    "print_blob": True,
+}
+settings.register_profile("ci", derandomize=True, database=None, **_common)
+settings.register_profile("explore", **_common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))

@@ -1,0 +1,145 @@
+"""The truth: attention on subsampled keys and values, in eager PyTorch, from the specification.
+
+Imports nothing from the passes and is written with other means than theirs: index lists,
+`F.interpolate` and `F.avg_pool2d` instead of slices and reshapes, an explicit softmax instead of
+whatever the model spells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+Pair = tuple[int, int]
+"""(rows, columns)."""
+
+
+def cells(side: int, factor: int) -> int:
+    """⌈side / factor⌉."""
+    return math.ceil(side / factor)
+
+
+def kept(side: int, factor: int, sampling: str) -> list[int]:
+    """Rows (or columns) that stand for their cells, for samplings that pick tokens."""
+    count = cells(side, factor)
+    last_cell = side - (count - 1) * factor
+    start = last_cell // 2 if sampling == "nearest-exact" else 0
+    return [start + index * factor for index in range(count)]
+
+
+def subsample_image(image: torch.Tensor, factors: Pair, sampling: str) -> torch.Tensor:
+    """(B, C, H, W) → (B, C, ⌈H/fr⌉, ⌈W/fc⌉)."""
+    rows, columns = image.shape[-2:]
+    if sampling == "average":
+        return F.avg_pool2d(image, factors, factors, ceil_mode=True, count_include_pad=False)
+    if rows % factors[0] == 0 and columns % factors[1] == 0:
+        size = (rows // factors[0], columns // factors[1])
+        return F.interpolate(image, size=size, mode=sampling)
+    picked = image.index_select(2, torch.tensor(kept(rows, factors[0], sampling)))
+    return picked.index_select(3, torch.tensor(kept(columns, factors[1], sampling)))
+
+
+def subsample(
+    x: torch.Tensor,
+    dim: int,
+    grid: Pair,
+    factors: Pair,
+    sampling: str = "nearest",
+    offset: int = 0,
+) -> torch.Tensor:
+    """Subsample the image tokens on axis `dim`; `offset` tokens before them and those after stay."""
+    moved = x.movedim(dim, -1)
+    tokens = grid[0] * grid[1]
+    before, image, after = moved.split([offset, tokens, moved.shape[-1] - offset - tokens], dim=-1)
+    planes = image.reshape(1, -1, *grid)
+    dtype = planes.dtype
+    if dtype in (torch.bfloat16, torch.float16) and sampling == "average":
+        planes = planes.float()  # rounds once, at the end
+    pooled = subsample_image(planes, factors, sampling).to(dtype)
+    pooled = pooled.reshape(*image.shape[:-1], -1)
+    return torch.cat([before, pooled, after], dim=-1).movedim(-1, dim)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scale: float | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """softmax(QKᵀ·scale + bias)V over the last two axes, by definition."""
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = torch.einsum("...id,...jd->...ij", query, key) * scale
+    if bias is not None:
+        scores = scores + bias
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    weights = weights / weights.sum(-1, keepdim=True)
+    return torch.einsum("...ij,...jd->...id", weights, value)
+
+
+class OracleProcessor:
+    """A diffusers attention processor that projects keys and values from fewer tokens.
+
+    Args:
+        grids: number of image tokens → their grid.
+        factors: number of image tokens → (row, column) factor; absent means dense.
+        sampling: which token stands for a cell.
+    """
+
+    def __init__(self, grids: Mapping[int, Pair], factors: Mapping[int, Pair], sampling: str) -> None:
+        self.grids, self.factors, self.sampling = grids, factors, sampling
+        self.calls = 0
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, N, C) as keys and values see them."""
+        factors = self.factors.get(x.shape[1], (1, 1))
+        if factors == (1, 1):
+            return x
+        self.calls += 1
+        return subsample(x, 1, self.grids[x.shape[1]], factors, self.sampling)
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        residual = hidden_states
+        image = hidden_states.shape if hidden_states.dim() == 4 else None
+        x = hidden_states.flatten(2).mT if image is not None else hidden_states
+        if attn.group_norm is not None:
+            x = attn.group_norm(x.mT).mT
+        text = encoder_hidden_states
+        if text is not None and attn.norm_cross is not None:
+            text = attn.norm_encoder_hidden_states(text)
+        if attn.added_kv_proj_dim is not None:
+            assert text is not None
+            own = self.pooled(x)
+            key = torch.cat([attn.add_k_proj(text), attn.to_k(own)], dim=1)
+            value = torch.cat([attn.add_v_proj(text), attn.to_v(own)], dim=1)
+            if attn.only_cross_attention:
+                key, value = attn.add_k_proj(text), attn.add_v_proj(text)
+        else:
+            own = self.pooled(x) if text is None else text
+            key, value = attn.to_k(own), attn.to_v(own)
+        query = attn.to_q(x)
+        query, key, value = (
+            t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (query, key, value)
+        )
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+        out = attention(query, key, value, scale=attn.scale).transpose(1, 2).flatten(2)
+        out = attn.to_out[0](out)
+        if image is not None:
+            out = out.mT.reshape(image)
+        if attn.residual_connection or attn.added_kv_proj_dim is not None:
+            out = out + residual
+        return out / attn.rescale_output_factor
