@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Captured:
     module: GraphModule
     run: Callable[[], Tensors]
     dialect: str
+    copy: Callable[[], Captured]
+    """A graph of its own to edit: capturing is slow, copying is not."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -55,36 +58,42 @@ def _tensors(result: Any) -> Tensors:
 
 def capture(model: nn.Module, inputs: Sequence[Any], dialect: str) -> Captured:
     """The graph of `model` as ``torch.export`` or as a ``torch.compile`` backend sees it."""
+    if dialect == "export":
+        with torch.no_grad():
+            return _exported(torch.export.export(model, tuple(inputs)), inputs)
+    found: list[tuple[GraphModule, Sequence[Any]]] = []
+
+    def backend(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        def call(*real: Any) -> Any:
+            found.append((module, real))
+            return module.forward(*real)
+
+        return call
+
+    torch.compiler.reset()
     with torch.no_grad():
-        if dialect == "export":
-            program = torch.export.export(model, tuple(inputs))
-
-            def run_export() -> Tensors:
-                program.validate()
-                with torch.no_grad():
-                    return _tensors(program.module()(*inputs))
-
-            return Captured(program.graph_module, run_export, dialect)
-
-        found: list[tuple[GraphModule, Sequence[Any]]] = []
-
-        def backend(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-            def call(*real: Any) -> Any:
-                found.append((module, real))
-                return module.forward(*real)
-
-            return call
-
-        torch.compiler.reset()
         torch.compile(model, backend=backend, fullgraph=True, dynamic=False)(*inputs)
     assert len(found) == 1, "one graph"
-    module, real = found[0]
+    return _compiled(*found[0])
 
-    def run_dynamo() -> Tensors:
+
+def _exported(program: torch.export.ExportedProgram, inputs: Sequence[Any]) -> Captured:
+    def run() -> Tensors:
+        program.validate()
+        with torch.no_grad():
+            return _tensors(program.module()(*inputs))
+
+    return Captured(
+        program.graph_module, run, "export", lambda: _exported(copy.deepcopy(program), inputs)
+    )
+
+
+def _compiled(module: GraphModule, real: Sequence[Any]) -> Captured:
+    def run() -> Tensors:
         with torch.no_grad():
             return _tensors(module.forward(*real))
 
-    return Captured(module, run_dynamo, dialect)
+    return Captured(module, run, "dynamo", lambda: _compiled(copy.deepcopy(module), real))
 
 
 def only_site(report: Report) -> SiteReport:
@@ -278,11 +287,15 @@ class ImageAttention(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.tokens(image)
-        out = self.attend(self.split(self.to_q(x)), self.pool(self.keys(x)), self.pool(self.values(x)))
+        out = self.attend(
+            self.split(self.to_q(x)), self.pool(self.keys(x)), self.pool(self.values(x))
+        )
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 
-def image(rows: int, columns: int, batch: int = 1, channels: int = 3, seed: int = 0) -> torch.Tensor:
+def image(
+    rows: int, columns: int, batch: int = 1, channels: int = 3, seed: int = 0
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, channels, rows, columns, generator=generator)
 
@@ -329,7 +342,9 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
+    ) -> torch.Tensor:
         return self.unet(sample, timestep, text, return_dict=False)[0]
 
 
@@ -363,7 +378,9 @@ class Decoder(nn.Module):
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         torch.manual_seed(4)
-        self.vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).eval()
+        self.vae = AutoencoderKL(
+            block_out_channels=(8,), norm_num_groups=4, latent_channels=4
+        ).eval()
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         return cast(Any, self.vae.decode(latents, return_dict=False))[0]

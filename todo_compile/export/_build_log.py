@@ -76,6 +76,11 @@ _CAUSES = (
         "(--target sm89) without weight refitting.",
     ),
     _Cause(
+        re.compile(r"OutOfMemory \(Requested size was"),
+        "One layer wants that much GPU memory; most likely the attention scores, because "
+        "attention was not fused. Use --opset 23, fewer --kv-tokens, or a lower --res.",
+    ),
+    _Cause(
         re.compile(
             r"[Oo]ut ?[Oo]f ?[Mm]emory|cannot allocate|bad_alloc|OutOfMemory|insufficient memory"
             r"|requested .* bytes"

@@ -48,30 +48,52 @@ def write_external(model: ir.Model, path: Path, tick: Callable[[int], None]) -> 
     import onnx_ir as ir
 
     written: dict[tuple[Any, ...], int] = {}
+    # What was written stays alive to the end: memory that is freed and given out again must not
+    # pass for a tensor that was written before.
+    alive: list[Any] = []
     offset = 0
     with path.open("wb", buffering=0) as file:
         for value in model.graph.initializers.values():
             tensor = value.const_value
             if tensor is None or tensor.nbytes <= _SMALL:
                 continue
-            bits = _bits(tensor)
-            where = (bits.data_ptr(), bits.stride(), tuple(bits.shape), bits.dtype)
-            if where not in written:
+            where = _memory(tensor)
+            if where is None or where not in written:
                 offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
                 file.seek(offset)
-                written[where] = offset
-                _write_all(file, bits)
+                start = offset
+                _write_all(file, _bits(tensor))
                 offset += tensor.nbytes
                 tick(offset)
+            else:
+                start = written[where]
+            if where is not None:
+                written[where] = start
+                alive.append(getattr(tensor, "raw", None))
+            sides: Any = tensor.shape  # typed as perhaps symbolic; a tensor's are numbers
             value.const_value = ir.ExternalTensor(
                 path.name,
-                written[where],
+                start,
                 tensor.nbytes,
                 tensor.dtype,
-                shape=ir.Shape(bits.shape),
+                shape=ir.Shape(tuple(int(side) for side in sides)),
                 name=tensor.name or value.name or "",
                 base_dir=path.parent,
             )
+
+
+def _memory(tensor: ir.TensorProtocol) -> tuple[Any, ...] | None:
+    """Where and how the tensor lies in memory; None if it is made only when it is asked for."""
+    import numpy as np
+    import torch
+
+    raw = getattr(tensor, "raw", None)
+    if isinstance(raw, torch.Tensor):
+        return (raw.device, raw.data_ptr(), raw.stride(), tuple(raw.shape), raw.dtype)
+    if isinstance(raw, np.ndarray):
+        array: Any = raw
+        return ("cpu", array.ctypes.data, array.strides, array.shape, array.dtype.str)
+    return None
 
 
 def _bits(tensor: ir.TensorProtocol) -> torch.Tensor:

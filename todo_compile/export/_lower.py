@@ -70,13 +70,12 @@ def _write_out(graph: Graph, node: Node) -> None:
         return
     source = cast("Node", node.args[0])
     wanted = node.meta["val"].dtype
-    if source.meta["val"].dtype == wanted:
-        replacement = source
-    else:
-        with graph.inserting_after(node):
-            replacement = graph.call_function(
-                torch.ops.aten._to_copy.default, (source,), {"dtype": wanted}
-            )
-        replacement.meta = dict(node.meta)
-    node.replace_all_uses_with(replacement)
-    graph.erase_node(node)
+    # The program's signature knows its outputs by name, so those nodes stay.
+    is_output = any(user.op == "output" for user in node.users)
+    if source.meta["val"].dtype == wanted and not is_output:
+        node.replace_all_uses_with(source)
+        graph.erase_node(node)
+        return
+    node.target = torch.ops.aten._to_copy.default
+    node.args = (source,)
+    node.kwargs = {"dtype": wanted}

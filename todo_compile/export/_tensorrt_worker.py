@@ -148,10 +148,52 @@ def _monitor(trt: Any, events: _Events) -> Any:
     return Monitor()
 
 
-def write_all(file: Any, data: memoryview) -> None:
+def _write_all(file: Any, data: memoryview) -> None:
     """Write all of `data`; one call takes at most 2 GiB on Linux."""
     while data:
         data = data[file.write(data) :]
+
+
+def _build_to_file(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> None:
+    """Build and write the engine to `path`, in pieces as it comes where the library can.
+
+    SD1.5 peaks at 5.5 GB that way, at 5.9 GB with the engine whole in memory.
+    """
+    with path.open("wb", buffering=0) as file:
+        if not hasattr(builder, "build_serialized_network_to_stream"):
+            engine = builder.build_serialized_network(network, config)
+            if engine is None:
+                raise _Refused("")
+            _write_all(file, memoryview(engine).cast("B"))
+            return
+        writer = _writer(trt, file)
+        built = builder.build_serialized_network_to_stream(network, config, writer)
+        if writer.error is not None:
+            raise writer.error
+        if not built or not writer.written:
+            raise _Refused("")
+
+
+def _writer(trt: Any, file: Any) -> Any:
+    class Writer(trt.IStreamWriter):
+        """Receives the engine, 64 MiB at a time."""
+
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.written = 0
+            self.error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                _write_all(file, memoryview(data))
+            except OSError as error:
+                # An exception cannot cross native code; a short count stops the build.
+                self.error = error
+                return 0
+            self.written += len(data)
+            return len(data)
+
+    return Writer()
 
 
 def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]:
@@ -174,19 +216,12 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
     monitor = _monitor(trt, events)
     config.progress_monitor = monitor
     events.send("phase", name="build")
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise _Refused("")
+    _build_to_file(trt, builder, network, config, Path(request["plan"]))
     built = time.perf_counter()
     io = {
         "inputs": [_spec(network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_spec(network.get_output(i)) for i in range(network.num_outputs)],
     }
-    # The parser holds the weights: gone before the engine is written, the peak stays where it was.
-    del parser, network
-    events.send("phase", name="serialise")
-    with Path(request["plan"]).open("wb", buffering=0) as file:
-        write_all(file, memoryview(engine).cast("B"))
     if cache is not None:
         _save_cache(config, Path(request["timing_cache"]))
     return {
@@ -195,7 +230,6 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
         "seconds": {
             "parse": parsed - start,
             "build": built - parsed,
-            "serialise": time.perf_counter() - built,
         },
         "peak_rss_bytes": _peak_rss(),
     }
@@ -271,6 +305,11 @@ def _inspect(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, An
 
 def _peak_rss() -> int | None:
     """The most memory this process held, in bytes; None on Windows."""
+    # Linux's rusage survives exec: it would report the parent's memory before we were loaded.
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:

@@ -102,7 +102,11 @@ def resolve_targets(wanted: tuple[str, ...], library: Library, gpu: str | None =
             remedy=f"It knows {', '.join(library.targets)}. Choose from these, or write ONNX"
             " (--out FILE.onnx) and build with TensorRT on a machine that has this GPU.",
         )
-    reason = "as asked" if wanted else "default, since there is no GPU in this machine"
+    reason = "as asked"
+    if not wanted and gpu is None:
+        reason = "default, since there is no GPU in this machine"
+    elif not wanted:
+        reason = f"default, since {library.name} cannot build for this machine's {gpu}"
     return Targets(names, current=False, reason=reason)
 
 

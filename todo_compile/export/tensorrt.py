@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from todo_compile.progress import Progress, Step
 
 LOG_HEADER = "todo-compile: TensorRT build log"
-_PHASES = {"parse": 0.05, "build": 0.9, "serialise": 0.05}
+_PHASES = {"parse": 0.05, "build": 0.95}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class EngineInfo:
         targets: GPUs it was built for.
         bytes: size of the file.
         memory: GPU memory when it runs, as the builder reports it.
-        seconds: for "parse", "build", "serialise".
+        seconds: for "parse" and "build", writing the file included.
         peak_rss_bytes: the most memory the builder's process held, None on Windows.
         inputs: in order.
         outputs: in order.

@@ -165,6 +165,13 @@ def has_roles(dim: Dim) -> bool:
     return any(a.role or any(has_roles(s) for s in a.segments) for a in dim)
 
 
+def _one_more(last: Atom, following: Atom) -> bool:
+    """An image axis of one row or column belongs to the dimension that the other axis is in."""
+    return bool(last.role and following.role and last.role != following.role) and same(
+        following.size, 1
+    )
+
+
 def _rejoined(atoms: list[Atom]) -> Dim:
     """Outer and inner part of one range, side by side, are that range again."""
     joined: list[Atom] = []
@@ -195,6 +202,9 @@ def reshape(axes: Axes, sizes: Sequence[Size]) -> Axes:
                 taken.append(atom)
                 position += 1
                 need = rest
+                while same(need, 1) and position < len(atoms) and _one_more(atom, atoms[position]):
+                    taken.append(atoms[position])
+                    position += 1
                 continue
             inner = quotient(atom.size, need)
             if inner is None or atom.segments:

@@ -16,7 +16,7 @@ from todo_compile.passes import ops
 from todo_compile.passes.axes import Size
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.products import product
-from todo_compile.passes.sites import AttentionSite
+from todo_compile.passes.sites import AttentionSite, fused_operands
 
 TENSOR_LIMIT = 2**31 - 1
 """Elements in one tensor beyond which TensorRT refuses a network."""
@@ -42,7 +42,7 @@ def flops(context: GraphContext, node: Node) -> int:
         known = context.shape(weight) if weight is not None else None
         return 2 * _count(shape) * _count(known[1:]) if known else 0
     if name == "scaled_dot_product_attention":
-        query, key = (context.shape(ops.operands(node)[i]) for i in (0, 1))
+        query, key, _ = map(context.shape, fused_operands(node))
         if query is None or key is None:
             return 0
         return 2 * (_count(query) + _count(shape)) * _count(key[-2:-1])

@@ -11,6 +11,7 @@ refused later. Nothing here compares a token count with a square root or a chann
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import Node
@@ -155,21 +156,18 @@ class GridMap:
         if len(shape) != 4 or source is None:
             return None
         before, before_shape = self.axes.get(source), self.context.shape(source)
-        result: list[Dim] = [fresh_dim(shape[0]), fresh_dim(shape[1])]
-        if before is not None and before_shape is not None and len(before) == 4:
-            result[0] = before[0]
+        if before is None or before_shape is None or len(before) != 4:
+            return (*map(fresh_dim, shape[:2]), (fresh(shape[2], "H"),), (fresh(shape[3], "W"),))
+        # That it is convolved is what tells the rows and columns of the source.
+        before = (*before[:2], _named(before[2], "H", before_shape[2]),
+                  _named(before[3], "W", before_shape[3]))  # fmt: skip
+        self.axes[source] = before
+        result: list[Dim] = [before[0], fresh_dim(shape[1])]
         for axis, role in ((2, "H"), (3, "W")):
-            kept: Dim | None = None
-            if before is not None and before_shape is not None and len(before) == 4:
-                # A convolution that keeps the side keeps the rows: same positions, new channels.
-                known = before[axis]
-                if (
-                    same(before_shape[axis], shape[axis])
-                    and len(known) == 1
-                    and known[0].role == role
-                ):
-                    kept = known if name in ("conv2d", "convolution") else None
-            result[axis:] = [kept if kept is not None else (fresh(shape[axis], role),)]
+            # A convolution that keeps the side keeps the rows: same positions, new channels.
+            kept = name in ("conv2d", "convolution") and same(before_shape[axis], shape[axis])
+            own = len(before[axis]) == 1 and before[axis][0].role == role
+            result.append(before[axis] if kept and own else (fresh(shape[axis], role),))
         return tuple(result)
 
     def _broadcast(self, node: Node, shape: tuple[Size, ...]) -> Axes:
@@ -370,6 +368,15 @@ class GridMap:
             else:
                 return None
         return (*result, *left)
+
+
+def _named(dim: Dim, role: str, size: Size) -> Dim:
+    """A dimension of unknown meaning becomes rows or columns, still the same range."""
+    if not dim:
+        return (fresh(size, role),)
+    if len(dim) == 1 and not dim[0].role and not dim[0].segments:
+        return (replace(dim[0], role=role),)
+    return dim
 
 
 def _segment(atom: Atom, start: int, size: Size) -> Dim:

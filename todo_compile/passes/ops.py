@@ -158,6 +158,8 @@ def op(node: Node) -> str:
     if node.op != "call_function":
         return ""
     target = node.target
+    if target is getattr:  # Dynamo's spelling of x.mT, x.shape, x.dtype
+        return str(node.args[1])
     overload = overload_name(target)
     if overload is not None:
         namespace, name = overload
@@ -244,7 +246,7 @@ def permutation(node: Node, rank: int) -> list[int] | None:
     name = op(node)
     if name == "permute":
         return [normal_dim(d, rank) for d in int_list(node, 1, "dims")]
-    if name == "t" or (name in ("mT", "adjoint") and rank >= 2):
+    if (name in ("t", "T") and rank <= 2) or (name in ("mT", "adjoint") and rank >= 2):
         order = list(range(rank))
         if rank >= 2:
             order[-1], order[-2] = order[-2], order[-1]
@@ -273,9 +275,26 @@ def is_dropout_active(node: Node) -> bool:
     return bool(training) and probability != 0
 
 
-_SIZE_QUERIES = frozenset(("sym_size", "size", "sym_numel", "numel", "sym_stride", "stride"))
+_SIZE_QUERIES = frozenset(
+    ("sym_size", "size", "shape", "sym_numel", "numel", "sym_stride", "stride")
+)
 _DESCRIPTION_QUERIES = frozenset(
-    ("dim", "ndim", "is_contiguous", "is_floating_point", "get_device")
+    [
+        "dim",
+        "ndim",
+        "ndimension",
+        "is_contiguous",
+        "is_floating_point",
+        "get_device",
+        "dtype",
+        "device",
+        "layout",
+        "requires_grad",
+        "is_cuda",
+        "is_sparse",
+        "itemsize",
+        "element_size",
+    ]
 )
 
 
@@ -284,8 +303,6 @@ def is_size_query(node: Node) -> bool:
     name = op(node)
     if name == "_assert_tensor_metadata":
         return any(arg(node, i, n) is not None for i, n in ((1, "size"), (2, "stride")))
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] == "shape"
     return name in _SIZE_QUERIES
 
 
@@ -294,8 +311,6 @@ def is_description_query(node: Node) -> bool:
     name = op(node)
     if name == "_assert_tensor_metadata":
         return not is_size_query(node)
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] != "shape"
     return name in _DESCRIPTION_QUERIES
 
 

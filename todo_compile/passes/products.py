@@ -130,14 +130,27 @@ def _einsum(context: GraphContext, node: Node) -> Product | None:
         else node.args[1:]
     )
     tensors = [t for t in found if isinstance(t, Node)]
-    if not isinstance(equation, str) or len(tensors) != 2 or "." in equation:
+    if not isinstance(equation, str) or len(tensors) != 2:
         return None
     inputs, _, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    if len(terms) != 2 or not output or any(len(set(t)) != len(t) for t in (*terms, output)):
+    shapes = [context.shape(t) for t in tensors]
+    if len(terms) != 2 or not output or None in shapes:
         return None
-    for term, tensor in zip(terms, tensors, strict=True):
-        shape = context.shape(tensor)
-        if shape is None or len(shape) != len(term):
-            return None
-    return Product(node, tensors[0], tensors[1], tuple(terms[0]), tuple(terms[1]), tuple(output))
+    extra = [len(s or ()) - len(t.replace("...", "")) for t, s in zip(terms, shapes, strict=True)]
+    ellipsis = [e for e, t in zip(extra, terms, strict=True) if "..." in t]
+    if len(set(ellipsis)) > 1:  # one operand broadcasts against the other
+        return None
+    count = ellipsis[0] if ellipsis else 0
+    labels = [_labels(t, count) for t in (*terms, output)]
+    if any(len(set(one)) != len(one) for one in labels):
+        return None
+    if any(len(one) != len(s or ()) for one, s in zip(labels, shapes, strict=False)):
+        return None
+    return Product(node, tensors[0], tensors[1], labels[0], labels[1], labels[2])
+
+
+def _labels(term: str, ellipsis: int) -> tuple[Label, ...]:
+    """One label an axis; those that ``...`` stands for are numbers."""
+    before, dots, after = term.partition("...")
+    return (*before, *(range(ellipsis) if dots else ()), *after)

@@ -22,8 +22,9 @@ from todo_compile.passes.axes import Size, same
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.products import Product, product
 
-_SCALINGS = frozenset(("mul", "div"))
-_MASKINGS = frozenset(("add", "sub", "iadd"))
+# Written in place or not: the product has no other reader then (see the end of `_spelled_out`).
+_SCALINGS = frozenset(("mul", "div", "mul_", "div_", "imul", "itruediv"))
+_MASKINGS = frozenset(("add", "sub", "iadd", "add_"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,7 @@ class AttentionSite:
     def operands_now(self) -> tuple[Node, Node, Node]:
         """Query, key and value as the graph has them now, after any rewriting."""
         if self.score is None or self.result is None:
-            query, key, value = ops.operands(self.anchor)[:3]
-            return query, key, value
+            return fused_operands(self.anchor)
         return (
             self.score.read(self.query.side),
             self.score.read(self.key.side),
@@ -139,11 +139,17 @@ _OPAQUE = frozenset(
 )  # fmt: skip
 
 
-def _fused(context: GraphContext, node: Node) -> AttentionSite:
+def fused_operands(node: Node) -> tuple[Node, Node, Node]:
+    """Query, key and value of a fused attention node, given by position or by name."""
     query, key, value = (
         ops.tensor_arg(node, i, n) for i, n in enumerate(("query", "key", "value"))
     )
     assert query is not None and key is not None and value is not None
+    return query, key, value
+
+
+def _fused(context: GraphContext, node: Node) -> AttentionSite:
+    query, key, value = fused_operands(node)
     rank = len(context.shape(key) or ())
     site = AttentionSite(
         anchor=node,

@@ -1,0 +1,46 @@
+"""A tiny UNet checkpoint, and outputs that are built once for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from todo_compile.cli import main
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline's folder with a UNet trained at 4×4 latent cells: 16 key tokens."""
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    torch.manual_seed(1)
+    UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=24,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    ).save_pretrained(folder / "unet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def onnx_output(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """fp32 at 64 px (8×8 tokens), verified. Copy it before changing it."""
+    out = tmp_path_factory.mktemp("onnx") / "x.onnx"
+    arguments = ["-m", str(model), "-r", "64", "-o", str(out), "--precision", "fp32"]
+    assert main([*arguments, "--verify"]) == 0
+    return out
+
+
+@pytest.fixture(autouse=True)
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -1,0 +1,337 @@
+"""The main job through the command, on a tiny checkpoint, with real ONNX and real engines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import todo_compile
+from todo_compile import compiler
+from todo_compile.cli import main
+from todo_compile.errors import ExportError
+
+
+def manifest_of(out: Path) -> dict[str, Any]:
+    return json.loads(out.with_name(f"{out.name}.json").read_text())
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """Standard error in one line: the console wraps."""
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def output(onnx_output: Path, tmp_path: Path) -> Path:
+    """A copy of the built output, in another folder."""
+    folder = tmp_path / "moved"
+    shutil.copytree(onnx_output.parent, folder)
+    return folder / onnx_output.name
+
+
+@pytest.fixture
+def no_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would be built fails at once: for decisions before the build."""
+
+    def refuse(job: object) -> object:
+        del job
+        raise ExportError("a build was started")
+
+    monkeypatch.setattr(compiler, "_rewritten", refuse)
+
+
+def fp32(model: Path, out: Path, *more: str) -> list[str]:
+    return ["-m", str(model), "-r", "64", "-o", str(out), "--precision", "fp32", *more]
+
+
+def test_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.plan"
+    arguments = ["--model", str(model), "--res", "64", "--weights", "random:7", "--out", str(out)]
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.plan", "x.plan.json"]
+    manifest = manifest_of(out)
+    assert printed == {
+        "path": str(out),
+        "reused": False,
+        "rebuilt_because": [],
+        "manifest": manifest,
+    }
+    assert manifest["files"] == [
+        {
+            "name": "x.plan",
+            "bytes": out.stat().st_size,
+            "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+        }
+    ]
+    assert manifest["library"].startswith("tensorrt_rtx ")
+    assert manifest["targets"] == ["sm89"]
+    assert manifest["model"]["random_weights"] is True
+    assert "random" in manifest["model"]["weights"]
+    assert manifest["inputs"] == [
+        {"name": "sample", "shape": [2, 4, 8, 8], "dtype": "float16"},
+        {"name": "timestep", "shape": [1], "dtype": "float32"},
+        {"name": "encoder_hidden_states", "shape": [2, 77, 24], "dtype": "float16"},
+    ]
+    assert manifest["outputs"] == [
+        {"name": "out_sample", "shape": [2, 4, 8, 8], "dtype": "float16"}
+    ]
+    assert all(manifest["memory"][key] > 0 for key in ("activation", "scratch", "weights"))
+    assert {"capture", "passes", "onnx", "engine"} <= manifest["seconds"].keys()
+
+    assert main(arguments) == 0
+    assert "is up to date" in said(capsys)
+    assert manifest_of(out) == manifest
+    assert main(["inspect", str(out), "--layers", "--json"]) == 0
+    looked = json.loads(capsys.readouterr().out)
+    assert looked["damage"] == []
+    assert looked["layers"] or "cannot be read here" in looked["note"]
+    out.write_bytes(out.read_bytes()[:-1] + b"?")
+    assert main(["inspect", str(out)]) == 0
+    assert "x.plan was changed (its hash differs)" in capsys.readouterr().out
+
+
+def test_onnx_is_verified_and_described(onnx_output: Path) -> None:
+    manifest = manifest_of(onnx_output)
+    assert manifest["verification"]["relative_l2"] < 1e-5
+    assert manifest["verification"]["resolution"] == "64x64"
+    assert manifest["onnx"]["opset"] == 23
+    assert manifest["onnx"]["ops"]["Attention"] == 8
+    assert manifest["library"] is None
+    assert manifest["memory"] is None
+    assert manifest["model"]["random_weights"] is False
+    actions = [(s["kind"], s["action"], s["key_tokens_after"]) for s in manifest["sites"]]
+    assert actions.count(("self", "rewritten", 16)) == 3
+    assert actions.count(("self", "dense", 16)) == 1
+    assert actions.count(("cross", "dense", 77)) == 4
+    assert len(actions) == 8
+
+
+def test_onnx_equals_the_rewritten_graph(model: Path, output: Path) -> None:
+    """Against `rewrite` of diffusers' own module, from a moved folder; not the dense model."""
+    import onnxruntime as ort
+    import torch
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(model / "unet").eval()
+    torch.manual_seed(3)
+    sample, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 24)
+    time = torch.tensor([123.0])
+    call = {"return_dict": False}
+    rewritten, report = todo_compile.rewrite(
+        unet, (sample, time.expand(2), text), call, native_kv_tokens=16
+    )
+    assert report.rewritten == 3
+    with torch.no_grad():
+        expected = rewritten(sample, time.expand(2), text, **call)[0]
+        dense = unet(sample, time.expand(2), text, return_dict=False)[0]
+    session = ort.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    feeds = {
+        "sample": sample.numpy(),
+        "timestep": time.numpy(),
+        "encoder_hidden_states": text.numpy(),
+    }
+    actual = torch.from_numpy(session.run(None, feeds)[0])
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(actual, dense, rtol=1e-4, atol=1e-5)
+
+
+def test_api_verifies_fp16(model: Path, tmp_path: Path) -> None:
+    result = todo_compile.compile(str(model), res=64, out=tmp_path / "x.onnx", verify=True)
+    assert result.reused is False
+    assert result.report is not None
+    assert result.report.rewritten == 3
+    assert result.manifest.verification is not None
+    assert 0 < result.manifest.verification["relative_l2"] < 2e-2
+    assert result.manifest.request["precision"] == "fp16"
+
+
+@pytest.mark.usefixtures("no_build")
+class TestReuse:
+    def test_equal_is_kept(
+        self, model: Path, output: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = output.read_bytes()
+        assert main(fp32(model, output, "--json")) == 0
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["reused"] is True
+        assert "is up to date" in " ".join(captured.err.split())
+        assert output.read_bytes() == before
+
+    def test_quiet_says_nothing(
+        self, model: Path, output: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(fp32(model, output, "-q")) == 0
+        assert capsys.readouterr() == ("", "")
+
+    @pytest.mark.parametrize(
+        ("more", "reason"),
+        [
+            (("--batch", "1"), "batch: 2 → 1"),
+            (("--res", "72x64"), "resolution: 64x64 → 72x64"),
+            (("--weights", "random:3"), "weights: sha256:"),
+            (("--factors", "4"), "plan.factors: none → [[4, 4]]"),
+            (("--sampling", "average"), "plan.sampling: nearest → average"),
+            (("--precision", "fp16"), "precision: fp32 → fp16"),
+            (("--opset", "18"), "opset: 23 → 18"),
+            (("--force",), "--force was given"),
+        ],
+    )
+    def test_rebuilds_and_says_why(
+        self,
+        model: Path,
+        output: Path,
+        capsys: pytest.CaptureFixture[str],
+        more: tuple[str, ...],
+        reason: str,
+    ) -> None:
+        before = {p.name: p.read_bytes() for p in output.parent.iterdir()}
+        assert main(fp32(model, output, *more)) == 5
+        text = said(capsys)
+        assert f"Rebuilding: {reason}" in text
+        assert "a build was started" in text
+        # It failed: the old output stands, and nothing else.
+        assert {p.name: p.read_bytes() for p in output.parent.iterdir()} == before
+
+    @pytest.mark.parametrize(
+        ("victim", "content", "reason"),
+        [
+            ("x.onnx", b"short", "x.onnx has 5 bytes instead of"),
+            ("x.onnx.json", b"{", "is damaged"),
+            ("x.onnx.json", None, "x.onnx.json does not exist"),
+        ],
+    )
+    def test_tampered_is_rebuilt(
+        self,
+        model: Path,
+        output: Path,
+        capsys: pytest.CaptureFixture[str],
+        victim: str,
+        content: bytes | None,
+        reason: str,
+    ) -> None:
+        path = output.with_name(victim)
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        assert main(fp32(model, output)) == 5
+        assert reason in said(capsys)
+
+
+# What a build looks like while it runs: a stage with half a file, and then nothing for a minute.
+_HANGING = """
+import sys, time
+from pathlib import Path
+from todo_compile import compiler
+from todo_compile.cli import main
+def hang(job):
+    stage = next(job.out.parent.glob(".x.onnx.tmp-*"))
+    (stage / "x.onnx").write_bytes(b"half")
+    print("ready", flush=True)
+    time.sleep(120)
+compiler._rewritten = hang
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def interrupted(arguments: list[str], number: signal.Signals) -> tuple[int, str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HANGING, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, " ".join(err.split())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def litter(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.is_dir()]
+
+
+def test_killed_build_leaves_the_old_output(
+    model: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = content(output.parent)
+    code, _ = interrupted(fp32(model, output, "--batch", "1"), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert content(output.parent) == before
+    assert len(litter(output.parent)) == 1
+
+    def refuse(job: object) -> object:
+        del job
+        raise ExportError("stop")
+
+    monkeypatch.setattr(compiler, "_rewritten", refuse)
+    assert main(fp32(model, output, "--batch", "1")) == 5
+    assert litter(output.parent) == []
+    assert content(output.parent) == before
+
+
+def test_reuse_sweeps_litter_too(model: Path, output: Path) -> None:
+    code, _ = interrupted(fp32(model, output, "--force"), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert len(litter(output.parent)) == 1
+    assert main(fp32(model, output)) == 0  # kept: everything is equal
+    assert litter(output.parent) == []
+
+
+def test_ctrl_c(model: Path, output: Path) -> None:
+    before = content(output.parent)
+    code, text = interrupted(fp32(model, output, "--force"), signal.SIGINT)
+    assert code == 130
+    assert "interrupted; nothing was written" in text
+    assert "Traceback" not in text
+    assert litter(output.parent) == []
+    assert content(output.parent) == before
+
+
+def test_plan_needs_no_weights(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bare" / "unet").mkdir(parents=True)
+    shutil.copy(model / "unet" / "config.json", tmp_path / "bare" / "unet")
+    picture, dump = tmp_path / "plan.png", tmp_path / "dump"
+    common = ["plan", "-m", str(tmp_path / "bare"), "-r", "64"]
+    assert main([*common, "--json", "--plot", str(picture), "--dump", str(dump)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [s["key_tokens_after"] for s in report["sites"] if s["kind"] == "self"] == [16] * 4
+    assert report["totals"]["flops_after"] < report["totals"]["flops"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(list(dump.iterdir())) > 2
+
+
+def test_plan_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-m", str(model), "-r", "64", "--factors", "4,2"]) == 0
+    text = capsys.readouterr().out
+    assert "64 → 4" in text
+    assert "16 → 4" in text
+    assert "4 more" in text
+    assert "4 attention sites rewritten, 4 left dense, 0 refused" in text
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {"sd15", "sd21", "sdxl"} <= rows.keys()
+    assert rows["sd15"]["native_kv_tokens"] == 4096
+    assert main(["models"]) == 0
+    assert "sdxl" in capsys.readouterr().out
