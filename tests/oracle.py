@@ -51,7 +51,7 @@ def subsample(
     sampling: str = "nearest",
     offset: int = 0,
 ) -> torch.Tensor:
-    """Subsample the image tokens on axis `dim`; `offset` tokens before them and those after stay."""
+    """Subsample the image tokens on axis `dim`; `offset` before and the rest stay."""
     moved = x.movedim(dim, -1)
     tokens = grid[0] * grid[1]
     before, image, after = moved.split([offset, tokens, moved.shape[-1] - offset - tokens], dim=-1)
@@ -91,7 +91,9 @@ class OracleProcessor:
         sampling: which token stands for a cell.
     """
 
-    def __init__(self, grids: Mapping[int, Pair], factors: Mapping[int, Pair], sampling: str) -> None:
+    def __init__(
+        self, grids: Mapping[int, Pair], factors: Mapping[int, Pair], sampling: str
+    ) -> None:
         self.grids, self.factors, self.sampling = grids, factors, sampling
         self.calls = 0
 

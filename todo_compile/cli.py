@@ -415,8 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stderr.print(error.remedy, highlight=False, markup=False)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        stderr.print("interrupted; nothing was written", style="red", highlight=False)
-        return 130
+        code = 130
     except Exception as error:
         # click's own errors (unknown option, missing value) know how to show themselves.
         show = getattr(error, "show", None)
@@ -424,6 +423,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         show()
         return int(getattr(error, "exit_code", 2))
+    if code == 130:  # typer turns Ctrl-C into this status by itself
+        stderr.print("interrupted; nothing was written", style="red", highlight=False)
     return code if isinstance(code, int) else 0
 
 

@@ -100,10 +100,11 @@ def compile(
         model, res, out, weights, batch, precision, opset, options, target, library,
         timing_cache, weight_streaming, verify, dump, progress,
     )  # fmt: skip
-    from todo_compile.export.files import check_target
+    from todo_compile.export.files import check_target, sweep
     from todo_compile.export.manifest import find_reusable, read
 
     check_target(job.out)
+    sweep(job.out)
     found = find_reusable(job.out, job.request)
     if found.reusable and not force and not verify:
         job.progress.info(f"{job.out} is up to date: everything that matters is equal; kept.")

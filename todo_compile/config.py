@@ -31,6 +31,15 @@ def _positive_or_none(bound: object) -> bool:
     return isinstance(bound, int) and not isinstance(bound, bool) and bound > 0
 
 
+def _is_pair(factor: object) -> bool:
+    """Checked at run time too, as above."""
+    return (
+        isinstance(factor, (tuple, list))
+        and len(factor) == 2
+        and all(f is not None and _positive_or_none(f) for f in factor)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
     """How key/value factors are chosen.
@@ -68,10 +77,12 @@ class PlanOptions:
                 f"Unknown sampling {self.sampling!r}.", remedy=f"Known: {', '.join(SAMPLINGS)}."
             )
         for factor in self.factors or ():
-            if len(factor) != 2 or any(f < 1 for f in factor):
+            if not _is_pair(factor):
                 raise ConfigError(
                     f"{factor!r} is no pair of positive factors.", remedy=_FACTORS_HELP
                 )
+        if self.factors is not None:  # hashable, whatever sequence came
+            object.__setattr__(self, "factors", tuple((r, c) for r, c in self.factors))
 
     def describe(self) -> dict[str, Any]:
         """JSON-able form, for reports and manifests."""
@@ -142,18 +153,18 @@ def parse_factors(
         if cleaned == "off":
             return ()
         parts = [p.strip() for p in cleaned.split(",")]
-    else:
+    elif isinstance(text, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
         parts = list(text)
+    else:
+        parts = [text]
     return tuple(_one_factor(part, text) for part in parts)
 
 
 def _one_factor(part: Any, whole: Any) -> Factor:
     if isinstance(part, int) and not isinstance(part, bool) and part >= 1:
         return part, part
-    if isinstance(part, (tuple, list)) and len(part) == 2:  # pyright: ignore[reportUnknownArgumentType]
-        pair = tuple(part)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        if all(isinstance(f, int) and f >= 1 for f in pair):
-            return pair[0], pair[1]
+    if isinstance(part, (tuple, list)) and _is_pair(part):  # pyright: ignore[reportUnknownArgumentType]
+        return part[0], part[1]
     if isinstance(part, str) and (
         match := re.fullmatch(r"([1-9]\d{0,4})(?:[x×]([1-9]\d{0,4}))?", part)
     ):

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from export_helpers import TinyNet
+from export_helpers import Recorder, TinyNet, build
+
 from todo_compile.export.library import Library, choose_library
-from todo_compile.export.onnx import OnnxInfo, export_onnx
+from todo_compile.export.onnx import export_onnx
+from todo_compile.export.tensorrt import EngineInfo
 from todo_compile.progress import SilentProgress
-
-MakeOnnx = Callable[..., OnnxInfo]
-
-
-class Recorder(SilentProgress):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.infos: list[str] = []
-        self.warnings: list[str] = []
-        self.fractions: list[float] = []
-        self.details: list[str] = []
-
-    @contextmanager
-    def step(self, name: str):
-        with super().step(name):
-            yield self
-
-    def update(self, done: float, total: float, detail: str = "") -> None:
-        self.fractions.append(done / total)
-        self.details.append(detail)
-
-    def note(self, text: str) -> None:
-        del text
-
-    def info(self, text: str) -> None:
-        self.infos.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture
@@ -72,3 +42,12 @@ def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
         external_over=0,
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def built(library: Library, tiny_onnx: Path) -> EngineInfo:
+    """An engine of the tiny network; not to be changed."""
+    out = tiny_onnx.parent / "out" / "e.plan"
+    out.parent.mkdir()
+    info = build(tiny_onnx, out, library, SilentProgress())
+    return replace(info, path=out)

@@ -7,11 +7,49 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from todo_compile.export.files import staged
+from todo_compile.export.library import Library
+from todo_compile.export.targets import Targets
+from todo_compile.export.tensorrt import EngineOptions, build_engine
+from todo_compile.progress import SilentProgress
+
+ADA = Targets(("sm89",), current=False, reason="test")
+
+
+class Recorder(SilentProgress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.infos: list[str] = []
+        self.warnings: list[str] = []
+        self.fractions: list[float] = []
+        self.details: list[str] = []
+
+    @contextmanager
+    def step(self, name: str):
+        with super().step(name):
+            yield self
+
+    def update(self, done: float, total: float, detail: str = "") -> None:
+        self.fractions.append(done / total)
+        self.details.append(detail)
+
+    def note(self, text: str) -> None:
+        del text
+
+    def info(self, text: str) -> None:
+        self.infos.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 class TinyNet(nn.Module):
@@ -72,3 +110,18 @@ def litter(folder: Path) -> list[str]:
 
 def random_input(dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def build(onnx: Path, out: Path, library: Library, progress: SilentProgress, **options):
+    """Build `onnx` to `out` in a stage, as the compiler does."""
+    targets = options.pop("targets", ADA)
+    with staged(out) as stage:
+        return build_engine(
+            onnx,
+            stage.publish(out.name),
+            library=library,
+            targets=targets,
+            log=out.with_name(f"{out.name}.log"),
+            progress=progress,
+            options=EngineOptions(**options),
+        )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from export_helpers import litter, start_python
+
 from todo_compile.errors import BundleError
 from todo_compile.export import files
 from todo_compile.export.files import check_space, check_target, format_bytes, staged, sweep
@@ -53,9 +54,14 @@ def test_scratch_files_are_not_published(tmp_path: Path):
 def test_failure_keeps_the_old_output(tmp_path: Path, failure: type[BaseException]):
     target = tmp_path / "a.plan"
     write(target, "old", "a.plan.json")
-    with pytest.raises(failure), staged(target) as stage:
-        stage.publish("a.plan").write_text("half")
-        raise failure
+
+    def fail() -> None:
+        with staged(target) as stage:
+            stage.publish("a.plan").write_text("half")
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
     assert target.read_text() == "old"
     assert (tmp_path / "a.plan.json").read_text() == "old"
     assert litter(tmp_path) == []
@@ -178,7 +184,7 @@ def test_ctrl_c_cleans_up(tmp_path: Path):
 
 
 def test_absent_folder(tmp_path: Path):
-    with pytest.raises(BundleError, match="does not exist.*\n.*mkdir"):
+    with pytest.raises(BundleError, match=r"does not exist.*\n.*mkdir"):
         check_target(tmp_path / "none" / "a.plan")
 
 
@@ -196,7 +202,7 @@ def test_target_that_is_a_folder(tmp_path: Path):
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int):
     # Root may write anywhere, so the refusal is the file system's.
-    def refuse(self: Path, *args: object) -> None:
+    def refuse(self: Path) -> None:
         raise OSError(code, os.strerror(code), str(self))
 
     monkeypatch.setattr(files.Path, "mkdir", refuse)
@@ -227,9 +233,14 @@ def test_too_little_space_is_seen_beforehand(tmp_path: Path):
 def test_disk_that_fills_up(tmp_path: Path):
     target = tmp_path / "a.plan"
     write(target, "old")
-    with pytest.raises(BundleError, match="Disk full"), staged(target) as stage:
-        stage.publish("a.plan").symlink_to("/dev/full")
-        (stage.folder / "a.plan").write_bytes(b"x" * 10_000)
+
+    def fill() -> None:
+        with staged(target) as stage:
+            stage.publish("a.plan").symlink_to("/dev/full")
+            (stage.folder / "a.plan").write_bytes(b"x" * 10_000)
+
+    with pytest.raises(BundleError, match="Disk full"):
+        fill()
     assert target.read_text() == "old"
     assert litter(tmp_path) == []
 

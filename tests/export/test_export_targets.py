@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from todo_compile.errors import ConfigError, EngineError
 from todo_compile.export.library import Library, choose_library
 from todo_compile.export.targets import DEFAULT_TARGETS, parse_targets, resolve_targets
@@ -31,7 +32,7 @@ def test_parse(text: str | None, names: tuple[str, ...]):
 
 @pytest.mark.parametrize("text", ["sm42", "ada", "sm89,rtx4090", "sm", "898"])
 def test_unknown_name_lists_the_known(text: str):
-    with pytest.raises(ConfigError, match="Unknown target.*\n.*sm75.*sm121.*current"):
+    with pytest.raises(ConfigError, match=r"Unknown target.*\n.*sm75.*sm121.*current"):
         parse_targets(text)
 
 
@@ -58,7 +59,7 @@ def test_default_beside_a_gpu_that_the_library_lacks_is_said():
 
 
 def test_current_without_a_gpu():
-    with pytest.raises(EngineError, match="no GPU.*\n.*--target sm75"):
+    with pytest.raises(EngineError, match=r"no GPU.*\n.*--target sm75"):
         resolve_targets(("current",), RTX, None)
 
 
@@ -81,7 +82,7 @@ def test_classic_builds_for_its_own_gpu(wanted: tuple[str, ...]):
 
 
 def test_classic_builds_for_no_other():
-    with pytest.raises(EngineError, match="only for the GPU in the machine.*\n.*rtx"):
+    with pytest.raises(EngineError, match=r"only for the GPU in the machine.*\n.*rtx"):
         resolve_targets(("sm120",), CLASSIC, "sm86")
 
 
@@ -102,5 +103,5 @@ def test_absent_library_names_the_package(monkeypatch: pytest.MonkeyPatch, choic
 def test_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "tensorrt_rtx.py").write_text("raise ImportError('libcudart is missing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(EngineError, match="does not load.*libcudart is missing"):
+    with pytest.raises(EngineError, match=r"does not load.*libcudart is missing"):
         choose_library("tensorrt_rtx")

@@ -184,7 +184,8 @@ def test_parse_factors(text: Any, factors: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "-1", "two", "2,", "2x", "x2", "2x3x4", "1.5", 0, -2, True, (0,), ((2,),), (2.5,)]
+    "text",
+    ["", "0", "-1", "two", "2,", "2x", "x2", "2x3x4", "1.5", 0, -2, True, (0,), ((2,),), (2.5,)],
 )
 def test_parse_factors_refuses(text: Any) -> None:
     with pytest.raises(ConfigError, match="factor") as caught:

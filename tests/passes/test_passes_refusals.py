@@ -160,9 +160,7 @@ def test_reference_attention_from_a_second_image(dialect: str) -> None:
     def body(self: Variant, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(*self.qkv(self.tokens(x), self.tokens(other)))
 
-    report, _ = attempt(
-        body, image(ROWS, COLUMNS), image(ROWS, COLUMNS, seed=1), dialect=dialect
-    )
+    report, _ = attempt(body, image(ROWS, COLUMNS), image(ROWS, COLUMNS, seed=1), dialect=dialect)
     assert_left(report, "dense", "cross-attention")
 
 
@@ -219,7 +217,7 @@ def test_write_in_place_between_two_reads_of_one_tensor(dialect: str) -> None:
 
     def body(self: Variant, x: torch.Tensor) -> torch.Tensor:
         tokens = self.tokens(x)
-        scores = self.to_q(tokens) @ self.pool(tokens).mT
+        scores = torch.einsum("bid,bjd->bij", self.to_q(tokens), self.pool(tokens))
         tokens.mul_(-2.0)
         return scores.softmax(-1) @ self.pool(tokens)
 
@@ -319,7 +317,10 @@ def test_windows(dialect: str, sampling: Sampling, shifted: bool) -> None:
         return F.scaled_dot_product_attention(*self.qkv(tokens))
 
     report, captured = attempt(
-        body, image(side, side), dialect=dialect, options=PlanOptions(kv_tokens=4, sampling=sampling)
+        body,
+        image(side, side),
+        dialect=dialect,
+        options=PlanOptions(kv_tokens=4, sampling=sampling),
     )
     site, truth = only_site(report), Variant(body)
     if site.action == "rewritten":

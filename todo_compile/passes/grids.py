@@ -57,7 +57,7 @@ _SPATIAL = frozenset(
         "max_pool2d_with_indices",
     ]
 )
-_POINTWISE = ops.IDENTITY | ops.UNARY | ops.BINARY | ops.NORMS | {"softmax", "cumsum", "roll"}
+_POINTWISE = ops.IDENTITY | ops.UNARY | ops.BINARY | ops.NORMS | {"softmax", "cumsum"}
 
 
 class GridMap:
@@ -133,7 +133,7 @@ class GridMap:
             return self._slice(node, axes, shape)
         if name in ("select", "mean", "sum", "amax", "amin", "any", "all"):
             return self._reduced(node, axes, shape, name)
-        if name in ("repeat", "repeat_interleave", "pad", "constant_pad_nd", "index_select"):
+        if name in ("repeat", "repeat_interleave"):
             return self._where_unchanged(first, axes, shape)
         if name == "conv1d":
             return (
@@ -159,15 +159,20 @@ class GridMap:
         if before is None or before_shape is None or len(before) != 4:
             return (*map(fresh_dim, shape[:2]), (fresh(shape[2], "H"),), (fresh(shape[3], "W"),))
         # That it is convolved is what tells the rows and columns of the source.
-        before = (*before[:2], _named(before[2], "H", before_shape[2]),
-                  _named(before[3], "W", before_shape[3]))  # fmt: skip
+        before = (
+            _named(before[0], "B", before_shape[0]) if before[0] else (),
+            before[1],
+            _named(before[2], "H", before_shape[2]),
+            _named(before[3], "W", before_shape[3]),
+        )
         self.axes[source] = before
         result: list[Dim] = [before[0], fresh_dim(shape[1])]
         for axis, role in ((2, "H"), (3, "W")):
             # A convolution that keeps the side keeps the rows: same positions, new channels.
             kept = name in ("conv2d", "convolution") and same(before_shape[axis], shape[axis])
-            own = len(before[axis]) == 1 and before[axis][0].role == role
-            result.append(before[axis] if kept and own else (fresh(shape[axis], role),))
+            known = before[axis]
+            own = [a.role for a in known] == [role]
+            result.append(known if kept and own else (fresh(shape[axis], role),))
         return tuple(result)
 
     def _broadcast(self, node: Node, shape: tuple[Size, ...]) -> Axes:
@@ -261,8 +266,9 @@ class GridMap:
         axis = ops.normal_dim(ops.arg(node, 1, "dim", default=0), len(shape))
         start = ops.arg(node, 2, "start", default=0) or 0
         step = ops.arg(node, 4, "step", default=1) if ops.op(node) == "slice" else 1
-        result = list(axes)
-        result[axis] = self._sliced(axes[axis], start, step, shape[axis])
+        part = self._sliced(axes[axis], start, step, shape[axis])
+        result = list(axes if part == axes[axis] else _of_other_items(axes, axis))
+        result[axis] = part
         return tuple(result)
 
     def _sliced(self, dim: Dim, start: object, step: object, size: Size) -> Dim:
@@ -289,6 +295,8 @@ class GridMap:
             return None
         dims = found if isinstance(found, (list, tuple)) else [found]
         gone = {ops.normal_dim(d, len(axes)) for d in dims if isinstance(d, int)}
+        if name == "select":
+            axes = _of_other_items(axes, *gone)
         if name != "select" and len(shape) == len(axes):
             return tuple(() if i in gone else dim for i, dim in enumerate(axes))
         kept = tuple(dim for i, dim in enumerate(axes) if i not in gone)
@@ -315,7 +323,10 @@ class GridMap:
             return
         if name == "unbind":
             axis = ops.normal_dim(ops.arg(node, 1, "dim", default=0), len(axes))
-            self._lists[node] = [axes[:axis] + axes[axis + 1 :]] * len(value)
+            self._lists[node] = [
+                rest[:axis] + rest[axis + 1 :]
+                for rest in (_of_other_items(axes, axis) for _ in value)
+            ]
         elif name in ("chunk", "split", "tensor_split"):
             axis = ops.normal_dim(ops.arg(node, 2, "dim", default=0), len(axes))
             parts: list[Axes] = []
@@ -325,7 +336,7 @@ class GridMap:
                 parts.append(
                     tuple(
                         self._sliced(d, start, 1, size) if i == axis else d
-                        for i, d in enumerate(axes)
+                        for i, d in enumerate(_of_other_items(axes, axis))
                     )
                 )
                 start = start + size
@@ -350,7 +361,8 @@ class GridMap:
             missing = len(axes) - sum(i is not None and i is not Ellipsis for i in indices)
             indices[at : at + 1] = [slice(None)] * missing
         result: list[Dim] = []
-        left = list(axes)
+        kept = [item for item in indices if item is not None]
+        left = list(_of_other_items(axes, *(i for i, item in enumerate(kept) if not _whole(item))))
         for item in indices:
             if item is None:
                 result.append(())
@@ -359,9 +371,10 @@ class GridMap:
                 size = shape[len(result)] if len(result) < len(shape) else None
                 if size is None:
                     return None
-                plain = item.start in (None, 0) and item.stop is None and item.step in (None, 1)
                 result.append(
-                    dim if plain else self._sliced(dim, item.start or 0, item.step or 1, size)
+                    dim
+                    if _whole(item)
+                    else self._sliced(dim, item.start or 0, item.step or 1, size)
                 )
             elif isinstance(item, int) and left:
                 left.pop(0)
@@ -377,6 +390,32 @@ def _named(dim: Dim, role: str, size: Size) -> Dim:
     if len(dim) == 1 and not dim[0].role and not dim[0].segments:
         return (replace(dim[0], role=role),)
     return dim
+
+
+def _whole(item: object) -> bool:
+    """Whether an index takes all of an axis in order."""
+    return isinstance(item, slice) and (item.start, item.stop, item.step) in (
+        (None, None, None),
+        (0, None, None),
+        (None, None, 1),
+        (0, None, 1),
+    )
+
+
+def _of_other_items(axes: Axes, *cut: int) -> Axes:
+    """Axes after part of the batch was taken: rows and columns of those items, no longer of all.
+
+    So the tokens of one half of a batch are not mistaken for those of the other.
+    """
+
+    def batch(dim: Dim) -> bool:
+        return any(a.role == "B" or any(batch(s) for s in a.segments) for a in dim)
+
+    if not any(batch(axes[i]) for i in cut):
+        return axes
+    return tuple(
+        tuple(fresh(a.size, a.role) if a.role in ("H", "W") else a for a in dim) for dim in axes
+    )
 
 
 def _segment(atom: Atom, start: int, size: Size) -> Dim:

@@ -83,6 +83,8 @@ def through_squeeze(context: GraphContext, node: Node, axis: int, pooling: Pooli
     before = context.shape(source) if source is not None else None
     if source is None or shape is None or before is None:
         return f"the shape before {node.name} is not known"
+    if ops.op(node) == "squeeze" and ops.arg(node, 1, "dim") is None:
+        return f"{node.name} drops every axis of size 1, which pooling may make one more of"
     moved = kept_axis(shape, before, axis)
     return (
         Move("squeeze", ((source, moved, pooling),))

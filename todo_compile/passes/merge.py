@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.pooling import Pooling
 
 
 @dataclass(slots=True)
@@ -26,6 +27,8 @@ def merge_pools(context: GraphContext, pools: Sequence[Node]) -> MergeResult:
     """Merge poolings with equal source and arguments; the first in the graph stays."""
     groups: dict[tuple[object, ...], list[Node]] = {}
     for pool in pools:
+        if Pooling.of(pool)[0] in context.written:
+            continue  # between two readings of the same node its memory may have changed
         groups.setdefault(pool.args, []).append(pool)
     result = MergeResult()
     doubled = [group for group in groups.values() if len(group) > 1]

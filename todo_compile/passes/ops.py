@@ -206,6 +206,11 @@ def set_arg(node: Node, position: int, name: str, value: Any) -> None:
         node.kwargs = {**node.kwargs, name: value}
 
 
+def given_name(node: Node, names: tuple[str, ...]) -> str:
+    """Which of several names of one parameter `node` uses."""
+    return next((n for n in names if n in node.kwargs), names[0])
+
+
 def tensor_arg(node: Node, position: int, *names: str) -> Node | None:
     """Like `arg`, for an argument that must be a node."""
     found = arg(node, position, *names)

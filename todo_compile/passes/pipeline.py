@@ -212,12 +212,19 @@ def _report(run: _Run, dense: _Dense) -> Report:
     )
 
 
+def _factor(decision: Decision) -> tuple[int, int]:
+    """(row, column) factor of the image, whatever order its tokens are in."""
+    if decision.pooling is None:
+        return 1, 1
+    pair = decision.pooling.row_factor, decision.pooling.column_factor
+    return (pair[1], pair[0]) if decision.grid.column_major else pair
+
+
 def _row(
     run: _Run, decision: Decision, before: cost.SiteCost | None, graph_flops: int
 ) -> SiteReport:
     site, context = decision.site, run.context
     after = cost.site_cost(context, site)
-    pooling = decision.pooling
     return SiteReport(
         name=site.name,
         module=context.module_path(site.anchor),
@@ -230,7 +237,7 @@ def _row(
         query_tokens=before.query_tokens if before else 0,
         key_tokens=before.key_tokens if before else 0,
         key_tokens_after=after.key_tokens if after else 0,
-        factor=(pooling.row_factor, pooling.column_factor) if pooling else (1, 1),
+        factor=_factor(decision),
         action=decision.action,
         reason=decision.reason,
         flops=before.flops if before else 0,

@@ -31,7 +31,7 @@ class SiteGrid:
 
     Args:
         kind: self-attention, cross-attention, joint attention over text and image, or unknown.
-        rows, columns: slow and fast side of the key tokens' grid; 0 where there is none.
+        rows, columns: sides of the key tokens' grid (H, W); 0 where there is none.
         offset: tokens before the image's in a joint sequence.
         obstacle: why the site cannot or need not be rewritten; None if it can.
         refused: the obstacle is a lack of proof rather than a property of the model.
@@ -45,6 +45,8 @@ class SiteGrid:
     refused: bool = False
     dynamic: tuple[Any, ...] = ()
     """Symbolic sides, where the grid is dynamic."""
+    column_major: bool = False
+    """The tokens count columns first: ``(B, W·H, C)``."""
 
 
 @dataclass(slots=True)
@@ -76,6 +78,10 @@ def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> Site
         if found is not None:
             return found
         return _sized("self", context, grids, site, key, value, 0)
+    if len(key) == 1 and sum(grid_of(s) is not None for s in key[0].segments) > 1:
+        return SiteGrid(
+            "unknown", obstacle="its keys join the tokens of several images", refused=True
+        )
     segment = image_segment(key)
     if segment is not None:
         offset, image = segment
@@ -99,13 +105,20 @@ def _self_or_other(grids: GridMap, query: Dim, key: Dim, query_is_grid: bool) ->
     """None for self-attention over the whole grid, else what it is instead."""
     if grids.unifier.same_range(query, key):
         return None
-    find = grids.unifier.find
-    if len(query) == len(key) and all(
-        k.origin and find(k.origin) == find(q.ident) for q, k in zip(query, key, strict=True)
-    ):
-        return SiteGrid("self", obstacle="its keys are downsampled already")
+    if _coarsened(grids, query, key):
+        rows, columns = (atom.size if isinstance(atom.size, int) else 0 for atom in query)
+        return SiteGrid("self", rows, columns, obstacle="its keys are downsampled already")
     what = "lie on another grid than the queries" if query_is_grid else "alone are image tokens"
     return SiteGrid("cross", obstacle=f"cross-attention: the keys {what}")
+
+
+def _coarsened(grids: GridMap, query: Dim, key: Dim) -> bool:
+    """Whether every axis of the keys is the queries' or a coarser form of it."""
+    find = grids.unifier.find
+    return len(query) == len(key) and all(
+        find(k.ident) == find(q.ident) or (k.origin and find(k.origin) == find(q.ident))
+        for q, k in zip(query, key, strict=True)
+    )
 
 
 def _sized(
@@ -127,7 +140,11 @@ def _sized(
             dynamic=tuple(n for n in (rows, columns, offset) if not isinstance(n, int)),
         )
     assert isinstance(offset, int)
-    result = SiteGrid(kind, rows, columns, offset)
+    # Rows and columns are the image's, whichever of them the tokens count first.
+    column_major = key[0].role == "W"
+    if column_major:
+        rows, columns = columns, rows
+    result = SiteGrid(kind, rows, columns, offset, column_major=column_major)
     obstacle: str | None = site.refusal
     for operand in (site.key, site.value):
         shape = context.shape(operand.node) or ()
@@ -266,7 +283,10 @@ def _decide(
         )
     if factor == (1, 1):
         return Decision(site, grid, "dense", because, level)
-    pooling = Pooling(grid.rows, grid.columns, *factor, options.sampling, grid.offset)
+    rows, columns = factor
+    pooling = Pooling(grid.rows, grid.columns, rows, columns, options.sampling, grid.offset)
+    if grid.column_major:  # slow and fast side change places, and their factors with them
+        pooling = Pooling(grid.columns, grid.rows, columns, rows, options.sampling, grid.offset)
     if site.mask_axis is not None and not pooling.picks_tokens:
         reason = "an attention mask over the keys cannot be averaged"
         return Decision(site, grid, "refused", reason, level)

@@ -17,6 +17,8 @@ from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
 
 Label = int | str
+# Names of a product's operands by position; ``baddbmm`` has its bias first.
+_NAMES = (("input", "self"), ("mat2", "other", "tensor2", "batch1"), ("batch2",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,16 @@ class Product:
             tensors[side] = new
             self.node.args = (equation, *tensors)
             return
-        names = ("batch1", "batch2") if self.first else ("input", "mat2")
-        ops.set_arg(self.node, self.first + side, names[side], new)
+        name = ops.given_name(self.node, _NAMES[self.first + side])
+        ops.set_arg(self.node, self.first + side, name, new)
 
     def read(self, side: int) -> Node:
         """The left (0) or right (1) operand as the node has it now."""
-        return ops.operands(self.node)[self.first + side]
+        if ops.op(self.node) == "einsum":
+            return ops.operands(self.node)[side]
+        found = ops.tensor_arg(self.node, self.first + side, *_NAMES[self.first + side])
+        assert found is not None
+        return found
 
     def side_with(self, label: Label) -> tuple[int, int] | None:
         """(side, axis) if exactly one operand carries `label`, else None."""

@@ -178,11 +178,17 @@ def _from_end(context: GraphContext, node: Node, back: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Mask:
-    """A tensor added to the scores, the scores' key axis there, and the node that adds it."""
+    """A tensor added to the scores, its own key axis (< 0: it has none), the node that adds it."""
 
     node: Node
     axis: int
     user: Node
+
+
+def _mask(context: GraphContext, node: Node, axis: int, user: Node) -> _Mask:
+    """A mask added by `user`, whose key axis is `axis`; shapes broadcast from the end."""
+    rank = len(context.shape(user) or ())
+    return _Mask(node, _from_end(context, node, rank - axis), user)
 
 
 def _take_mask(context: GraphContext, site: AttentionSite, mask: Node, axis: int) -> None:
@@ -205,13 +211,13 @@ def _spelled_out(context: GraphContext, softmax: Node) -> AttentionSite | NearMi
     chain: list[tuple[Node, int]] = [(softmax, axis)]
     masks: list[_Mask] = []
     first = _climb(context, softmax, axis, chain, masks)
-    if first is None:
-        return None
     last = _descend(context, softmax, axis, chain)
-    if last is None:
-        return None
+    if last is None or (isinstance(last, str) and isinstance(first, str)):
+        return None  # a softmax without a product on either side, or on one side only
     if isinstance(last, str):
         return NearMiss(softmax, last)
+    if isinstance(first, str):
+        return NearMiss(softmax, first)
     scores, score_axis = first
     keys = scores.side_with(scores.out_labels[score_axis])
     if keys is None:
@@ -223,7 +229,10 @@ def _spelled_out(context: GraphContext, softmax: Node) -> AttentionSite | NearMi
     rows = [
         label for label in query_labels if label in scores.out_labels and label not in key_labels
     ]
-    if len(summed) != 1 or len(rows) != 1 or summed[0] not in key_labels:
+    columns = [
+        label for label in key_labels if label in scores.out_labels and label not in query_labels
+    ]
+    if len(summed) != 1 or len(rows) != 1 or len(columns) != 1 or summed[0] not in key_labels:
         return NearMiss(softmax, "the score product is no query-by-key product")
     final, value_side, value_axis = last
     value, value_labels = final.operand(value_side)
@@ -253,14 +262,12 @@ def _spelled_out(context: GraphContext, softmax: Node) -> AttentionSite | NearMi
         if scores.bias is None:
             site.placeholder = (bias_operand, score_axis)
         else:
-            masks.append(_Mask(bias_operand, score_axis, scores.node))
+            masks.append(_mask(context, bias_operand, score_axis, scores.node))
     if len(masks) > 1:
         site.refusal = "more than one bias is added to the scores"
     elif masks:
-        mask = masks[0]
-        site.mask_user = mask.user
-        axis = _from_end(context, mask.node, len(shape) - mask.axis)
-        _take_mask(context, site, mask.node, axis)
+        site.mask_user = masks[0].user
+        _take_mask(context, site, masks[0].node, masks[0].axis)
     for node, _ in chain:
         if node is not softmax and len(context.users(node)) > 1:
             site.refusal = "the attention scores are used elsewhere too"
@@ -275,31 +282,32 @@ def _climb(
     axis: int,
     chain: list[tuple[Node, int]],
     masks: list[_Mask],
-) -> tuple[Product, int] | None:
-    """From the softmax up to the score product, noting biases: (product, its key axis)."""
+) -> tuple[Product, int] | str:
+    """From the softmax up to the score product, noting biases: (product, key axis), or why not."""
     current = ops.tensor_arg(node, 0, "input", "self")
     for _ in range(16):  # longer chains are no attention that anyone writes
         if current is None:
-            return None
+            break
         if (found := product(context, current)) is not None:
             chain.append((current, axis))
             return found, axis
         name = ops.op(current)
+        between = f"{name or current.name} stands between the score product and the softmax"
         shape = context.shape(current)
         operands = ops.operands(current)
         if shape is None or not operands:
-            return None
+            return between
         source = operands[0]
         if name in _SCALINGS | _MASKINGS and len(operands) == 2:
             source, other = _scores_operand(context, operands, shape)
             if source is None or other is None:
-                return None
+                return between
             other_shape = context.shape(other)
             scalar = other_shape is not None and all(same(s, 1) for s in other_shape)
             if name in _MASKINGS and not scalar:
-                masks.append(_Mask(other, axis, current))
+                masks.append(_mask(context, other, axis, current))
             elif not scalar and not _constant_along(context, other, len(shape) - axis):
-                return None
+                return between
         elif (order := ops.permutation(current, len(shape))) is not None:
             chain.append((current, axis))
             axis = order[axis]
@@ -308,15 +316,15 @@ def _climb(
         elif name == "view":
             moved = _through_view(context, current, source, axis)
             if moved is None:
-                return None
+                return "the scores are reshaped across the key axis"
             chain.append((current, axis))
             axis, current = moved, source
             continue
         elif not (name in ops.IDENTITY or (name in _SCALINGS | _MASKINGS and len(operands) == 1)):
-            return None
+            return between
         chain.append((current, axis))
         current = source
-    return None
+    return "no score product was found above the softmax"
 
 
 def _scores_operand(
