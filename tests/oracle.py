@@ -8,7 +8,8 @@ whatever the model spells.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -145,3 +146,46 @@ class OracleProcessor:
         if attn.residual_connection or attn.added_kv_proj_dim is not None:
             out = out + residual
         return out / attn.rescale_output_factor
+
+
+@contextmanager
+def pooled_fused_attention(
+    segments: Mapping[int, tuple[int, Pair, Pair]], sampling: str
+) -> Generator[list[int]]:
+    """Every fused attention in eager mode, with keys and values subsampled where they enter it.
+
+    Args:
+        segments: number of keys → (tokens before the image's, grid, factors); others stay dense.
+        sampling: which token stands for a cell.
+
+    Yields:
+        The key counts that were subsampled, one for each attention.
+    """
+    seen: list[int] = []
+
+    def fused(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        assert not is_causal
+        assert not enable_gqa
+        assert dropout_p == 0.0
+        keys = key.shape[-2]
+        if keys in segments and query.shape[-2] != 1:
+            offset, grid, factors = segments[keys]
+            key, value = (subsample(t, t.dim() - 2, grid, factors, sampling, offset) for t in (key, value))
+            seen.append(keys)
+        return attention(query, key, value, scale=scale, bias=attn_mask)
+
+    original = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = fused  # type: ignore[assignment]
+    try:
+        yield seen
+    finally:
+        F.scaled_dot_product_attention = original

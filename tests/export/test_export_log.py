@@ -40,7 +40,7 @@ def test_known_causes_have_a_remedy(error: str, advice: str):
     lines = ["[ERROR] In node 3", "[WARNING] slow", f"[ERROR] {error}", "[ERROR] build failed"]
     found = telling_error(lines)
     assert found == error
-    assert advice in (remedy_for(found) or "")
+    assert advice in (remedy_for(error) or "")
 
 
 def test_unknown_cause_is_the_first_that_is_no_consequence():

@@ -174,10 +174,10 @@ def test_absurdly_large_manifest_is_not_read(output: Path):
         read(output)
 
 
-def test_frozen():
-    with pytest.raises(ValidationError):
-        Manifest.model_validate({"format": 1, "files": []})
-    assert Manifest.model_config["frozen"]
+def test_frozen(output: Path):
+    manifest = read(output)
+    with pytest.raises(ValidationError, match="frozen"):
+        manifest.created = "now"
 
 
 def test_differences_of_equal_requests():

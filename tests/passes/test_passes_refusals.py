@@ -259,7 +259,7 @@ def test_channel_attention(dialect: str) -> None:
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_columns_before_rows(dialect: str, sampling: Sampling) -> None:
-    """W-major tokens lie on a (W, H) grid."""
+    """Tokens that count columns first: factors still act on the image's rows and columns."""
 
     class Transposed(ImageAttention):
         def tokens(self, image: torch.Tensor) -> torch.Tensor:
@@ -268,8 +268,8 @@ def test_columns_before_rows(dialect: str, sampling: Sampling) -> None:
     model = Transposed()
     captured = capture(model, (image(5, 8),), dialect)
     site = only_site(captured.rewrite(PlanOptions(factors=((4, 2),), sampling=sampling)))
-    assert (site.action, site.grid, site.factor) == ("rewritten", (8, 5), (4, 2)), site.reason
-    model.pool = lambda t: oracle.subsample(t, 2, (8, 5), (4, 2), sampling)
+    assert (site.action, site.grid, site.factor) == ("rewritten", (5, 8), (4, 2)), site.reason
+    model.pool = lambda t: oracle.subsample(t, 2, (8, 5), (2, 4), sampling)
     with torch.no_grad():
         assert_close(captured.run(), model(image(5, 8)))
 
