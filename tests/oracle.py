@@ -179,7 +179,9 @@ def pooled_fused_attention(
         keys = key.shape[-2]
         if keys in segments and query.shape[-2] != 1:
             offset, grid, factors = segments[keys]
-            key, value = (subsample(t, t.dim() - 2, grid, factors, sampling, offset) for t in (key, value))
+            key, value = (
+                subsample(t, t.dim() - 2, grid, factors, sampling, offset) for t in (key, value)
+            )
             seen.append(keys)
         return attention(query, key, value, scale=scale, bias=attn_mask)
 

@@ -239,8 +239,6 @@ ODD: dict[str, WithBias] = {
 }  # fmt: skip
 
 
-
-
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("name", sorted(ODD))
 def test_odd_attention_is_reported(name: str, dialect: str) -> None:
