@@ -42,7 +42,8 @@ def compiled(**options: Any) -> Any:
 def test_found_by_name_in_a_process_that_never_imported_us() -> None:
     code = (
         "import torch, sys; assert 'todo_compile' not in sys.modules;"
-        "f = torch.compile(torch.nn.Linear(2, 2), backend='todo_inductor', options={'inner': 'eager'});"
+        "o = {'inner': 'eager'};"
+        "f = torch.compile(torch.nn.Linear(2, 2), backend='todo_inductor', options=o);"
         "print(tuple(f(torch.ones(1, 2)).shape)); assert 'todo_compile' in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
