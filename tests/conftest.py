@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,5 +16,9 @@ _common = {
 settings.register_profile("ci", derandomize=True, database=None, **_common)
 settings.register_profile("explore", **_common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A test run in the background inherits an ignored SIGINT and would hand it on to the processes that
+# the Ctrl-C tests start; a handler of our own is reset to the default in them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))

@@ -123,7 +123,7 @@ def verify(
         f"{job.resolution} needs {score_bytes(report) / 2**30:.1f} GB for attention scores on the "
         f"CPU; verifying the same weights and passes at {smaller} instead"
     )
-    return _at(job, smaller)
+    return _at(job, smaller, onnx.parent)
 
 
 def _largest_that_fits(job: Any, budget: int) -> Any:
@@ -152,7 +152,7 @@ def _largest_that_fits(job: Any, budget: int) -> Any:
     return last
 
 
-def _at(job: Any, resolution: Any) -> dict[str, Any]:
+def _at(job: Any, resolution: Any, stage: Path) -> dict[str, Any]:
     """Capture, rewrite and export once more at `resolution`, and verify that."""
     from dataclasses import replace
 
@@ -172,7 +172,7 @@ def _at(job: Any, resolution: Any) -> dict[str, Any]:
         native_kv_tokens=job.source.native.kv_tokens,
         explicit_casts=True,
     )
-    with tempfile.TemporaryDirectory(prefix="todo-verify-", dir=job.out.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=stage) as folder:
         onnx = Path(folder) / "model.onnx"
         export_onnx(
             program,

@@ -242,7 +242,9 @@ def make_plan(
     found = [classify(context, grids, site) for site in sites]
     areas = sorted({(g.rows * g.columns) for g in found if g.kind in ("self", "joint") and g.rows})
     levels = {area: len(areas) - index for index, area in enumerate(areas)}
-    if options.factors is not None and len(options.factors) > max(len(areas), 1):
+    # A graph that was rewritten before may hide a level whose pooled grid cannot be followed.
+    again = any("todo_rule" in node.meta for node in context.graph.nodes)
+    if options.factors is not None and len(options.factors) > max(len(areas), 1) and not again:
         raise ConfigError(
             f"{len(options.factors)} factors were given, but self-attention has {len(areas)} "
             f"level{'s' if len(areas) != 1 else ''} here.",
