@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.errors import ExportError
+from todo_compile.errors import ConfigError, ExportError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
+    from todo_compile.config import PlanOptions
     from todo_compile.passes.report import Report
 
 # Relative L2 error of a whole UNet, measured at 1e-6 (fp32) and 2e-3 (fp16) on sd15 at 512 px.
@@ -118,44 +119,64 @@ def verify(
     budget = available_bytes() // 2
     if score_bytes(report) <= budget:
         return _checked(job, program, onnx, example, str(job.resolution))
-    smaller = _largest_that_fits(job, budget)
+    options = pinned(job.options, report)
+    smaller = _largest_that_fits(job, options, budget)
     job.progress.warn(
         f"{job.resolution} needs {score_bytes(report) / 2**30:.1f} GB for attention scores on the "
-        f"CPU; verifying the same weights and passes at {smaller} instead"
+        f"CPU; verifying the same weights, passes and factors at {smaller} instead"
     )
-    return _at(job, smaller, onnx.parent)
+    return _at(job, smaller, options, onnx.parent)
 
 
-def _largest_that_fits(job: Any, budget: int) -> Any:
-    """Largest scaled-down resolution whose scores fit, from the plan alone."""
+def pinned(options: PlanOptions, report: Report) -> PlanOptions:
+    """`options` with the factor that every level got: a smaller grid would be planned gentler."""
+    factors = {site.level: site.factor for site in report.sites if site.level}
+    if not any(factor != (1, 1) for factor in factors.values()):
+        return options
+    levels = range(1, max(factors) + 1)
+    return replace(
+        options, kv_tokens=None, factors=tuple(factors.get(level, (1, 1)) for level in levels)
+    )
+
+
+def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> Any:
+    """Largest scaled-down resolution whose scores fit, from the plan alone.
+
+    Raises:
+        ExportError: none fits.
+    """
     from todo_compile import models
     from todo_compile.api import plan
     from todo_compile.models.inputs import side_multiple
 
     multiple = 8 * side_multiple(job.source)
-    last = None
     for eighths in range(7, 0, -1):
         sides = [
             max(multiple, math.floor(s * eighths / 8 / multiple) * multiple)
             for s in (job.resolution.width, job.resolution.height)
         ]
-        last = models.Resolution(*sides)
-        report = plan(
-            job.source.identifier,
-            res=str(last),
-            batch=job.batch,
-            precision=job.precision,
-            options=job.options,
-        )
+        smaller = models.Resolution(*sides)
+        try:
+            report = plan(
+                job.source.identifier,
+                res=str(smaller),
+                batch=job.batch,
+                precision=job.precision,
+                options=options,
+            )
+        except ConfigError:
+            break  # a grid smaller than its factor, and so are all that follow
         if score_bytes(report) <= budget:
-            return last
-    return last
+            return smaller
+    raise ExportError(
+        f"There is not enough free memory to verify {job.resolution} on the CPU, nor any smaller "
+        "size with the same factors.",
+        remedy="Close other programs, or leave out --verify.",
+    )
 
 
-def _at(job: Any, resolution: Any, stage: Path) -> dict[str, Any]:
+def _at(job: Any, resolution: Any, options: PlanOptions, stage: Path) -> dict[str, Any]:
     """Capture, rewrite and export once more at `resolution`, and verify that."""
-    from dataclasses import replace
-
     from todo_compile import models
     from todo_compile.api import dtype_of
     from todo_compile.capture import capture
@@ -168,7 +189,7 @@ def _at(job: Any, resolution: Any, stage: Path) -> dict[str, Any]:
     program = capture(example.wrapper, example.args)
     rewrite_graph(
         program.graph_module,
-        job.options,
+        options,
         native_kv_tokens=job.source.native.kv_tokens,
         explicit_casts=True,
     )
@@ -182,7 +203,7 @@ def _at(job: Any, resolution: Any, stage: Path) -> dict[str, Any]:
             output_names=example.output_names,
             progress=SilentProgress(),
         )
-        return _checked(replace(job), program, onnx, example, str(resolution))
+        return _checked(job, program, onnx, example, str(resolution))
 
 
 def _checked(

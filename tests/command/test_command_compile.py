@@ -17,6 +17,7 @@ import todo_compile
 from todo_compile import compiler
 from todo_compile.cli import main
 from todo_compile.errors import ExportError
+from todo_compile.passes.report import Report
 
 
 def manifest_of(out: Path) -> dict[str, Any]:
@@ -151,6 +152,56 @@ def test_api_verifies_fp16(model: Path, tmp_path: Path) -> None:
     assert result.manifest.verification is not None
     assert 0 < result.manifest.verification["relative_l2"] < 2e-2
     assert result.manifest.request["precision"] == "fp16"
+
+
+class TestVerifySmaller:
+    """Scores that do not fit into memory: the same factors are verified at a smaller size."""
+
+    def test_factors_of_the_full_size_are_verified(
+        self,
+        model: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        from todo_compile.passes import pipeline
+
+        reports: list[Report] = []
+        rewrite_graph = pipeline.rewrite_graph
+
+        def recorded(*args: Any, **kwargs: Any) -> Report:
+            reports.append(rewrite_graph(*args, **kwargs))
+            return reports[-1]
+
+        # Of the memory half is used: the 77 text keys need 2.5 MB at 256 px, 0.6 MB at 128 px.
+        monkeypatch.setattr("todo_compile.verification.available_bytes", lambda: 2_000_000)
+        monkeypatch.setattr(pipeline, "rewrite_graph", recorded)
+        out = tmp_path / "x.onnx"
+        arguments = ["-m", str(model), "-r", "256", "-o", str(out), "--precision", "fp32"]
+        assert main([*arguments, "--verify"]) == 0
+        full, smaller = (
+            {s.level: (s.grid, s.factor) for s in report.sites if s.kind == "self"}
+            for report in (reports[0], reports[-1])
+        )
+        assert full == {1: ((32, 32), (8, 8)), 2: ((16, 16), (4, 4))}
+        assert smaller == {1: ((16, 16), (8, 8)), 2: ((8, 8), (4, 4))}
+        manifest = json.loads((tmp_path / "x.onnx.json").read_text())
+        assert manifest["verification"]["resolution"] == "128x128"
+        assert "factors" in said(capsys)
+
+    def test_no_size_fits(
+        self,
+        model: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr("todo_compile.verification.available_bytes", lambda: 2)
+        out = tmp_path / "x.onnx"
+        arguments = ["-m", str(model), "-r", "256", "-o", str(out), "--precision", "fp32"]
+        assert main([*arguments, "--verify"]) == ExportError.exit_code
+        assert "leave out --verify" in said(capsys)
+        assert list(tmp_path.glob("*.onnx*")) == []
 
 
 @pytest.mark.usefixtures("no_build")
