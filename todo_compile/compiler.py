@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,8 +121,16 @@ def compile(
     return build(job, reasons)
 
 
-def build(job: Job, reasons: tuple[str, ...]) -> CompileResult:
-    """Make the output in a stage and publish it."""
+def build(
+    job: Job, reasons: tuple[str, ...] = (), *, since: Mapping[str, float] | None = None
+) -> CompileResult:
+    """Make the output of a job in a stage and publish it.
+
+    Args:
+        job: from `jobs.prepare`.
+        reasons: why it is built although an output existed; passed on.
+        since: seconds that the job's progress had measured for earlier outputs.
+    """
     from todo_compile.export import manifest as manifests
     from todo_compile.export.files import staged
     from todo_compile.export.onnx import data_name, export_onnx
@@ -180,11 +189,16 @@ def build(job: Job, reasons: tuple[str, ...]) -> CompileResult:
             else None,
             onnx={"opset": info.opset, "ops": info.ops},
             verification=verification,
-            seconds=dict(job.progress.seconds),
+            seconds=_passed(since or {}, job.progress.seconds),
             peak_rss_bytes=built.peak_rss_bytes if built else None,
         )
         manifests.write(document, stage.publish(manifests.manifest_path(job.out).name))
     return CompileResult(job.out, document, False, reasons, report)
+
+
+def _passed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of the steps that ran between two readings."""
+    return {k: v - before.get(k, 0.0) for k, v in now.items() if v != before.get(k)}
 
 
 def _outputs(program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
