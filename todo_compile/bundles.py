@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan"}
 _PARTS = ".parts"
 _LOCK = ".building"
+_DENSE = ".dense"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def compile_bundle(
     vae_precision: str | None = None,
     options: PlanOptions | None = None,
     vae_options: PlanOptions | None = None,
+    dense_after: float | None = None,
     force: bool = False,
     progress: Progress | None = None,
     **settings: Any,
@@ -83,6 +85,8 @@ def compile_bundle(
         options: how factors of the denoising model are chosen.
         vae_options: the same for the VAE decoder; None bounds its tokens by what it saw in
             training, or leaves it dense where `options` leaves all dense.
+        dense_after: share of the denoising steps (0 to 1) after which attention is dense; adds a
+            dense twin of the denoising model. In ONNX both share their weights' file.
         force: rebuild even what is equal.
         progress: receives steps and remarks; None is silent.
         settings: the rest of `compiler.compile`'s: opset, target, library, timing_cache,
@@ -108,15 +112,43 @@ def compile_bundle(
             options=_options(name, options, vae_options),
             **_own(common, name),
         )
+    if dense_after is not None:
+        name = next(iter(jobs))
+        jobs[f"{name}{_DENSE}"] = _dense_job(jobs[name], name, dense_after)
     extras = _extras(jobs, progress)
     made = not folder.exists()
     folder.mkdir(exist_ok=True)
     try:
         with _only_one(folder):
-            return _Build(folder, kind, jobs, extras, force, progress).run()
+            return _Build(folder, kind, jobs, extras, dense_after, force, progress).run()
     finally:
         if made and not any(p.name != _LOCK for p in folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dense_job(job: Job, name: str, after: float) -> Job:
+    """The dense twin of the denoising model's job; what was checked holds for it too."""
+    from todo_compile.models.components import OTHERS
+
+    if not 0 < after < 1:
+        raise ConfigError(
+            f"{after:g} is no share of the steps between 0 and 1.",
+            remedy="--dense-after 0.7: dense for the last 30 % of the steps.",
+        )
+    if name in OTHERS:
+        raise ConfigError(
+            "--dense-after is for the denoising model, which this bundle lacks.",
+            remedy="Leave it out, or build all components.",
+        )
+    options = replace(job.options, factors=(), kv_tokens=None)
+    plan = {**options.describe(), "native_kv_tokens": job.source.native.kv_tokens}
+    return replace(
+        job,
+        out=job.out.with_name(f"{name}{_DENSE}{job.out.suffix}"),
+        options=options,
+        dump=None if job.dump is None else job.dump.with_name(f"{name}{_DENSE}"),
+        request={**job.request, "plan": plan},
+    )
 
 
 def is_folder_output(out: Path, text: str = "") -> bool:
@@ -199,10 +231,20 @@ def _extras(jobs: Mapping[str, Job], progress: Progress) -> dict[str, bytes]:
     fetch = any(job.weights.origin == "hub" for job in jobs.values())
     extras = light_files({name: job.source for name, job in jobs.items()}, fetch=fetch)
     for name in jobs:
+        if not name.startswith("text_encoder"):
+            continue
         tokenizer = name.replace("text_encoder", "tokenizer")
-        if tokenizer != name and not any(e.startswith(f"{tokenizer}/") for e in extras):
+        if not any(e.startswith(f"{tokenizer}/") for e in extras):
             progress.warn(f"the bundle has no {tokenizer}: prompts must come as token numbers")
     return extras
+
+
+def _fits(result: CompileResult, twin: CompileResult | None) -> bool:
+    """Whether the weights that a dense twin shares are those of the model as it is now."""
+    if twin is None:
+        return True
+    now = {entry.name: entry.sha256 for entry in twin.manifest.files}
+    return all(now.get(e.name, e.sha256) == e.sha256 for e in result.manifest.files)
 
 
 @contextmanager
@@ -232,6 +274,7 @@ class _Build:
     kind: str
     jobs: Mapping[str, Job]
     extras: Mapping[str, bytes]
+    dense_after: float | None
     force: bool
     progress: Progress
 
@@ -240,7 +283,9 @@ class _Build:
         from todo_compile.export.files import sweep
 
         sweep(self.folder / BUNDLE_JSON)
-        results = {name: self._component(job) for name, job in self.jobs.items()}
+        results: dict[str, CompileResult] = {}
+        for name, job in self.jobs.items():
+            results[name] = self._component(job, results.get(name.removesuffix(_DENSE)))
         old = self._intact()
         bundle = self._describe(results)
         if old is not None and old == bundle.model_copy(update={"created": old.created}):
@@ -254,8 +299,11 @@ class _Build:
         }
         return BundleResult(self.folder, bundle, moved, reused=False)
 
-    def _component(self, job: Job) -> CompileResult:
-        """Find the component in its place or among the parts, or build it there."""
+    def _component(self, job: Job, twin: CompileResult | None) -> CompileResult:
+        """Find the component in its place or among the parts, or build it there.
+
+        A dense twin comes after the model whose weights it shares, and only fits those.
+        """
         from todo_compile.export.files import sweep
         from todo_compile.export.manifest import find_reusable, read
 
@@ -267,13 +315,31 @@ class _Build:
             sweep(place)
             found = find_reusable(place, job.request)
             if found.reusable and not job.verify:
-                self.progress.info(f"{job.out.name} is up to date; kept.")
-                return CompileResult(place, read(place), reused=True)
+                result = CompileResult(place, read(place), reused=True)
+                if _fits(result, twin):
+                    self.progress.info(f"{job.out.name} is up to date; kept.")
+                    return result
             reasons = found.reasons or reasons
         if reasons:
             self.progress.info(f"Rebuilding {job.out.name}: " + "; ".join(reasons))
         part.parent.mkdir(exist_ok=True)
-        return build(replace(job, out=part), reasons, since=before)
+        return build(replace(job, out=part), reasons, since=before, twin=self._beside(part, twin))
+
+    def _beside(self, part: Path, twin: CompileResult | None) -> Path | None:
+        """The twin's model file; its weights are linked to the parts, where they must lie too."""
+        from todo_compile.export.onnx import data_name
+
+        if twin is None or self.kind != "onnx":
+            return None
+        data = twin.path.with_name(data_name(twin.path))
+        link = part.with_name(data.name)
+        if data.exists() and data != link:
+            link.unlink(missing_ok=True)
+            try:
+                os.link(data, link)
+            except OSError:
+                return None  # a file system without links: the weights are stored twice
+        return twin.path
 
     def _intact(self) -> Bundle | None:
         """The bundle that stands, if it is whole."""
@@ -304,6 +370,7 @@ class _Build:
             )
             for name, result in results.items()
         }
+        dense = {n.removesuffix(_DENSE): entries.pop(n) for n in list(entries) if _DENSE in n}
         return Bundle.model_validate(
             {
                 "created": now(),
@@ -314,6 +381,8 @@ class _Build:
                 "kind": self.kind,
                 "pipeline_class": main.source.pipeline or "StableDiffusionPipeline",
                 "components": entries,
+                "dense": dense,
+                "dense_after": self.dense_after,
                 "extras": [
                     ExtraFile(
                         name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
@@ -331,6 +400,7 @@ class _Build:
 
         target = self.folder / BUNDLE_JSON
         stale = self._files()
+        moved: set[str] = set()
         with disk_errors(target):
             target.unlink(missing_ok=True)
             for result in results.values():
@@ -338,6 +408,9 @@ class _Build:
                 if result.path.parent != self.folder:
                     # The manifest last: a component that lacks its manifest is built again.
                     for name in (*names, manifest_path(result.path).name):
+                        if name in moved:
+                            continue  # shared weights
+                        moved.add(name)
                         os.replace(result.path.with_name(name), self.folder / name)
                 stale -= {*names, manifest_path(result.path).name}
             for name in stale - set(self.extras):

@@ -211,6 +211,14 @@ def compile_command(
             rich_help_panel="Downsampling",
         ),
     ] = None,
+    dense_after: Annotated[
+        float | None,
+        typer.Option(
+            "--dense-after",
+            help="Into a bundle: a dense twin too, for the steps after this share, e.g. 0.7.",
+            rich_help_panel="Downsampling",
+        ),
+    ] = None,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -297,6 +305,7 @@ def compile_command(
             component=parse_choice(component or "all"),
             batch=2 if batch is None else batch,
             vae_precision=vae_precision,
+            dense_after=dense_after,
             vae_options=None
             if vae_factors is None
             else PlanOptions.create(factors=vae_factors, sampling=options.sampling),
@@ -305,7 +314,13 @@ def compile_command(
         _print_bundle(found, progress, json=json, quiet=quiet, verbose=verbose)
         return
     _refuse_bundle_options(
-        out, {"--format": kind, "--vae-precision": vae_precision, "--vae-factors": vae_factors}
+        out,
+        {
+            "--format": kind,
+            "--vae-precision": vae_precision,
+            "--vae-factors": vae_factors,
+            "--dense-after": None if dense_after is None else str(dense_after),
+        },
     )
     from todo_compile.compiler import compile as run
 

@@ -122,7 +122,11 @@ def compile(
 
 
 def build(
-    job: Job, reasons: tuple[str, ...] = (), *, since: Mapping[str, float] | None = None
+    job: Job,
+    reasons: tuple[str, ...] = (),
+    *,
+    since: Mapping[str, float] | None = None,
+    twin: Path | None = None,
 ) -> CompileResult:
     """Make the output of a job in a stage and publish it.
 
@@ -130,6 +134,8 @@ def build(
         job: from `jobs.prepare`.
         reasons: why it is built although an output existed; passed on.
         since: seconds that the job's progress had measured for earlier outputs.
+        twin: an ONNX file beside the output, whose weights' file it shall share where weights are
+            equal.
     """
     from todo_compile.export import manifest as manifests
     from todo_compile.export.files import staged
@@ -157,17 +163,21 @@ def build(
         del program, example
         _release_memory()
         built = None
+        shared: tuple[Path, ...] = ()
         if engine:
             built = _engine(job, stage, onnx)
             files: tuple[str, ...] = (job.out.name,)
         else:
             files = info.files  # weights first: whoever finds the model finds what it refers to
+            shared = _share(twin, onnx) if twin is not None and len(files) > 1 else ()
+            files = tuple(name for name in files if (stage.folder / name).exists())
             for name in files:
                 stage.publish(name)
             if data_name(job.out) not in files:
                 stage.retire(data_name(job.out))
         with job.progress.step("manifest"):
             entries = [manifests.file_entry(stage.folder / name) for name in files]
+            entries += [manifests.file_entry(path) for path in shared]
         document = manifests.Manifest(
             created=manifests.now(),
             request=job.request,
@@ -199,6 +209,15 @@ def build(
 def _passed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
     """Seconds of the steps that ran between two readings."""
     return {k: v - before.get(k, 0.0) for k, v in now.items() if v != before.get(k)}
+
+
+def _share(twin: Path, onnx: Path) -> tuple[Path, ...]:
+    """Let `onnx` use the twin's weights; the files that it then refers to besides its own."""
+    from todo_compile.export._sharing import share_weights
+    from todo_compile.export.onnx import data_name
+
+    data = twin.with_name(data_name(twin))
+    return (data,) if data.exists() and share_weights(onnx, twin) else ()
 
 
 def _outputs(program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
