@@ -211,6 +211,14 @@ def compile_command(
             rich_help_panel="Downsampling",
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            help="FILE.safetensors\\[:SCALE], fused into the weights; may be given several times.",
+            rich_help_panel="What",
+        ),
+    ] = None,
     dense_after: Annotated[
         float | None,
         typer.Option(
@@ -291,6 +299,7 @@ def compile_command(
         "verify": verify,
         "force": force,
         "dump": dump,
+        "loras": lora or [],
         "progress": progress,
     }
     if is_folder_output(Path(out), out):
