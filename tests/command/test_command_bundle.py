@@ -115,7 +115,7 @@ def test_decoder_equals_the_rewritten_autoencoder(onnx_bundle: Path, pipeline: P
     latents = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
         dense = vae.decode(latents, return_dict=False)[0]
-        attention = vae.decoder.mid_block.attentions[0]
+        attention: Any = vae.decoder.get_submodule("mid_block.attentions.0")
 
         def strided(hidden: torch.Tensor, **_: Any) -> torch.Tensor:
             b, c, h, w = hidden.shape
