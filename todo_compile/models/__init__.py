@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from todo_compile.models.architecture import Native as Native
     from todo_compile.models.architecture import native as native
+    from todo_compile.models.components import resolve_component as resolve_component
     from todo_compile.models.inputs import ExampleInputs as ExampleInputs
     from todo_compile.models.inputs import example_inputs as example_inputs
     from todo_compile.models.inputs import input_specs as input_specs
     from todo_compile.models.loading import LoadedModel as LoadedModel
     from todo_compile.models.loading import load as load
+    from todo_compile.models.lora import Lora as Lora
+    from todo_compile.models.lora import parse_lora as parse_lora
     from todo_compile.models.registry import REGISTRY as REGISTRY
     from todo_compile.models.registry import RegistryEntry as RegistryEntry
     from todo_compile.models.resolution import Resolution as Resolution
@@ -38,9 +41,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Native": "architecture",
     "native": "architecture",
+    "resolve_component": "components",
     "ExampleInputs": "inputs",
     "example_inputs": "inputs",
     "input_specs": "inputs",
+    "Lora": "lora",
+    "parse_lora": "lora",
     "LoadedModel": "loading",
     "load": "loading",
     "REGISTRY": "registry",
