@@ -1,0 +1,112 @@
+"""Whether an output may be opened: its manifest, its files, and the machine it is opened on.
+
+All of it happens before onnxruntime or TensorRT reads a byte of the output: neither is written to
+withstand a damaged or foreign file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from todo_compile.errors import BundleError, ConfigError, EngineError
+from todo_compile.export.manifest import Manifest, check_files, read
+
+Verify = Literal["full", "size"]
+_REBUILD = "Build it again with todo-compile, or copy the output and its manifest anew."
+
+
+@dataclass(frozen=True)
+class Output:
+    """A compiled component whose files are what its manifest says.
+
+    Attributes:
+        path: engine or ONNX file.
+        manifest: of it.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def component(self) -> str:
+        """``unet``, ``transformer``, ``vae_decoder``, ``text_encoder`` or ``text_encoder_2``."""
+        return str(self.manifest.model.get("component"))
+
+    @property
+    def built_for(self) -> str:
+        """What it was built for, for messages."""
+        model = self.manifest.model
+        return (
+            f"{self.path.name} was built for {model.get('resolution')} px, "
+            f"batch {model.get('batch')}, {model.get('precision')}"
+        )
+
+
+def open_output(path: Path, verify: Verify = "full") -> Output:
+    """Check an output and its manifest; nothing of the output is interpreted.
+
+    Args:
+        path: engine, ONNX file, or the manifest of one.
+        verify: ``full`` reads every file for its hash (about a second a gigabyte); ``size`` only
+            compares sizes, which finds a broken copy but no changed byte.
+
+    Raises:
+        BundleError: the output or its manifest is missing, damaged, or they do not belong together.
+        ConfigError: another `verify`.
+    """
+    if verify not in get_args(Verify):
+        raise ConfigError(
+            f"Unknown verify={verify!r}.", remedy=f"Known: {', '.join(get_args(Verify))}."
+        )
+    if path.is_dir():
+        raise BundleError(
+            f"{path} is a folder.",
+            remedy="Give a .plan, .engine or .onnx file, or load a bundle with load_pipeline.",
+        )
+    if path.suffix != ".json" and not path.exists():
+        raise BundleError(f"{path} does not exist.", remedy="Give the .plan or .onnx file.")
+    manifest = read(path)
+    main = path.parent / manifest.files[0 if manifest.library else -1].name
+    if path.suffix != ".json" and main.name != path.name:
+        raise BundleError(
+            f"The manifest beside {path.name} describes {main.name}, not {path.name}.",
+            remedy="Files that refer to each other keep their names: rename them back.",
+        )
+    wrong = check_files(manifest, path.parent, hashes=verify == "full")
+    if wrong:
+        raise BundleError(f"{main} is not what was built: {'; '.join(wrong)}.", remedy=_REBUILD)
+    return Output(main, manifest)
+
+
+def check_library(output: Output, name: str, version: str) -> None:
+    """Refuse an engine of another library or version: engines are not portable between them.
+
+    Raises:
+        EngineError: they differ.
+    """
+    wanted = output.manifest.library
+    if wanted != f"{name} {version}":
+        raise EngineError(
+            f"{output.path.name} was built with {wanted}; here is {name} {version}.",
+            remedy="Install that version, or build the engine again with this one.",
+        )
+
+
+def check_gpu(output: Output, gpu: str) -> None:
+    """Refuse an engine that was built for other GPUs.
+
+    Args:
+        output: with an engine.
+        gpu: of this machine, such as "sm89".
+
+    Raises:
+        EngineError: it is none of the engine's targets.
+    """
+    targets = output.manifest.targets
+    if gpu not in targets:
+        raise EngineError(
+            f"{output.path.name} was built for {', '.join(targets)}; the GPU here is {gpu}.",
+            remedy=f"Build it again with --target {','.join([*targets, gpu])}.",
+        )
