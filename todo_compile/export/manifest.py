@@ -23,10 +23,15 @@ from todo_compile.export.files import disk_errors, flush, format_bytes
 
 FORMAT = 1
 _MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
+_REBUILD = "Build the output again with todo-compile."
 
 
-def _plain_name(name: str) -> str:
-    """A file of the manifest's own folder: no way out of it, on any system."""
+def plain_name(name: str) -> str:
+    """A file of the manifest's own folder: no way out of it, on any system.
+
+    Raises:
+        ValueError: it is not.
+    """
     if not re.fullmatch(r"[^/\\:\x00]+", name) or name in {".", ".."}:
         raise ValueError(f"{name!r} is not a plain file name")
     return name
@@ -39,7 +44,7 @@ class _Frozen(BaseModel):
 class FileEntry(_Frozen):
     """One file of the output, in the manifest's folder."""
 
-    name: Annotated[str, AfterValidator(_plain_name)]
+    name: Annotated[str, AfterValidator(plain_name)]
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -180,32 +185,59 @@ def read(output: Path) -> Manifest:
         BundleError: there is none, or it is damaged or of another version.
     """
     path = output if output.suffix == ".json" else manifest_path(output)
-    rebuild = "Build the output again with todo-compile."
+    return parse(read_small(path), path)
+
+
+def read_small(path: Path, most: int = _MAX_BYTES) -> bytes:
+    """The bytes of a description, never more than `most` of them.
+
+    Raises:
+        BundleError: absent, unreadable, or larger.
+    """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise BundleError(f"{path} is too large to be a manifest.", remedy=rebuild)
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except FileNotFoundError as error:
-        raise BundleError(f"{path} does not exist.", remedy=rebuild) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}.", remedy=rebuild) from error
+        raise BundleError(f"{path} does not exist.", remedy=_REBUILD) from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}.", remedy=_REBUILD) from error
+    if len(data) > most:
+        raise BundleError(f"{path} is too large to be a description.", remedy=_REBUILD)
+    return data
+
+
+def parse(data: bytes, path: Path) -> Manifest:
+    """The manifest in `data`, which was read from `path`.
+
+    Raises:
+        BundleError: damaged or of another version.
+    """
     try:
-        data = json.loads(text)
-        if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
+        values = json.loads(data.decode("utf-8"))
+        if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
             raise BundleError(
-                f"{path} has format {data['format']}, this version reads {FORMAT}.", remedy=rebuild
+                f"{path} has format {values['format']}, this version reads {FORMAT}.",
+                remedy=_REBUILD,
             )
-        return Manifest.model_validate(data)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged: {error}.", remedy=rebuild) from error
+        return Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{path} is damaged: {where}: {first['msg']}.", remedy=rebuild) from error
+        raise BundleError(
+            f"{path} is damaged: {where}: {first['msg']}.", remedy=_REBUILD
+        ) from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8
+        raise BundleError(f"{path} is damaged: {error}.", remedy=_REBUILD) from error
 
 
 def check_files(manifest: Manifest, folder: Path, *, hashes: bool = True) -> list[str]:
-    """What is wrong with the files of an output; empty if they are intact. Sizes first."""
+    """What is wrong with the files of an output; empty if they are intact. Sizes first.
+
+    Args:
+        manifest: of the output.
+        folder: where its files lie.
+        hashes: read the files too; without, existence and sizes alone.
+    """
     wrong: list[str] = []
     for entry in manifest.files:
         path = folder / entry.name
