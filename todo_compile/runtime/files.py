@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from todo_compile.errors import BundleError, ConfigError, EngineError
+from todo_compile.export.bundle import Bundle, check_bundle, component_manifest, inside, read_bundle
 from todo_compile.export.manifest import Manifest, check_files, read
 
 Verify = Literal["full", "size"]
@@ -56,28 +57,77 @@ def open_output(path: Path, verify: Verify = "full") -> Output:
         BundleError: the output or its manifest is missing, damaged, or they do not belong together.
         ConfigError: another `verify`.
     """
-    if verify not in get_args(Verify):
-        raise ConfigError(
-            f"Unknown verify={verify!r}.", remedy=f"Known: {', '.join(get_args(Verify))}."
-        )
+    hashes = _hashes(verify)
     if path.is_dir():
         raise BundleError(
             f"{path} is a folder.",
             remedy="Give a .plan, .engine or .onnx file, or load a bundle with load_pipeline.",
         )
-    if path.suffix != ".json" and not path.exists():
-        raise BundleError(f"{path} does not exist.", remedy="Give the .plan or .onnx file.")
-    manifest = read(path)
-    main = path.parent / manifest.files[0 if manifest.library else -1].name
-    if path.suffix != ".json" and main.name != path.name:
+    main = path.with_name(path.name.removesuffix(".json"))
+    if not main.exists():
+        raise BundleError(f"{main} does not exist.", remedy="Give the .plan or .onnx file.")
+    manifest = read(main)
+    names = [entry.name for entry in manifest.files]
+    if main.name not in names:
         raise BundleError(
-            f"The manifest beside {path.name} describes {main.name}, not {path.name}.",
+            f"The manifest beside {main.name} describes {', '.join(names)}, not {main.name}.",
             remedy="Files that refer to each other keep their names: rename them back.",
         )
-    wrong = check_files(manifest, path.parent, hashes=verify == "full")
+    wrong = check_files(manifest, main.parent, hashes=hashes)
     if wrong:
         raise BundleError(f"{main} is not what was built: {'; '.join(wrong)}.", remedy=_REBUILD)
     return Output(main, manifest)
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """A bundle whose files are what it says.
+
+    Attributes:
+        folder: of the bundle.
+        bundle: its description.
+        components: by name.
+        dense: dense twins by the component's name.
+    """
+
+    folder: Path
+    bundle: Bundle
+    components: dict[str, Output]
+    dense: dict[str, Output]
+
+
+def open_bundle(folder: Path, verify: Verify = "full") -> OpenBundle:
+    """Check a bundle with everything in it; nothing of its components is interpreted.
+
+    Args:
+        folder: the bundle, or its ``bundle.json``.
+        verify: as for `open_output`.
+
+    Raises:
+        BundleError: it is no bundle, or anything in it is missing, damaged or foreign.
+        ConfigError: another `verify`.
+    """
+    hashes = _hashes(verify)
+    bundle = read_bundle(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    wrong = check_bundle(bundle, folder, hashes=hashes)
+    if wrong:
+        raise BundleError(f"{folder} is not what was built: {'; '.join(wrong)}.", remedy=_REBUILD)
+    components: dict[str, Output] = {}
+    dense: dict[str, Output] = {}
+    for found, entries in ((components, bundle.components), (dense, bundle.dense)):
+        for name, entry in entries.items():
+            manifest = component_manifest(folder, name, entry)
+            found[name] = Output(inside(folder, entry.file), manifest)
+    return OpenBundle(folder, bundle, components, dense)
+
+
+def _hashes(verify: str) -> bool:
+    if verify not in get_args(Verify):
+        raise ConfigError(
+            f"Unknown verify={verify!r}.", remedy=f"Known: {', '.join(get_args(Verify))}."
+        )
+    return verify == "full"
 
 
 def check_library(output: Output, name: str, version: str) -> None:
