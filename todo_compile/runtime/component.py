@@ -18,7 +18,7 @@ from todo_compile.errors import ConfigError, InputError
 from todo_compile.runtime.session import dtype_named
 
 if TYPE_CHECKING:
-    from todo_compile.runtime.files import Output
+    from todo_compile.runtime.files import Origin
     from todo_compile.runtime.session import Session
 
 Batching = Literal["split", "strict"]
@@ -33,7 +33,7 @@ class Component(nn.Module):
 
     Args:
         session: runs it.
-        output: what was loaded.
+        origin: what it was made from.
         batching: ``split`` cuts larger batches into the engine's and fills up the last one (with a
             warning, once); ``strict`` refuses every batch but the engine's.
         cast: inputs of another float type are cast to the engine's and the result back. Without,
@@ -41,13 +41,13 @@ class Component(nn.Module):
 
     Attributes:
         session: as given.
-        output: as given.
+        origin: as given.
     """
 
     def __init__(
         self,
         session: Session,
-        output: Output,
+        origin: Origin,
         *,
         batching: Batching = "split",
         cast: bool = False,
@@ -56,7 +56,7 @@ class Component(nn.Module):
         if batching not in ("split", "strict"):
             raise ConfigError(f"Unknown batching={batching!r}.", remedy="Known: split, strict.")
         self.session = session
-        self.output = output
+        self.origin = origin
         self._batching = batching
         self._cast = cast
         self._warned = False
@@ -66,12 +66,12 @@ class Component(nn.Module):
         # A text encoder's inputs are integers; its type is that of what comes out.
         self._dtype = dtype_named(main.dtype if "float" in main.dtype else results.dtype)
         # Settable, since diffusers replaces it in old checkpoints' pipelines.
-        self._internal_dict = self._make_config(dict(output.manifest.model.get("config", {})))
+        self._internal_dict = self._make_config(dict(origin.config))
         self.eval()
 
     def _make_config(self, values: dict[str, Any]) -> Any:
         """The configuration as diffusers presents it, defaults filled in."""
-        return frozen_config(values, str(self.output.manifest.model.get("class")))
+        return frozen_config(values, self.origin.class_name)
 
     @property
     def config(self) -> Any:
@@ -90,7 +90,7 @@ class Component(nn.Module):
 
     def extra_repr(self) -> str:
         """For `print`."""
-        return f"{self.output.path.name}, {self.output.built_for}, on {self.device}"
+        return f"{self.origin.built_for}, on {self.device}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``to``, ``cuda``, ``half``, … come down to.
@@ -104,7 +104,7 @@ class Component(nn.Module):
             kind = str(moved.dtype).removeprefix("torch.")
             raise InputError(
                 f"A compiled component cannot be moved to {moved.device}, {kind}: "
-                f"{self.output.built_for}, and was loaded for {self.device}.",
+                f"{self.origin.built_for}, and was loaded for {self.device}.",
                 remedy=f'Load it with provider="{moved.device}", or compile it with the '
                 "--precision that you need.",
             )
@@ -119,7 +119,7 @@ class Component(nn.Module):
         """
         del args, kwargs
         raise InputError(
-            f"{self.output.path.name} is compiled: it cannot be saved in diffusers' format.",
+            f"{self.origin.name} is compiled: it cannot be saved in diffusers' format.",
             remedy="Copy the file and its manifest, or save the pipeline that it was made from.",
         )
 
@@ -164,7 +164,7 @@ class Component(nn.Module):
         if spare and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self.output.built_for}; it was called with a batch of {count}, so {spare} of "
+                f"{self.origin.built_for}; it was called with a batch of {count}, so {spare} of "
                 f"{count + spare} rows are computed for nothing. Compile with --batch {count} to "
                 "avoid it.",
                 PaddedBatchWarning,

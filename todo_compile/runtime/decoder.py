@@ -11,7 +11,7 @@ from todo_compile.errors import InputError
 from todo_compile.runtime.component import Component
 
 if TYPE_CHECKING:
-    from todo_compile.runtime.files import Output
+    from todo_compile.runtime.files import Origin
     from todo_compile.runtime.session import Session
 
 
@@ -26,10 +26,10 @@ class CompiledVAE(Component):
     """
 
     def __init__(
-        self, session: Session, output: Output, *, encoder: nn.Module | None = None, **options: Any
+        self, session: Session, origin: Origin, *, encoder: nn.Module | None = None, **options: Any
     ) -> None:
         options["cast"] = True
-        super().__init__(session, output, **options)
+        super().__init__(session, origin, **options)
         self.torch_vae = encoder
         # Pipelines would move a torch decoder to fp32 and back; ours is what it was built as.
         values = {**self._internal_dict, "force_upcast": False}
@@ -64,7 +64,7 @@ class CompiledVAE(Component):
         """
         if self.torch_vae is None:
             raise InputError(
-                f"{self.output.path.name} only decodes, and this pipeline encodes a picture.",
+                f"{self.origin.name} only decodes, and this pipeline encodes a picture.",
                 remedy="Hand over a torch VAE for that: todo_compile.load(path, encoder=vae), or "
                 "load_pipeline(bundle, encoder=vae).",
             )
@@ -89,7 +89,7 @@ class CompiledVAE(Component):
         """
         del args, kwargs
         raise InputError(
-            f"A compiled decoder has no tiles; {self.output.built_for}.",
+            f"A compiled decoder has no tiles; {self.origin.built_for}.",
             remedy="Leave enable_vae_tiling() out: the compiled decoder needs less memory already.",
         )
 

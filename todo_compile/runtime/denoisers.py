@@ -13,7 +13,7 @@ from todo_compile.runtime.component import Component
 from todo_compile.runtime.session import dtype_named
 
 if TYPE_CHECKING:
-    from todo_compile.runtime.files import Output
+    from todo_compile.runtime.files import Origin
     from todo_compile.runtime.session import Session
 
 _SHARED = frozenset({"timestep"})
@@ -22,8 +22,8 @@ _ANY_TYPE = frozenset({"timestep", "time_ids", "class_labels", "resolution", "as
 
 
 class _Denoiser(Component):
-    def __init__(self, session: Session, output: Output, **options: Any) -> None:
-        super().__init__(session, output, **options)
+    def __init__(self, session: Session, origin: Origin, **options: Any) -> None:
+        super().__init__(session, origin, **options)
         _, _, height, width = next(iter(session.inputs.values())).shape
         if height == width:
             # What pipelines take for the size of pictures when the user names none.
@@ -40,7 +40,7 @@ class _Denoiser(Component):
         for name, value in refused.items():
             if value is not None and value != {}:
                 raise InputError(
-                    f"The pipeline passes {name}; {self.output.built_for} without it.",
+                    f"The pipeline passes {name}; {self.origin.built_for} without it.",
                     remedy=_REMEDIES.get(name, "Leave it out, or use the torch module."),
                 )
         feeds: dict[str, Tensor] = {}
@@ -49,7 +49,7 @@ class _Denoiser(Component):
                 continue
             if name not in self.session.inputs:
                 raise InputError(
-                    f"The pipeline passes {name}; {self.output.built_for} without it.",
+                    f"The pipeline passes {name}; {self.origin.built_for} without it.",
                     remedy=_REMEDIES.get(name, "Use the pipeline class of the compiled model."),
                 )
             if name in _ANY_TYPE:
@@ -64,7 +64,7 @@ class _Denoiser(Component):
         times = timestep.reshape(-1)
         if len(times) > 1 and not bool((times == times[0]).all()):
             raise InputError(
-                f"The rows of a batch have different timesteps; {self.output.built_for} with one "
+                f"The rows of a batch have different timesteps; {self.origin.built_for} with one "
                 "timestep for the batch.",
                 remedy="Call it once for each timestep.",
             )
@@ -82,8 +82,8 @@ _REMEDIES = {
 class CompiledUNet(_Denoiser):
     """A compiled UNet; call it as diffusers' ``UNet2DConditionModel``."""
 
-    def __init__(self, session: Session, output: Output, **options: Any) -> None:
-        super().__init__(session, output, **options)
+    def __init__(self, session: Session, origin: Origin, **options: Any) -> None:
+        super().__init__(session, origin, **options)
         # SDXL's pipelines compare it with the length of the conditions that they make.
         width = self.config.get("projection_class_embeddings_input_dim")
         self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))

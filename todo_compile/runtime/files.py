@@ -6,9 +6,9 @@ withstand a damaged or foreign file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from todo_compile.errors import BundleError, ConfigError, EngineError
 from todo_compile.export.bundle import Bundle, check_bundle, component_manifest, inside, read_bundle
@@ -16,6 +16,37 @@ from todo_compile.export.manifest import Manifest, check_files, read
 
 Verify = Literal["full", "size"]
 _REBUILD = "Build it again with todo-compile, or copy the output and its manifest anew."
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a component was made from.
+
+    Attributes:
+        name: of the file or model, for messages.
+        built_for: what it serves, a clause for messages.
+        component: ``unet``, ``transformer``, ``vae_decoder``, ``text_encoder``, ``text_encoder_2``.
+        class_name: of the module.
+        config: of the module.
+    """
+
+    name: str
+    built_for: str
+    component: str
+    class_name: str
+    config: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, model: dict[str, Any]) -> Origin:
+        """From the part ``model`` of a manifest."""
+        return cls(
+            name=name,
+            built_for=f"{name} was built for {model.get('resolution')} px, "
+            f"batch {model.get('batch')}, {model.get('precision')}",
+            component=str(model.get("component")),
+            class_name=str(model.get("class")),
+            config=dict(model.get("config") or {}),
+        )
 
 
 @dataclass(frozen=True)
@@ -31,18 +62,14 @@ class Output:
     manifest: Manifest
 
     @property
-    def component(self) -> str:
-        """``unet``, ``transformer``, ``vae_decoder``, ``text_encoder`` or ``text_encoder_2``."""
-        return str(self.manifest.model.get("component"))
+    def origin(self) -> Origin:
+        """What it was made from."""
+        return Origin.of(self.path.name, self.manifest.model)
 
     @property
     def built_for(self) -> str:
         """What it was built for, for messages."""
-        model = self.manifest.model
-        return (
-            f"{self.path.name} was built for {model.get('resolution')} px, "
-            f"batch {model.get('batch')}, {model.get('precision')}"
-        )
+        return self.origin.built_for
 
 
 def open_output(path: Path, verify: Verify = "full") -> Output:

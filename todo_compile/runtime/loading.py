@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile.errors import BundleError, ConfigError
 from todo_compile.export.bundle import is_bundle
-from todo_compile.runtime.files import Output, Verify, open_bundle, open_output
+from todo_compile.runtime.files import Origin, Output, Verify, open_bundle, open_output
 
 if TYPE_CHECKING:
     from todo_compile.runtime.component import Batching, Component
@@ -110,7 +110,7 @@ def wrap(
         EngineError: it cannot run here.
         ConfigError: an option does not go with it.
     """
-    if encoder is not None and output.component != "vae_decoder":
+    if encoder is not None and output.origin.component != "vae_decoder":
         encoder = None
     session = open_session(
         output,
@@ -119,12 +119,12 @@ def wrap(
         cuda_graph=cuda_graph,
         runtime_cache=runtime_cache,
     )
-    return adapt(session, output, encoder=encoder, batching=batching, cast=cast)
+    return adapt(session, output.origin, encoder=encoder, batching=batching, cast=cast)
 
 
 def adapt(
     session: Session,
-    output: Output,
+    origin: Origin,
     *,
     encoder: Any = None,
     batching: Batching = "split",
@@ -136,26 +136,26 @@ def adapt(
         BundleError: no pipeline has such a component.
     """
     options: dict[str, Any] = {"batching": batching, "cast": cast}
-    match output.component:
+    match origin.component:
         case "unet":
             from todo_compile.runtime.denoisers import CompiledUNet
 
-            return CompiledUNet(session, output, **options)
+            return CompiledUNet(session, origin, **options)
         case "transformer":
             from todo_compile.runtime.denoisers import CompiledTransformer
 
-            return CompiledTransformer(session, output, **options)
+            return CompiledTransformer(session, origin, **options)
         case "vae_decoder":
             from todo_compile.runtime.decoder import CompiledVAE
 
-            return CompiledVAE(session, output, encoder=encoder, **options)
+            return CompiledVAE(session, origin, encoder=encoder, **options)
         case "text_encoder" | "text_encoder_2":
             from todo_compile.runtime.text import CompiledTextEncoder
 
-            return CompiledTextEncoder(session, output, **options)
+            return CompiledTextEncoder(session, origin, **options)
         case other:
             raise BundleError(
-                f"{output.path.name} is a {other!r}, which no pipeline here has a place for.",
+                f"{origin.name} is a {other!r}, which no pipeline here has a place for.",
                 remedy="Build it again with todo-compile.",
             )
 

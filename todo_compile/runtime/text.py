@@ -55,7 +55,7 @@ class CompiledTextEncoder(Component):
 
     def _without(self, name: str) -> InputError:
         return InputError(
-            f"The pipeline passes {name}; {self.output.built_for} without it.",
+            f"The pipeline passes {name}; {self.origin.built_for} without it.",
             remedy="Leave it out, or use the torch text encoder.",
         )
 
@@ -82,7 +82,7 @@ class _HiddenStates(tuple[Any, ...]):
         if value is None:
             raise InputError(
                 f"Hidden state {index} is asked for, which is not among the outputs; "
-                f"{self._engine.output.built_for}.",
+                f"{self._engine.origin.built_for}.",
                 remedy="Leave clip_skip out, or use the torch text encoder.",
             )
         return value
