@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,19 @@ from rich.console import Console
 from rich.table import Table
 
 
-def build(model: str, px: int, factors: str | None, opset: int, folder: Path) -> dict[str, Any]:
+def build(
+    model: str,
+    px: int,
+    factors: str | None,
+    opset: int,
+    folder: Path,
+    more: Sequence[str] = (),
+) -> dict[str, Any]:
     """One build in its own process; what it took and what the manifest says."""
     out = folder / "engine.plan"
     command = [
         sys.executable, "-m", "todo_compile.cli", "--model", model, "--weights", "random",
-        "--res", str(px), "--out", str(out), "--force", "--opset", str(opset), "-q",
+        "--res", str(px), "--out", str(out), "--force", "--opset", str(opset), "-q", *more,
     ]  # fmt: skip
     if factors is not None:
         command += ["--factors", factors]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from todo_compile.models import Source
     from todo_compile.passes.report import Report
 
 PRECISIONS = ("fp16", "bf16", "fp32")
@@ -35,11 +36,38 @@ def dtype_of(precision: str) -> torch.dtype:
     return names[precision]
 
 
+def default_batch(source: Source) -> int:
+    """2 for a denoising model: one image with classifier-free guidance; 1 for the rest."""
+    from todo_compile.models.components import OTHERS
+
+    return 1 if source.component in OTHERS else 2
+
+
+def check_options(source: Source, options: PlanOptions | None) -> PlanOptions:
+    """The options for a component: a text encoder has nothing to downsample.
+
+    Raises:
+        ConfigError: downsampling was asked of a text encoder.
+    """
+    from todo_compile.errors import ConfigError
+
+    if not source.component.startswith("text_encoder"):
+        return options or PlanOptions()
+    dense = PlanOptions(factors=())
+    if options not in (None, PlanOptions(), dense):
+        raise ConfigError(
+            "A text encoder has no image tokens to downsample.",
+            remedy="Leave out --kv-tokens, --factors, --sampling and --preset.",
+        )
+    return dense
+
+
 def plan(
     model: str,
     *,
     res: str | int,
-    batch: int = 2,
+    component: str = "unet",
+    batch: int | None = None,
     precision: str = "fp16",
     options: PlanOptions | None = None,
     dump: str | Path | None = None,
@@ -49,7 +77,10 @@ def plan(
     Args:
         model: registry name, local diffusers folder, or hub id.
         res: side in pixels, or ``"WIDTHxHEIGHT"``.
-        batch: of the denoising model (2 = one image with classifier-free guidance).
+        component: ``unet`` (whatever denoises), ``vae_decoder``, ``text_encoder`` or
+            ``text_encoder_2``.
+        batch: None takes 2 for the denoising model (one image with classifier-free guidance) and
+            1 for the others.
         precision: ``fp16``, ``bf16`` or ``fp32``; decides bytes.
         options: how factors are chosen; see `PlanOptions.create`.
         dump: folder for the graph before and after every pass.
@@ -62,8 +93,10 @@ def plan(
     from todo_compile.capture import capture
     from todo_compile.passes.pipeline import rewrite_graph
 
-    source = models.resolve(str(model))
+    source = models.resolve_component(str(model), component)
     resolution = models.Resolution.parse(res)
+    options = check_options(source, options)
+    batch = default_batch(source) if batch is None else batch
     loaded = models.load(source, dtype=dtype_of(precision), fake=True)
     example = models.example_inputs(loaded, resolution, batch=batch)
     assert loaded.fake is not None

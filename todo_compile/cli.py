@@ -68,14 +68,27 @@ Res = Annotated[
     typer.Option("--res", "-r", help="Pixels: 2048, or WIDTHxHEIGHT.", rich_help_panel="What"),
 ]
 Batch = Annotated[
-    int,
+    int | None,
     typer.Option(
         help="UNet batch. Classifier-free guidance runs the prompt and the empty prompt "
-        "together: one image needs 2.",
+        "together: one image needs 2. [default: 2; VAE decoder and text encoder: 1]",
         rich_help_panel="What",
     ),
 ]
-Precision = Annotated[str, typer.Option(help="fp16, bf16 or fp32.", rich_help_panel="What")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="fp16, bf16 or fp32. [default: fp16; SDXL's own VAE: fp32]", rich_help_panel="What"
+    ),
+]
+Component = Annotated[
+    str | None,
+    typer.Option(
+        help="unet (whatever denoises), vae-decoder, text-encoder, text-encoder-2, or all (into a "
+        "folder). [default: unet; for a folder: all]",
+        rich_help_panel="What",
+    ),
+]
 KvTokens = Annotated[
     int | None,
     typer.Option(
@@ -163,8 +176,9 @@ def compile_command(
             rich_help_panel="What",
         ),
     ] = "auto",
-    batch: Batch = 2,
-    precision: Precision = "fp16",
+    component: Component = None,
+    batch: Batch = None,
+    precision: Precision = None,
     kv_tokens: KvTokens = None,
     factors: Factors = None,
     sampling: SamplingOption = None,
@@ -232,6 +246,7 @@ def compile_command(
         model,
         res=res,
         out=out,
+        component=_one_component(component),
         weights=weights,
         batch=batch,
         precision=precision,
@@ -273,8 +288,9 @@ def compile_command(
 def plan_command(
     model: Model,
     res: Res,
-    batch: Batch = 2,
-    precision: Precision = "fp16",
+    component: Component = None,
+    batch: Batch = None,
+    precision: Precision = None,
     kv_tokens: KvTokens = None,
     factors: Factors = None,
     sampling: SamplingOption = None,
@@ -295,7 +311,15 @@ def plan_command(
     from todo_compile.console import print_json, sites_table, totals_table
 
     options = _options(kv_tokens, factors, sampling, preset)
-    report = run(model, res=res, batch=batch, precision=precision, options=options, dump=dump)
+    report = run(
+        model,
+        res=res,
+        component=_one_component(component),
+        batch=batch,
+        precision=precision or "fp16",
+        options=options,
+        dump=dump,
+    )
     if plot is not None:
         from todo_compile.plots import plot_plan
 
@@ -380,6 +404,19 @@ def _options(
     return PlanOptions.create(
         kv_tokens=kv_tokens, factors=factors, sampling=sampling, preset=preset
     )
+
+
+def _one_component(text: str | None) -> str:
+    """The component that one output holds, in the API's spelling."""
+    from todo_compile.models.components import parse_choice
+
+    choice = "unet" if text is None else parse_choice(text)
+    if choice == "all":
+        raise ConfigError(
+            "All components make several outputs.",
+            remedy="Name a folder: --out bundle/ (end it in a slash), or choose one component.",
+        )
+    return choice
 
 
 def _progress(quiet: bool, verbose: int) -> ConsoleProgress:

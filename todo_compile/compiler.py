@@ -11,28 +11,26 @@ from __future__ import annotations
 import gc
 import platform
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.api import dtype_of
 from todo_compile.config import PlanOptions
-from todo_compile.errors import ConfigError
-from todo_compile.progress import Progress, SilentProgress
+from todo_compile.jobs import ENGINE_SUFFIXES, SUFFIXES, Job, passes_hash, prepare, versions
+from todo_compile.progress import Progress
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from todo_compile.export.files import Stage
-    from todo_compile.export.library import Library
     from todo_compile.export.manifest import Manifest
-    from todo_compile.export.targets import Targets
     from todo_compile.export.tensorrt import EngineInfo
-    from todo_compile.models import ExampleInputs, Resolution, Source, Weights
+    from todo_compile.models import ExampleInputs
     from todo_compile.passes.report import Report
 
-ENGINE_SUFFIXES = (".plan", ".engine")
-SUFFIXES = (*ENGINE_SUFFIXES, ".onnx")
+__all__ = [
+    "ENGINE_SUFFIXES", "SUFFIXES", "CompileResult", "build", "compile", "passes_hash", "versions",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,10 @@ def compile(
     *,
     res: str | int,
     out: str | Path,
+    component: str = "unet",
     weights: str = "auto",
-    batch: int = 2,
-    precision: str = "fp16",
+    batch: int | None = None,
+    precision: str | None = None,
     opset: int | None = None,
     options: PlanOptions | None = None,
     target: str | None = None,
@@ -79,9 +78,13 @@ def compile(
         model: registry name (``sd15``), local diffusers folder, or hub id.
         res: side in pixels, or ``"WIDTHxHEIGHT"``.
         out: ``FILE.plan`` or ``FILE.engine`` for TensorRT, ``FILE.onnx`` for ONNX.
+        component: ``unet`` (whatever denoises), ``vae_decoder``, ``text_encoder`` or
+            ``text_encoder_2``. For all of them in one folder see `bundles.compile_bundle`.
         weights: ``auto``, ``random[:SEED]``, or a path.
-        batch: of the denoising model (2 = one image with classifier-free guidance).
-        precision: ``fp16``, ``bf16`` or ``fp32``.
+        batch: None takes 2 for the denoising model (one image with classifier-free guidance) and
+            1 for the others.
+        precision: ``fp16``, ``bf16`` or ``fp32``. None takes fp16, and fp32 for SDXL's own
+            autoencoder, which leaves the range of fp16.
         opset: 18 to 23; None takes 23, which keeps attention as one operator.
         options: how factors are chosen.
         target: GPU architectures (``"sm89,sm120"``) or ``"current"``.
@@ -96,9 +99,11 @@ def compile(
     Raises:
         TodoError: whatever the user can mend; nothing is written then.
     """
-    job = _prepare(
-        model, res, out, weights, batch, precision, opset, options, target, library,
-        timing_cache, weight_streaming, verify, dump, progress,
+    job = prepare(
+        model, res=res, out=out, component=component, weights=weights, batch=batch,
+        precision=precision, opset=opset, options=options, target=target, library=library,
+        timing_cache=timing_cache, weight_streaming=weight_streaming, verify=verify, dump=dump,
+        progress=progress,
     )  # fmt: skip
     from todo_compile.export.files import check_target, sweep
     from todo_compile.export.manifest import find_reusable, read
@@ -112,113 +117,10 @@ def compile(
     reasons = tuple(found.reasons) or (("--force was given",) if found.reusable else ())
     if job.out.exists() and reasons:
         job.progress.info("Rebuilding: " + "; ".join(reasons))
-    return _build(job, reasons)
+    return build(job, reasons)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A validated request; nothing heavy has happened yet."""
-
-    source: Source
-    resolution: Resolution
-    weights: Weights
-    weights_hash: str
-    out: Path
-    batch: int
-    precision: str
-    opset: int
-    options: PlanOptions
-    library: Library | None
-    targets: Targets | None
-    timing_cache: Path | None
-    weight_streaming: bool
-    verify: bool
-    dump: Path | None
-    progress: Progress
-    request: dict[str, Any]
-
-
-def _prepare(
-    model: str,
-    res: str | int,
-    out: str | Path,
-    weights: str,
-    batch: int,
-    precision: str,
-    opset: int | None,
-    options: PlanOptions | None,
-    target: str | None,
-    library: str,
-    timing_cache: str | Path | None,
-    weight_streaming: bool,
-    verify: bool,
-    dump: str | Path | None,
-    progress: Progress | None,
-) -> _Job:
-    """Check everything that can be checked before any work, cheapest first."""
-    from todo_compile import models
-    from todo_compile.export.library import choose_library, current_gpu
-    from todo_compile.export.targets import parse_targets, resolve_targets
-
-    progress = progress or SilentProgress()
-    options = options or PlanOptions()
-    path = Path(out)
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(
-            f"The suffix of {path.name!r} says nothing about the format.",
-            remedy="End --out in .plan or .engine (TensorRT) or .onnx (ONNX).",
-        )
-    if opset is not None and not 18 <= opset <= 23:
-        raise ConfigError(f"Opset {opset} is not supported.", remedy="Choose 18 to 23.")
-    dtype = dtype_of(precision)
-    resolution = models.Resolution.parse(res)
-    wanted = parse_targets(target)
-    source = models.resolve(str(model))
-    models.input_specs(source, resolution, batch=batch, dtype=dtype)  # the model can take them
-    engine = path.suffix in ENGINE_SUFFIXES
-    gpu = current_gpu() if engine else None
-    chosen = choose_library(library, gpu=gpu) if engine else None
-    targets = resolve_targets(wanted, chosen, gpu) if chosen is not None else None
-    if targets is not None:
-        progress.info(f"target         {', '.join(targets.names)} ({targets.reason})")
-    found = models.find_weights(source, models.WeightsChoice.parse(weights), dtype=dtype)
-    progress.info(f"weights        {found.description}")
-    digest = _weights_hash(found, progress)
-    request: dict[str, Any] = {
-        "model": source.identifier,
-        "architecture": found.architecture,
-        "component": source.component,
-        "weights": digest,
-        "resolution": str(resolution),
-        "batch": batch,
-        "precision": precision,
-        "opset": opset or 23,
-        "plan": {**options.describe(), "native_kv_tokens": source.native.kv_tokens},
-        "format": "tensorrt" if engine else "onnx",
-        "library": f"{chosen.name} {chosen.version}" if chosen is not None else None,
-        "targets": list(targets.names) if targets is not None else [],
-        "weight_streaming": weight_streaming,
-        "versions": versions(),
-        "passes": passes_hash(),
-    }
-    return _Job(
-        source, resolution, found, digest, path, batch, precision, opset or 23, options, chosen,
-        targets, Path(timing_cache) if timing_cache else None, weight_streaming, verify,
-        Path(dump) if dump else None, progress, request,
-    )  # fmt: skip
-
-
-def _weights_hash(weights: Weights, progress: Progress) -> str:
-    """Identity of the weights; only files take time to read."""
-    from todo_compile import models
-
-    if weights.kind == "random":
-        return models.weights_hash(weights)
-    with progress.step("weights hash"):
-        return models.weights_hash(weights)
-
-
-def _build(job: _Job, reasons: tuple[str, ...]) -> CompileResult:
+def build(job: Job, reasons: tuple[str, ...]) -> CompileResult:
     """Make the output in a stage and publish it."""
     from todo_compile.export import manifest as manifests
     from todo_compile.export.files import staged
@@ -260,7 +162,7 @@ def _build(job: _Job, reasons: tuple[str, ...]) -> CompileResult:
         document = manifests.Manifest(
             created=manifests.now(),
             request=job.request,
-            versions=versions(),
+            versions=job.request["versions"],
             model=_model_facts(job),
             sites=[_site_facts(s) for s in report.to_dict()["sites"]],
             totals=report.to_dict()["totals"],
@@ -297,7 +199,7 @@ def _outputs(program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
     ]
 
 
-def _rewritten(job: _Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
+def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
     """Load, capture and rewrite."""
     from todo_compile import models
     from todo_compile.capture import capture
@@ -333,7 +235,7 @@ def _rewritten(job: _Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
     return program, report, example
 
 
-def _engine(job: _Job, stage: Stage, onnx: Path) -> EngineInfo:
+def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
     from todo_compile.export.tensorrt import EngineOptions, build_engine
 
     assert job.library is not None and job.targets is not None
@@ -360,11 +262,12 @@ def _release_memory() -> None:
             return  # another libc (musl) has no malloc_trim, and needs none
 
 
-def _model_facts(job: _Job) -> dict[str, Any]:
+def _model_facts(job: Job) -> dict[str, Any]:
     return {
         "name": job.source.identifier,
         "class": job.source.class_name,
         "component": job.source.component,
+        "pipeline": job.source.pipeline,
         "weights": job.weights.description,
         "weights_hash": job.weights_hash,
         "random_weights": job.weights.kind == "random",
@@ -381,25 +284,3 @@ def _site_facts(site: dict[str, Any]) -> dict[str, Any]:
         "key_tokens_after", "factor", "action", "reason",
     )  # fmt: skip
     return {key: site[key] for key in kept}
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything whose change can change an output."""
-    found = {"python": platform.python_version()}
-    for name in ("todo-compile", "torch", "diffusers", "onnx", "onnxscript", "onnx_ir"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def passes_hash() -> str:
-    """Hash of the passes' source: an output made by other passes is stale."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted([*(root / "passes").glob("*.py"), *(root / "export").glob("*.py")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]

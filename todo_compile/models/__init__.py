@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from todo_compile.models.architecture import Native as Native
     from todo_compile.models.architecture import native as native
+    from todo_compile.models.components import resolve_component as resolve_component
     from todo_compile.models.inputs import ExampleInputs as ExampleInputs
     from todo_compile.models.inputs import example_inputs as example_inputs
     from todo_compile.models.inputs import input_specs as input_specs
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Native": "architecture",
     "native": "architecture",
+    "resolve_component": "components",
     "ExampleInputs": "inputs",
     "example_inputs": "inputs",
     "input_specs": "inputs",

@@ -14,7 +14,17 @@ UNET = "UNet2DConditionModel"
 PIXART = "PixArtTransformer2DModel"
 DIT = "DiTTransformer2DModel"
 SUPPORTED_CLASSES = (UNET, PIXART, DIT)
-"""Classes whose example inputs are known. Only these names are ever looked up in diffusers."""
+"""Denoising models whose example inputs are known."""
+VAE_KL = "AutoencoderKL"
+VAE_TINY = "AutoencoderTiny"
+VAE_CLASSES = (VAE_KL, VAE_TINY)
+"""Autoencoders whose decoder can be compiled."""
+CLIP = "CLIPTextModel"
+CLIP_PROJECTION = "CLIPTextModelWithProjection"
+TEXT_CLASSES = (CLIP, CLIP_PROJECTION)
+"""Text encoders, from transformers. No other names are ever looked up in either library."""
+TEXT_TOKENS = 77
+"""Length that CLIP's tokenizer pads prompts to."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,20 @@ class Native:
 
 
 def class_name(config: Mapping[str, Any]) -> str:
-    """The diffusers class that `config` describes.
+    """The class of diffusers (``_class_name``) or transformers (``architectures``) in `config`.
 
     Raises:
-        ModelError: no ``_class_name``, or a class whose inputs we do not know.
+        ModelError: it names no class, or one whose inputs we do not know.
     """
     name = config.get("_class_name")
+    if name is None:
+        match config.get("architectures"):
+            case [str() as first, *_] if first in TEXT_CLASSES:
+                return first
+            case _:
+                pass
+    if name in VAE_CLASSES:
+        return str(name)
     if not isinstance(name, str):
         raise ModelError(
             "The model's config.json has no _class_name, so it is not a diffusers model.",
@@ -58,17 +76,39 @@ def native(config: Mapping[str, Any]) -> Native:
 
     ``sample_size`` is the latent side. In a UNet level *i* has 1/2^i of it per axis, and the
     highest attention level is the first down block with attention; in a transformer a token is
-    a patch of ``patch_size`` cells.
+    a patch of ``patch_size`` cells. An autoencoder's ``sample_size`` is in pixels; its decoder
+    attends to every latent cell. A text encoder has its tokens.
 
     Raises:
         ModelError: the class is unknown, or the configuration lacks what is needed.
     """
     name = class_name(config)
+    if name in TEXT_CLASSES:
+        return Native(latent=(1, TEXT_TOKENS), attention_stride=1, kv_tokens=TEXT_TOKENS)
+    if name in VAE_CLASSES:
+        return _vae_native(config)
     latent = _sides(config.get("sample_size"))
     stride = _unet_stride(config) if name == UNET else _positive(config, "patch_size", 2)
     # An odd side is rounded up: a strided convolution with padding 1 keeps the last row.
     tokens = -(-latent[0] // stride) * -(-latent[1] // stride)
     return Native(latent=latent, attention_stride=stride, kv_tokens=tokens)
+
+
+def vae_scale(config: Mapping[str, Any]) -> int:
+    """Pixels per latent cell on each axis of an autoencoder: 2 for every level but the last."""
+    key = "block_out_channels" if "block_out_channels" in config else "encoder_block_out_channels"
+    channels: object = config.get(key)
+    if not isinstance(channels, list | tuple):
+        return 8
+    return 2 ** (len(cast("list[object]", channels)) - 1)
+
+
+def _vae_native(config: Mapping[str, Any]) -> Native:
+    # A tiny autoencoder's configuration has no sample_size, and its decoder no attention.
+    scale = vae_scale(config)
+    pixels = _sides(config.get("sample_size", 64 * scale))
+    latent = (-(-pixels[0] // scale), -(-pixels[1] // scale))
+    return Native(latent=latent, attention_stride=1, kv_tokens=latent[0] * latent[1])
 
 
 def architecture_hash(config: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from todo_compile.errors import ModelError
-from todo_compile.models.architecture import class_name
+from todo_compile.models.architecture import TEXT_CLASSES, class_name
 
 _RANDOM_FILLS = frozenset(
     {"uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_"}
@@ -29,14 +29,17 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     Raises:
         ModelError: diffusers is absent, or it does not accept the configuration.
     """
-    cls = _diffusers_class(class_name(config))
+    name = class_name(config)
+    text = name in TEXT_CLASSES
+    make = _transformers_maker(name) if text else _diffusers_class(name).from_config
     try:
         with default_dtype(dtype), _SkipRandomFills():
-            module = cast("nn.Module", cls.from_config(dict(config)))
+            module = cast("nn.Module", make(dict(config)))
     except (TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+        library = "transformers" if text else "diffusers"
         raise ModelError(
-            f"diffusers cannot make a {class_name(config)} from the model's config.json: {error}",
-            remedy="Compare config.json with the model's origin, or update diffusers.",
+            f"{library} cannot make a {name} from the model's config.json: {error}",
+            remedy=f"Compare config.json with the model's origin, or update {library}.",
         ) from error
     return module.eval().requires_grad_(False)
 
@@ -78,3 +81,23 @@ def _diffusers_class(name: str) -> Any:
             remedy='Install it: pip install "todo-compile[models]".',
         ) from error
     return getattr(diffusers, name)
+
+
+def _transformers_maker(name: str) -> Callable[[dict[str, Any]], Any]:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError(
+            f"Text encoders need transformers, which cannot be imported: {error}.",
+            remedy='Install it: pip install "todo-compile[models]".',
+        ) from error
+    library: Any = transformers
+
+    def make(config: dict[str, Any]) -> Any:
+        # The precision is ours to choose; attention stays one operator, as in the UNet.
+        kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "dtype")}
+        return getattr(library, name)(
+            library.CLIPTextConfig.from_dict(kept, attn_implementation="sdpa")
+        )
+
+    return make

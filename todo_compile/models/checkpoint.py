@@ -46,6 +46,7 @@ def load_checkpoint(
     for file in files:
         entries.update(read_header(file))
     wanted = module.state_dict()
+    entries = modern_names(wanted, entries)
     check(wanted, entries, files)
     total = sum(entry.nbytes for entry in entries.values())
     done = 0
@@ -55,6 +56,42 @@ def load_checkpoint(
             done += entries[name].nbytes
             if report is not None:
                 report(done, total)
+
+
+_OLD_ATTENTION = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+"""Names of an autoencoder's attention before diffusers 0.17; SD1.5's and SD2's files have them."""
+
+
+def modern_names(
+    wanted: Mapping[str, torch.Tensor], entries: Mapping[str, Entry]
+) -> dict[str, Entry]:
+    """Entries under the names that today's libraries use, where a file has older ones.
+
+    Autoencoders named their attention differently, and CLIP's text encoder has its layers under
+    ``text_model.`` or not, by version of transformers; its ``position_ids`` were saved once. What
+    is known under its name already keeps it.
+    """
+    renamed: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        new = name
+        if name not in wanted:
+            if name.endswith(".position_ids"):
+                continue  # 0, 1, 2, …: made by the module itself
+            new = next((n for n in _other_names(name) if n in wanted), name)
+        renamed[new] = entry
+    return renamed
+
+
+def _other_names(name: str) -> list[str]:
+    parts = name.split(".")
+    if len(parts) > 2 and parts[-2] in _OLD_ATTENTION:
+        return [".".join([*parts[:-2], _OLD_ATTENTION[parts[-2]], parts[-1]])]
+    return [name.removeprefix("text_model."), f"text_model.{name}"]
 
 
 def check(

@@ -10,16 +10,19 @@ from typing import Any, cast
 
 from todo_compile.errors import ModelError
 
-_BASE = "diffusion_pytorch_model"
+DIFFUSERS_BASE = "diffusion_pytorch_model"
+TEXT_BASE = "model"
+"""transformers' name for weights; everything else in a pipeline has diffusers'."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
-def pick_files(path: Path, half: bool) -> tuple[Path, ...]:
+def pick_files(path: Path, half: bool, base: str = DIFFUSERS_BASE) -> tuple[Path, ...]:
     """The safetensors files that make up one model.
 
     Args:
         path: a safetensors file, or a folder of diffusers' layout.
         half: prefer the fp16 variant where both are there.
+        base: name of the weights' files without suffix and variant.
 
     Returns:
         Absolute paths in order of name.
@@ -42,7 +45,7 @@ def pick_files(path: Path, half: bool) -> tuple[Path, ...]:
             remedy="Give a .safetensors file, a folder with them, or --weights random[:SEED].",
         )
     names = {p.name for p in path.iterdir()}
-    for index, single in _candidates(half):
+    for index, single in _candidates(half, base):
         if index in names:
             return _shards(path / index)
         if single in names:
@@ -54,19 +57,19 @@ def pick_files(path: Path, half: bool) -> tuple[Path, ...]:
         _refuse_pickle(path / name)
     found = f" ({', '.join(others)} have other names)" if others else ""
     raise ModelError(
-        f"{path} has no {_BASE}.safetensors{found}.",
+        f"{path} has no {base}.safetensors{found}.",
         remedy="Give the file itself with --weights FILE, or build with --weights random[:SEED].",
     )
 
 
-def select_names(names: Collection[str], half: bool) -> list[str]:
+def select_names(names: Collection[str], half: bool, base: str = DIFFUSERS_BASE) -> list[str]:
     """Of a repository's file names, those to download: one variant, with its index and shards."""
-    for index, single in _candidates(half):
+    for index, single in _candidates(half, base):
         if index in names:
             variant = ".fp16" if ".fp16" in index else ""
             # Both orders are in use: model.fp16-00001-of-00002 and model-00001-of-00002.fp16.
             shard = re.compile(
-                rf"{_BASE}(?:{re.escape(variant)}-\d+-of-\d+|-\d+-of-\d+{re.escape(variant)})"
+                rf"{base}(?:{re.escape(variant)}-\d+-of-\d+|-\d+-of-\d+{re.escape(variant)})"
                 r"\.safetensors"
             )
             return [index, *sorted(n for n in names if shard.fullmatch(n))]
@@ -75,10 +78,10 @@ def select_names(names: Collection[str], half: bool) -> list[str]:
     return []
 
 
-def _candidates(half: bool) -> list[tuple[str, str]]:
+def _candidates(half: bool, base: str) -> list[tuple[str, str]]:
     """(index, single file) by preference; diffusers puts the variant before ``.json``."""
-    plain = (f"{_BASE}.safetensors.index.json", f"{_BASE}.safetensors")
-    fp16 = (f"{_BASE}.safetensors.index.fp16.json", f"{_BASE}.fp16.safetensors")
+    plain = (f"{base}.safetensors.index.json", f"{base}.safetensors")
+    fp16 = (f"{base}.safetensors.index.fp16.json", f"{base}.fp16.safetensors")
     return [fp16, plain] if half else [plain, fp16]
 
 

@@ -3,7 +3,8 @@
 The timestep is one fp32 number of shape (1,), expanded to the batch inside the graph: it holds what
 every diffusers scheduler gives (whole numbers and fractions) exactly, needs no cast (the model
 computes in fp32 from it at once), and TensorRT takes fp32 where it would want int64 converted.
-SDXL's ``time_ids`` are fp32 too: they are sizes in pixels, and bf16 cannot hold 1080.
+SDXL's ``time_ids`` are fp32 too: they are sizes in pixels, and bf16 cannot hold 1080. A text
+encoder's tokens are int64, as the tokenizers give them.
 """
 
 from __future__ import annotations
@@ -18,13 +19,19 @@ from torch import nn
 
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models import wrappers
-from todo_compile.models.architecture import DIT, PIXART, UNET
+from todo_compile.models.architecture import (
+    CLIP_PROJECTION,
+    DIT,
+    PIXART,
+    TEXT_CLASSES,
+    TEXT_TOKENS,
+    UNET,
+    VAE_CLASSES,
+)
 from todo_compile.models.loading import LoadedModel
 from todo_compile.models.resolution import Resolution
 from todo_compile.models.source import Source
 
-TEXT_TOKENS = 77
-"""Length that CLIP's tokenizer pads prompts to."""
 _T5_TOKENS = {True: 120, False: 300}  # PixArt-α (with size conditions) and -Σ pipelines' defaults
 _MAX_BATCH = 64
 
@@ -38,13 +45,16 @@ class InputSpec:
         shape: all sizes are fixed.
         dtype: the model's, or fp32/int64 where said in this module's docstring.
         fill: how `example_inputs` makes it up: ``normal`` N(0,1), ``timestep`` 500, ``label`` 0,
-            ``ones``, or ``sizes``: image size, crop, target size.
+            ``ones``, ``sizes``: image size, crop, target size, or ``tokens``: random ones, then
+            the vocabulary's last.
+        limit: size of the vocabulary, for ``tokens``.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    fill: Literal["normal", "timestep", "label", "ones", "sizes"] = "normal"
+    fill: Literal["normal", "timestep", "label", "ones", "sizes", "tokens"] = "normal"
+    limit: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +104,7 @@ def example_inputs(
         wrapper=wrapper(model.module).eval(),
         specs=specs,
         args=args,
-        output_names=("out_sample",),
+        output_names=wrappers.output_names(wrapper),
         latent=_latent(model.source, resolution),
     )
 
@@ -112,7 +122,8 @@ def side_multiple(source: Source) -> int:
     A UNet takes any latent grid (diffusers passes the sizes on where a level does not halve
     evenly); a transformer needs whole patches.
     """
-    patch = 1 if source.class_name == UNET else int(source.config.get("patch_size", 2))
+    patched = source.class_name in (PIXART, DIT)
+    patch = int(source.config.get("patch_size", 2)) if patched else 1
     return source.vae_scale * patch
 
 
@@ -128,6 +139,11 @@ def _plan(
             f"A batch of {batch} is not possible.",
             remedy=f"Give 1 to {_MAX_BATCH}; with classifier-free guidance it is twice the images.",
         )
+    if source.class_name in TEXT_CLASSES:
+        return _text(source, batch)
+    if source.class_name in VAE_CLASSES:
+        latent = (batch, int(source.config.get("latent_channels", 4)), *_latent(source, resolution))
+        return (InputSpec("latent_sample", latent, dtype),), wrappers.VaeDecoder
     sample = (batch, int(source.config.get("in_channels", 4)), *_latent(source, resolution))
     if source.class_name == UNET:
         return _unet(source.config, sample, dtype)
@@ -178,6 +194,17 @@ def _unet(
     return tuple(specs), wrapper
 
 
+def _text(source: Source, batch: int) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
+    length = int(source.config.get("max_position_embeddings", TEXT_TOKENS))
+    limit = int(source.config.get("vocab_size", 49408))
+    spec = InputSpec("input_ids", (batch, length), torch.int64, "tokens", limit)
+    if source.class_name == CLIP_PROJECTION:
+        return (spec,), wrappers.ClipTextProjection
+    if source.pipeline.startswith("StableDiffusionXL"):
+        return (spec,), wrappers.ClipTextPenultimate
+    return (spec,), wrappers.ClipText
+
+
 def _labels(config: Mapping[str, Any], batch: int, dtype: torch.dtype) -> InputSpec | None:
     kind = config.get("class_embed_type")
     if kind is None and config.get("num_class_embeds") is not None:
@@ -226,6 +253,11 @@ def _tensor(
             return torch.full(spec.shape, 500, dtype=spec.dtype)
         case "label":
             return torch.zeros(spec.shape, dtype=spec.dtype)
+        case "tokens":
+            # The end of text is the vocabulary's last token; CLIP pools at its first appearance.
+            ids = torch.randint(1, spec.limit - 1, spec.shape, generator=generator)
+            ids[:, spec.shape[1] // 2 :] = spec.limit - 1
+            return ids
         case "ones":
             return torch.ones(spec.shape, dtype=spec.dtype)
         case "sizes":

@@ -12,7 +12,14 @@ from typing import Any, Literal, cast
 
 from todo_compile.errors import ModelError
 from todo_compile.models import hub
-from todo_compile.models.architecture import Native, class_name, native
+from todo_compile.models.architecture import (
+    SUPPORTED_CLASSES,
+    VAE_CLASSES,
+    Native,
+    class_name,
+    native,
+    vae_scale,
+)
 from todo_compile.models.registry import REGISTRY, RegistryEntry
 
 COMPONENTS = ("unet", "transformer")
@@ -28,12 +35,14 @@ class Source:
     Attributes:
         kind: how `identifier` was understood.
         identifier: registry name, absolute folder, or hub id.
-        component: subfolder of the pipeline that the model is, ``unet`` or ``transformer``.
+        component: what part of the pipeline it is: ``unet`` or ``transformer``, and from
+            `components`: ``vae_decoder``, ``text_encoder``, ``text_encoder_2``.
         config: the component's configuration (``config.json``).
         folder: folder with the component's files; None unless `kind` is ``folder``.
         hub_ids: repositories that have the weights, today's first; empty for a folder.
         vae_scale: pixels per latent cell on each axis.
         entry: the registry's entry, if it is a registered model.
+        pipeline: diffusers class of the pipeline that it belongs to; empty if unknown.
     """
 
     kind: Literal["registry", "folder", "hub"]
@@ -44,6 +53,12 @@ class Source:
     hub_ids: tuple[str, ...] = ()
     vae_scale: int = 8
     entry: RegistryEntry | None = field(default=None, repr=False)
+    pipeline: str = ""
+
+    @property
+    def subfolder(self) -> str:
+        """Where a pipeline's folder has the component."""
+        return "vae" if self.component == "vae_decoder" else self.component
 
     @property
     def class_name(self) -> str:
@@ -176,7 +191,13 @@ def _hub(hub_id: str) -> Source:
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
-    class_name(config)
+    name = class_name(config)
+    if name not in SUPPORTED_CLASSES:
+        option = "vae-decoder" if name in VAE_CLASSES else "text-encoder"
+        raise ModelError(
+            f"This is a {name}, not a denoising model.",
+            remedy=f"To compile it alone, add --component {option}.",
+        )
     return config
 
 
@@ -184,8 +205,7 @@ def _vae_scale(path: Path) -> int:
     """Pixels per latent cell: 2 for every downsampling of the VAE; 8 where there is no VAE."""
     if not path.is_file():
         return 8
-    channels: object = read_config(path).get("block_out_channels")
-    return 2 ** (len(cast("list[object]", channels)) - 1) if isinstance(channels, list) else 8
+    return vae_scale(read_config(path))
 
 
 def _looks_like_path(model: str) -> bool:

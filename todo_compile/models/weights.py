@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models import hub
-from todo_compile.models.architecture import architecture_hash
-from todo_compile.models.files import pick_files, select_names
+from todo_compile.models.architecture import TEXT_CLASSES, architecture_hash
+from todo_compile.models.files import DIFFUSERS_BASE, TEXT_BASE, pick_files, select_names
 
 if TYPE_CHECKING:
     import torch
@@ -105,20 +105,23 @@ def find_weights(
             message names the remedies.
     """
     half = dtype is not None and str(dtype) == "torch.float16"
+    base = _base(source)
     architecture = architecture_hash(source.config)
     if choice.kind == "random":
         return Weights("random", "random", seed=choice.seed, architecture=architecture)
     if choice.kind == "path" and choice.path is not None:
         path = choice.path
         # A pipeline's folder is as good as its component's.
-        if (path / source.component).is_dir():
-            path = path / source.component
-        return Weights("files", "path", files=pick_files(path, half), architecture=architecture)
+        if (path / source.subfolder).is_dir():
+            path = path / source.subfolder
+        return Weights(
+            "files", "path", files=pick_files(path, half, base), architecture=architecture
+        )
     if source.folder is not None:
-        files = pick_files(source.folder, half)
+        files = pick_files(source.folder, half, base)
         return Weights("files", "folder", files=files, architecture=architecture)
     origin, folder = _from_hub(source, half)
-    return Weights("files", origin, files=pick_files(folder, half), architecture=architecture)
+    return Weights("files", origin, files=pick_files(folder, half, base), architecture=architecture)
 
 
 def weights_hash(weights: Weights) -> str:
@@ -149,17 +152,21 @@ def _digest(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _base(source: Source) -> str:
+    return TEXT_BASE if source.class_name in TEXT_CLASSES else DIFFUSERS_BASE
+
+
 def _from_hub(source: Source, half: bool) -> tuple[str, Path]:
     """(origin, folder) of the component's weights in the hub cache, downloaded if need be."""
     for hub_id in source.hub_ids:
-        folder = hub.cached_folder(hub_id, source.component)
+        folder = hub.cached_folder(hub_id, source.subfolder)
         # A snapshot may hold the configuration alone, from an earlier look at the architecture.
         if folder is not None and any(folder.glob("*.safetensors")):
             return "hub cache", folder
     hub_id = source.hub_ids[0]
-    prefix = f"{source.component}/"
+    prefix = f"{source.subfolder}/"
     names = [n.removeprefix(prefix) for n in hub.list_files(hub_id) if n.startswith(prefix)]
-    wanted = select_names(names, half)
+    wanted = select_names(names, half, _base(source))
     if not wanted:
         raise ModelError(
             f"The hub repository {hub_id} has no safetensors in {prefix}",
@@ -167,4 +174,4 @@ def _from_hub(source: Source, half: bool) -> tuple[str, Path]:
             "--model DIR.",
         )
     root = hub.download(hub_id, [prefix + name for name in (*wanted, "config.json")])
-    return "hub", root / source.component
+    return "hub", root / source.subfolder

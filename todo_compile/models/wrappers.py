@@ -1,8 +1,9 @@
-"""Modules with a flat signature around diffusers' components: tensors in, one tensor out.
+"""Modules with a flat signature around diffusers' components: tensors in, tensors out.
 
 An exported graph takes its input names from ``forward``'s parameters, so each signature is written
 out. The component hangs on an attribute called after it (``unet``), which is how paths in
 ``nn_module_stack`` start. An optional input comes last, and is left out of the call if absent.
+`output_names` says what a wrapper returns.
 """
 
 from __future__ import annotations
@@ -138,3 +139,63 @@ class ClassTransformer(nn.Module):
             class_labels=class_labels,
             return_dict=False,
         )[0]
+
+
+class VaeDecoder(nn.Module):
+    """The decoding half of an autoencoder; the encoder is left behind with its weights."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.decoder: Any = vae.decoder
+        self.post_quant_conv: Any = getattr(vae, "post_quant_conv", None)  # none in tiny ones
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        """Images in [-1, 1], (B, 3, H, W), from latents already divided by the scaling factor."""
+        if self.post_quant_conv is not None:
+            latent_sample = self.post_quant_conv(latent_sample)
+        return self.decoder(latent_sample)
+
+
+class ClipText(nn.Module):
+    """CLIP's text encoder (SD 1.x, SD 2.x)."""
+
+    def __init__(self, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """(B, 77, C) after the last norm, and (B, C) at each prompt's end."""
+        found = self.text_encoder(input_ids=input_ids, return_dict=True)
+        return found.last_hidden_state, found.pooler_output
+
+
+class ClipTextPenultimate(ClipText):
+    """The same with the states that SDXL takes: those before the last layer, without the norm."""
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """As `ClipText`, and (B, 77, C) before the last layer."""
+        found = self.text_encoder(input_ids=input_ids, output_hidden_states=True, return_dict=True)
+        return found.last_hidden_state, found.pooler_output, found.hidden_states[-2]
+
+
+class ClipTextProjection(ClipText):
+    """CLIP's text encoder with its projection into the space shared with images (SDXL's second)."""
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """(B, P) embedding of each prompt, (B, 77, C) after the last norm, and before the last
+        layer."""
+        found = self.text_encoder(input_ids=input_ids, output_hidden_states=True, return_dict=True)
+        return found.text_embeds, found.last_hidden_state, found.hidden_states[-2]
+
+
+_OUTPUTS: dict[type[nn.Module], tuple[str, ...]] = {
+    VaeDecoder: ("sample",),
+    ClipText: ("last_hidden_state", "pooler_output"),
+    ClipTextPenultimate: ("last_hidden_state", "pooler_output", "hidden_states_penultimate"),
+    ClipTextProjection: ("text_embeds", "last_hidden_state", "hidden_states_penultimate"),
+}
+
+
+def output_names(wrapper: type[nn.Module]) -> tuple[str, ...]:
+    """Names of what a wrapper returns, in order."""
+    return _OUTPUTS.get(wrapper, ("out_sample",))

@@ -1,0 +1,177 @@
+"""What one compilation shall do: everything that can be checked before any work."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from todo_compile.api import check_options, default_batch, dtype_of
+from todo_compile.config import PlanOptions
+from todo_compile.errors import ConfigError
+from todo_compile.progress import Progress, SilentProgress
+
+if TYPE_CHECKING:
+    from todo_compile.export.library import Library
+    from todo_compile.export.targets import Targets
+    from todo_compile.models import Resolution, Source, Weights
+
+ENGINE_SUFFIXES = (".plan", ".engine")
+SUFFIXES = (*ENGINE_SUFFIXES, ".onnx")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A validated request for one component; nothing heavy has happened yet."""
+
+    source: Source
+    resolution: Resolution
+    weights: Weights
+    weights_hash: str
+    out: Path
+    batch: int
+    precision: str
+    opset: int
+    options: PlanOptions
+    library: Library | None
+    targets: Targets | None
+    timing_cache: Path | None
+    weight_streaming: bool
+    verify: bool
+    dump: Path | None
+    progress: Progress
+    request: dict[str, Any]
+
+
+def prepare(
+    model: str,
+    *,
+    res: str | int,
+    out: str | Path,
+    component: str = "unet",
+    weights: str = "auto",
+    batch: int | None = None,
+    precision: str | None = None,
+    opset: int | None = None,
+    options: PlanOptions | None = None,
+    target: str | None = None,
+    library: str = "auto",
+    timing_cache: str | Path | None = None,
+    weight_streaming: bool = False,
+    verify: bool = False,
+    dump: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Job:
+    """Check everything that can be checked before any work, cheapest first.
+
+    Args and errors as `compiler.compile`.
+    """
+    from todo_compile import models
+    from todo_compile.export.library import choose_library, current_gpu
+    from todo_compile.export.targets import parse_targets, resolve_targets
+
+    progress = progress or SilentProgress()
+    path = Path(out)
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"The suffix of {path.name!r} says nothing about the format.",
+            remedy="End --out in .plan or .engine (TensorRT) or .onnx (ONNX); end it in / for a "
+            "folder with all components.",
+        )
+    if opset is not None and not 18 <= opset <= 23:
+        raise ConfigError(f"Opset {opset} is not supported.", remedy="Choose 18 to 23.")
+    if precision is not None:
+        dtype_of(precision)
+    resolution = models.Resolution.parse(res)
+    wanted = parse_targets(target)
+    source = models.resolve_component(str(model), component)
+    options = check_options(source, options)
+    precision = _precision(source, precision, progress)
+    dtype = dtype_of(precision)
+    batch = default_batch(source) if batch is None else batch
+    specs = models.input_specs(source, resolution, batch=batch, dtype=dtype)  # it can take them
+    engine = path.suffix in ENGINE_SUFFIXES
+    gpu = current_gpu() if engine else None
+    chosen = choose_library(library, gpu=gpu) if engine else None
+    targets = resolve_targets(wanted, chosen, gpu) if chosen is not None else None
+    if targets is not None:
+        progress.info(f"target         {', '.join(targets.names)} ({targets.reason})")
+    found = models.find_weights(source, models.WeightsChoice.parse(weights), dtype=dtype)
+    progress.info(f"weights        {found.description}")
+    digest = _weights_hash(found, progress)
+    text = source.component.startswith("text_encoder")
+    request: dict[str, Any] = {
+        "model": source.identifier,
+        "architecture": found.architecture,
+        "component": source.component,
+        "inputs": [spec.name for spec in specs],
+        "pipeline": source.pipeline,
+        "weights": digest,
+        "resolution": str(resolution),
+        "batch": batch,
+        "precision": precision,
+        "opset": opset or 23,
+        "plan": {**options.describe(), "native_kv_tokens": source.native.kv_tokens},
+        "format": "tensorrt" if engine else "onnx",
+        "library": f"{chosen.name} {chosen.version}" if chosen is not None else None,
+        "targets": list(targets.names) if targets is not None else [],
+        "weight_streaming": weight_streaming,
+        "versions": versions("transformers") if text else versions(),
+        "passes": passes_hash(),
+    }
+    return Job(
+        source, resolution, found, digest, path, batch, precision, opset or 23, options, chosen,
+        targets, Path(timing_cache) if timing_cache else None, weight_streaming, verify,
+        Path(dump) if dump else None, progress, request,
+    )  # fmt: skip
+
+
+def _precision(source: Source, precision: str | None, progress: Progress) -> str:
+    """The precision of a component, and a warning where the one that was chosen cannot work."""
+    from todo_compile.models.components import overflows_in_half
+
+    if not overflows_in_half(source):
+        return precision or "fp16"
+    if precision is None:
+        progress.info("vae precision  fp32: SDXL's own autoencoder leaves the range of fp16")
+        return "fp32"
+    if precision == "fp16":
+        progress.warn(
+            "SDXL's own autoencoder leaves the range of fp16 and makes black images; choose fp32 "
+            "or bf16 for it, or a model with a repaired autoencoder (force_upcast: false)"
+        )
+    return precision
+
+
+def _weights_hash(weights: Weights, progress: Progress) -> str:
+    """Identity of the weights; only files take time to read."""
+    from todo_compile import models
+
+    if weights.kind == "random":
+        return models.weights_hash(weights)
+    with progress.step("weights hash"):
+        return models.weights_hash(weights)
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of everything whose change can change an output, and of `more`."""
+    found = {"python": platform.python_version()}
+    for name in ("todo-compile", "torch", "diffusers", "onnx", "onnxscript", "onnx_ir", *more):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def passes_hash() -> str:
+    """Hash of the passes' source: an output made by other passes is stale."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted([*(root / "passes").glob("*.py"), *(root / "export").glob("*.py")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
