@@ -166,11 +166,8 @@ def _parts(pipeline: Any) -> dict[str, Any]:
 
 
 def _twins(pipeline: Any) -> dict[str, Any]:
-    return {
-        name: part.dense
-        for name in ("unet", "transformer")
-        if hasattr(part := getattr(pipeline, name, None), "dense")
-    }
+    found = {name: getattr(pipeline, name, None) for name in ("unet", "transformer")}
+    return {name: dense for name, part in found.items() if (dense := getattr(part, "dense", None))}
 
 
 def _from_model(

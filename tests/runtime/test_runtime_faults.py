@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import compiled
+from tiny_bundles import compiled
 
 import todo_compile
 from todo_compile.errors import BundleError, ConfigError, EngineError

@@ -7,11 +7,12 @@ rewritten and the dense picture lie 500 times further apart, so that taking one 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_pipelines as tiny
 import torch
-from conftest import compiled, with_oracle
+from tiny_bundles import compiled, with_oracle
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
     StableDiffusionImg2ImgPipeline,
 )
@@ -19,7 +20,6 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 import todo_compile
-from todo_compile.config import PlanOptions
 
 TOLERANCE = 5e-6
 
@@ -29,7 +29,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++"])
-def test_text_to_image_equals_torch_on_the_oracle(bundle: Path, scheduler: str) -> None:
+def test_text_to_image_equals_torch_on_the_oracle(
+    bundle: Path, model: Path, scheduler: str
+) -> None:
     classes = {
         "euler": EulerDiscreteScheduler,
         "dpm++": DPMSolverMultistepScheduler,
@@ -38,7 +40,7 @@ def test_text_to_image_equals_torch_on_the_oracle(bundle: Path, scheduler: str) 
     dense_pipe = tiny.sd()
     for pipe in (torch_pipe, dense_pipe):
         if scheduler in classes:
-            pipe.scheduler = classes[scheduler].from_config(pipe.scheduler.config)
+            pipe.scheduler = classes[scheduler].from_pretrained(model / "scheduler")
     expected = tiny.picture(torch_pipe)
 
     ours = todo_compile.load_pipeline(bundle, scheduler=scheduler)
@@ -67,7 +69,7 @@ def test_image_to_image(bundle: Path) -> None:
         bundle, pipeline_class="StableDiffusionImg2ImgPipeline", encoder=tiny.vae()
     )
     ours.unet = ours.unet.rewritten
-    pictures = [
+    pictures: list[Any] = [
         pipe(
             "a red cat",
             image=start,
@@ -75,7 +77,7 @@ def test_image_to_image(bundle: Path) -> None:
             num_inference_steps=4,
             generator=torch.Generator().manual_seed(1),
             output_type="pt",
-        ).images
+        )[0]
         for pipe in (ours, expected)
     ]
     assert pictures[0].shape == (1, 3, tiny.PIXELS, tiny.PIXELS)
@@ -138,10 +140,9 @@ def test_sdxl(xl: Path) -> None:
     assert distance(tiny.picture(pipe, **options), tiny.picture(expected, **options)) < TOLERANCE
 
 
-def test_factors_off_equals_the_plain_pipeline(model: Path, tmp_path: Path) -> None:
-    off = PlanOptions.create(factors="off")
+def test_factors_off_equals_the_plain_pipeline(bundle: Path) -> None:
     pipe = tiny.sd()
-    pipe.unet = todo_compile.load(compiled(model, tmp_path / "u.onnx", options=off))
+    pipe.unet = todo_compile.load(bundle / "unet.dense.onnx")
     assert distance(tiny.picture(pipe), tiny.picture(tiny.sd())) < TOLERANCE
 
 
