@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_pipelines as tiny
-from tiny_bundles import make_bundle, with_oracle
 from PIL import Image
+from tiny_bundles import make_bundle, with_oracle
 
 import todo_compile
 from todo_compile.cli import main

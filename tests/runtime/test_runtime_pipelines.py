@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import tiny_pipelines as tiny
 import torch
-from tiny_bundles import compiled, with_oracle
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
     StableDiffusionImg2ImgPipeline,
 )
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from tiny_bundles import compiled, with_oracle
 
 import todo_compile
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -80,11 +81,12 @@ def test_an_absent_input_is_named(unet) -> None:
 
 def test_the_component_looks_like_the_module(unet) -> None:
     assert issubclass(type(unet), torch.nn.Module)
-    assert type(unet.config) is FrozenDict
-    assert unet.config.in_channels == 4
-    assert unet.config.time_cond_proj_dim is None
-    assert unet.config.flip_sin_to_cos is True  # a default of the class
-    assert unet.config.sample_size == 16  # the size that pipelines take by default
+    config: Any = unet.config
+    assert type(config) is FrozenDict
+    assert config.in_channels == 4
+    assert config.time_cond_proj_dim is None
+    assert config.flip_sin_to_cos is True  # a default of the class
+    assert config.sample_size == 16  # the size that pipelines take by default
     assert (unet.dtype, unet.device) == (torch.float32, torch.device("cpu"))
     given = feeds()
     tuple_ = unet(*given.values(), return_dict=False)
