@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from todo_compile.api import rewrite as rewrite
     from todo_compile.backend import clear_reports as clear_reports
     from todo_compile.backend import reports as reports
+    from todo_compile.bundles import BundleResult as BundleResult
+    from todo_compile.bundles import compile_bundle as compile_bundle
     from todo_compile.compiler import CompileResult as CompileResult
     from todo_compile.compiler import compile as compile
     from todo_compile.config import PlanOptions as PlanOptions
@@ -41,6 +43,8 @@ _HOMES = {
     "load_pipeline": "runtime.pipeline",
     "plan": "api",
     "rewrite": "api",
+    "BundleResult": "bundles",
+    "compile_bundle": "bundles",
     "compile": "compiler",
     "CompileResult": "compiler",
     "accelerate": "pipelines",

@@ -18,6 +18,8 @@ from todo_compile.errors import ConfigError, TodoError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from todo_compile.bundles import BundleResult
+    from todo_compile.compiler import CompileResult
     from todo_compile.console import ConsoleProgress
 
 stderr = Console(stderr=True)
@@ -51,7 +53,8 @@ app = typer.Typer(
         "Examples:\n\n"
         "todo-compile plan --model sd15 --res 2048\n\n"
         "todo-compile --model sd15 --weights random --res 2048 --out engine.plan\n\n"
-        "todo-compile --model ./my-model --res 1920x1080 --out unet.onnx --verify"
+        "todo-compile --model ./my-model --res 1920x1080 --out unet.onnx --verify\n\n"
+        "todo-compile --model ./my-model --res 2048 --out bundle/ --format onnx"
     ),
 )
 
@@ -160,12 +163,12 @@ def compile_command(
     model: Model,
     res: Res,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             "--out",
             "-o",
             help="FILE.plan or .engine: TensorRT; FILE.onnx: ONNX. A manifest, FILE.….json, is "
-            "written beside it.",
+            "written beside it. FOLDER/: a bundle with all components.",
             rich_help_panel="Output",
         ),
     ],
@@ -178,12 +181,45 @@ def compile_command(
         ),
     ] = "auto",
     component: Component = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Of a bundle: tensorrt or onnx. [default: tensorrt]",
+            rich_help_panel="Output",
+        ),
+    ] = None,
     batch: Batch = None,
     precision: Precision = None,
+    vae_precision: Annotated[
+        str | None,
+        typer.Option(
+            "--vae-precision",
+            help="Of a bundle's VAE decoder. [default: as --precision]",
+            rich_help_panel="What",
+        ),
+    ] = None,
     kv_tokens: KvTokens = None,
     factors: Factors = None,
     sampling: SamplingOption = None,
     preset: Preset = None,
+    vae_factors: Annotated[
+        str | None,
+        typer.Option(
+            "--vae-factors",
+            help="Of a bundle's VAE decoder: 4, or off. [default: bounded by what it saw in "
+            "training]",
+            rich_help_panel="Downsampling",
+        ),
+    ] = None,
+    dense_after: Annotated[
+        float | None,
+        typer.Option(
+            "--dense-after",
+            help="Into a bundle: a dense twin too, for the steps after this share, e.g. 0.7.",
+            rich_help_panel="Downsampling",
+        ),
+    ] = None,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -235,33 +271,69 @@ def compile_command(
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Compile a model for one resolution to a TensorRT engine or an ONNX file.
+    """Compile a model for one resolution to a TensorRT engine, an ONNX file, or a bundle of them.
 
     An existing output is kept if everything that matters is equal, else it is rebuilt and the
     differences are named. A failure leaves the old output or none.
     """
-    from todo_compile.compiler import compile as run
+    from todo_compile.bundles import is_folder_output
 
     progress = _progress(quiet, verbose)
-    result = run(
-        model,
-        res=res,
-        out=out,
-        component=_one_component(component),
-        weights=weights,
-        batch=batch,
-        precision=precision,
-        opset=opset,
-        options=_options(kv_tokens, factors, sampling, preset),
-        target=target,
-        library=library,
-        timing_cache=timing_cache,
-        weight_streaming=weight_streaming,
-        verify=verify,
-        force=force,
-        dump=dump,
-        progress=progress,
+    options = _options(kv_tokens, factors, sampling, preset)
+    settings: dict[str, Any] = {
+        "weights": weights,
+        "precision": precision,
+        "options": options,
+        "opset": opset,
+        "target": target,
+        "library": library,
+        "timing_cache": timing_cache,
+        "weight_streaming": weight_streaming,
+        "verify": verify,
+        "force": force,
+        "dump": dump,
+        "progress": progress,
+    }
+    if is_folder_output(Path(out), out):
+        from todo_compile.bundles import compile_bundle
+        from todo_compile.models.components import parse_choice
+
+        found = compile_bundle(
+            model,
+            res=res,
+            out=out,
+            kind=kind or "tensorrt",
+            component=parse_choice(component or "all"),
+            batch=2 if batch is None else batch,
+            vae_precision=vae_precision,
+            dense_after=dense_after,
+            vae_options=None
+            if vae_factors is None
+            else PlanOptions.create(factors=vae_factors, sampling=options.sampling),
+            **settings,
+        )
+        _print_bundle(found, progress, json=json, quiet=quiet, verbose=verbose)
+        return
+    _refuse_bundle_options(
+        out,
+        {
+            "--format": kind,
+            "--vae-precision": vae_precision,
+            "--vae-factors": vae_factors,
+            "--dense-after": None if dense_after is None else str(dense_after),
+        },
     )
+    from todo_compile.compiler import compile as run
+
+    result = run(
+        model, res=res, out=out, component=_one_component(component), batch=batch, **settings
+    )
+    _print_output(result, progress, json=json, quiet=quiet, verbose=verbose)
+
+
+def _print_output(
+    result: CompileResult, progress: ConsoleProgress, *, json: bool, quiet: bool, verbose: int
+) -> None:
     from todo_compile.console import print_json, totals_table
 
     if json:
@@ -283,6 +355,48 @@ def compile_command(
     for line in result.manifest.summary():
         progress.console.print(line, highlight=False, markup=False)
     progress.console.print(f"{'kept' if result.reused else 'wrote'} {result.path}", highlight=False)
+
+
+def _print_bundle(
+    found: BundleResult, progress: ConsoleProgress, *, json: bool, quiet: bool, verbose: int
+) -> None:
+    from todo_compile.console import print_json
+
+    if json:
+        print_json(
+            {
+                "path": str(found.folder),
+                "reused": found.reused,
+                "bundle": found.bundle.model_dump(mode="json"),
+                "components": {
+                    name: {"reused": r.reused, "rebuilt_because": list(r.reasons)}
+                    for name, r in found.results.items()
+                },
+            }
+        )
+        return
+    if quiet:
+        return
+    for name, result in found.results.items():
+        if result.report is not None and verbose:
+            _print_passes(result.report)
+        said = "kept" if result.reused else "built"
+        progress.console.print(f"\n{name} ({said})", style="bold", highlight=False)
+        for line in result.manifest.summary():
+            progress.console.print(f"  {line}", highlight=False, markup=False)
+    progress.console.print()
+    for line in found.bundle.summary():
+        progress.console.print(line, highlight=False, markup=False)
+    progress.console.print(f"{'kept' if found.reused else 'wrote'} {found.folder}", highlight=False)
+
+
+def _refuse_bundle_options(out: str, given: dict[str, str | None]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} is for bundles, and {out} is a file.",
+                remedy="End --out in a slash for a bundle, or leave the option out.",
+            )
 
 
 @app.command("plan")

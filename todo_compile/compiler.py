@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,8 +121,22 @@ def compile(
     return build(job, reasons)
 
 
-def build(job: Job, reasons: tuple[str, ...]) -> CompileResult:
-    """Make the output in a stage and publish it."""
+def build(
+    job: Job,
+    reasons: tuple[str, ...] = (),
+    *,
+    since: Mapping[str, float] | None = None,
+    twin: Path | None = None,
+) -> CompileResult:
+    """Make the output of a job in a stage and publish it.
+
+    Args:
+        job: from `jobs.prepare`.
+        reasons: why it is built although an output existed; passed on.
+        since: seconds that the job's progress had measured for earlier outputs.
+        twin: an ONNX file beside the output, whose weights' file it shall share where weights are
+            equal.
+    """
     from todo_compile.export import manifest as manifests
     from todo_compile.export.files import staged
     from todo_compile.export.onnx import data_name, export_onnx
@@ -148,17 +163,21 @@ def build(job: Job, reasons: tuple[str, ...]) -> CompileResult:
         del program, example
         _release_memory()
         built = None
+        shared: tuple[Path, ...] = ()
         if engine:
             built = _engine(job, stage, onnx)
             files: tuple[str, ...] = (job.out.name,)
         else:
             files = info.files  # weights first: whoever finds the model finds what it refers to
+            shared = _share(twin, onnx) if twin is not None and len(files) > 1 else ()
+            files = tuple(name for name in files if (stage.folder / name).exists())
             for name in files:
                 stage.publish(name)
             if data_name(job.out) not in files:
                 stage.retire(data_name(job.out))
         with job.progress.step("manifest"):
             entries = [manifests.file_entry(stage.folder / name) for name in files]
+            entries += [manifests.file_entry(path) for path in shared]
         document = manifests.Manifest(
             created=manifests.now(),
             request=job.request,
@@ -180,11 +199,25 @@ def build(job: Job, reasons: tuple[str, ...]) -> CompileResult:
             else None,
             onnx={"opset": info.opset, "ops": info.ops},
             verification=verification,
-            seconds=dict(job.progress.seconds),
+            seconds=_passed(since or {}, job.progress.seconds),
             peak_rss_bytes=built.peak_rss_bytes if built else None,
         )
         manifests.write(document, stage.publish(manifests.manifest_path(job.out).name))
     return CompileResult(job.out, document, False, reasons, report)
+
+
+def _passed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of the steps that ran between two readings."""
+    return {k: v - before.get(k, 0.0) for k, v in now.items() if v != before.get(k)}
+
+
+def _share(twin: Path, onnx: Path) -> tuple[Path, ...]:
+    """Let `onnx` use the twin's weights; the files that it then refers to besides its own."""
+    from todo_compile.export._sharing import share_weights
+    from todo_compile.export.onnx import data_name
+
+    data = twin.with_name(data_name(twin))
+    return (data,) if data.exists() and share_weights(onnx, twin) else ()
 
 
 def _outputs(program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:

@@ -82,7 +82,8 @@ def modern_names(
         if name not in wanted:
             if name.endswith(".position_ids"):
                 continue  # 0, 1, 2, …: made by the module itself
-            new = next((n for n in _other_names(name) if n in wanted), name)
+            free = (n for n in _other_names(name) if n in wanted and n not in entries)
+            new = next(free, name)
         renamed[new] = entry
     return renamed
 
