@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import tiny_pipelines as tiny
-from tiny_bundles import compiled, entry, make_bundle
 
+import todo_compile
 from todo_compile.config import PlanOptions
 
 
@@ -22,14 +22,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All components, and a dense twin that takes over after half of the steps. Not to change."""
-    folder = tmp_path_factory.mktemp("bundle")
-    files = {
-        name: compiled(model, folder / f"{name}.onnx", name)
-        for name in ("unet", "vae_decoder", "text_encoder")
-    }
-    off = PlanOptions.create(factors="off")
-    dense = compiled(model, folder / "unet.dense.onnx", options=off)
-    return make_bundle(folder, model, files, dense={"unet": entry(dense)}, dense_after=0.5)
+    folder = tmp_path_factory.mktemp("bundle") / "sd"
+    todo_compile.compile_bundle(
+        str(model),
+        res=tiny.PIXELS,
+        out=folder,
+        kind="onnx",
+        precision="fp32",
+        dense_after=0.5,
+        # Trained at 256 tokens, so by default the decoder would stay dense.
+        vae_options=PlanOptions.create(kv_tokens=64),
+    )
+    return folder
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +70,9 @@ def test_compare_with_the_twin(
 def test_compare_with_a_dense_bundle(
     bundle: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "dense"
-    folder.mkdir()
+    folder = Path(shutil.copytree(bundle, tmp_path / "dense"))
     names = {"unet": "unet.dense", "vae_decoder": "vae_decoder", "text_encoder": "text_encoder"}
     files = {component: folder / f"{name}.onnx" for component, name in names.items()}
-    for path in bundle.iterdir():
-        if path.name.startswith(tuple(f"{name}.onnx" for name in names.values())):
-            (folder / path.name).write_bytes(path.read_bytes())
     make_bundle(folder, model, files)
     arguments = ["-p", "a", "--steps", 1, "-o", tmp_path / "x.png", "--compare"]
     assert call("-b", bundle, *arguments, "--dense-bundle", folder) == 0

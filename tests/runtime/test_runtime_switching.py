@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -26,9 +24,14 @@ class Named(nn.Module):
         return self.name
 
 
-def pair(scheduler, share: float) -> tuple[SwitchedDenoiser, SimpleNamespace]:
+class Pipeline:
+    def __init__(self, scheduler) -> None:
+        self.scheduler = scheduler
+
+
+def pair(scheduler, share: float) -> tuple[SwitchedDenoiser, Pipeline]:
     made = SwitchedDenoiser(Named("r"), Named("d"), share)
-    pipeline = SimpleNamespace(scheduler=scheduler)
+    pipeline = Pipeline(scheduler)
     made.follow(pipeline)
     return made, pipeline
 
