@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ class TensorRTSession:
         cuda_graph: record the kernels once and replay them. Inputs and outputs then pass through
             buffers that keep their addresses (copied on the GPU).
         runtime_cache: file in which TensorRT for RTX keeps the kernels that it compiled for this
-            GPU; read at the start, written by `save_cache`. Classic TensorRT needs none.
+            GPU; read at the start, written after the first run. Classic TensorRT needs none.
 
     Raises:
         EngineError: the library is absent or another version, there is no GPU or another, or
@@ -66,6 +67,7 @@ class TensorRTSession:
             _check_signature(self._engine, output)
             self._cache: Any = None
             self._cache_file = runtime_cache
+            self._kept = False
             self._context: Any = self._make_context(trt, cuda_graph)
             self._stream = torch.cuda.Stream(self._device)
         self._replay: torch.cuda.CUDAGraph | None = None
@@ -108,16 +110,20 @@ class TensorRTSession:
         current.wait_stream(self._stream)
         for tensor in results.values():
             tensor.record_stream(current)
+        self._keep_cache()
         return results
 
-    def save_cache(self) -> None:
-        """Write RTX's compiled kernels to the file given as `runtime_cache`; else do nothing."""
-        if self._cache is None or self._cache_file is None:
+    def _keep_cache(self) -> None:
+        """Write RTX's compiled kernels to the file given as `runtime_cache`, once."""
+        if self._cache is None or self._cache_file is None or self._kept:
             return
+        self._kept = True
         staged = self._cache_file.with_name(f".{self._cache_file.name}.tmp-{os.getpid()}")
         try:
             staged.write_bytes(memoryview(self._cache.serialize()).cast("B"))
             os.replace(staged, self._cache_file)
+        except OSError as error:
+            warnings.warn(f"The compiled kernels cannot be kept: {error}", stacklevel=3)
         finally:
             staged.unlink(missing_ok=True)
 
