@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.compiler import CompileResult, build
 from todo_compile.config import PlanOptions
 from todo_compile.errors import BundleError, ConfigError
-from todo_compile.jobs import SUFFIXES, prepare
+from todo_compile.jobs import SUFFIXES, check_used, prepare
 from todo_compile.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def compile_bundle(
     options: PlanOptions | None = None,
     vae_options: PlanOptions | None = None,
     dense_after: float | None = None,
+    loras: Sequence[str] = (),
     force: bool = False,
     progress: Progress | None = None,
     **settings: Any,
@@ -87,6 +88,7 @@ def compile_bundle(
             training, or leaves it dense where `options` leaves all dense.
         dense_after: share of the denoising steps (0 to 1) after which attention is dense; adds a
             dense twin of the denoising model. In ONNX both share their weights' file.
+        loras: ``FILE[:SCALE]`` each, fused into the components that they have layers for.
         force: rebuild even what is equal.
         progress: receives steps and remarks; None is silent.
         settings: the rest of `compiler.compile`'s: opset, target, library, timing_cache,
@@ -95,12 +97,15 @@ def compile_bundle(
     Raises:
         TodoError: whatever the user can mend; an older bundle then stands as it was.
     """
+    from todo_compile.models import parse_lora
+
     progress = progress or SilentProgress()
     folder = Path(out)
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
     _check_folder(folder)
-    common = {"res": res, "weights": weights, "progress": progress, **settings}
+    adapters = [parse_lora(text) for text in loras]
+    common = {"res": res, "weights": weights, "progress": progress, "loras": adapters, **settings}
     jobs: dict[str, Job] = {}
     for name in _components(model, component, progress):
         jobs[name] = prepare(
@@ -112,6 +117,7 @@ def compile_bundle(
             options=_options(name, options, vae_options),
             **_own(common, name),
         )
+    check_used(adapters, list(jobs.values()))
     if dense_after is not None:
         name = next(iter(jobs))
         jobs[f"{name}{_DENSE}"] = _dense_job(jobs[name], name, dense_after)

@@ -212,6 +212,14 @@ def compile_command(
             rich_help_panel="Downsampling",
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            help="FILE.safetensors\\[:SCALE], fused into the weights; may be given several times.",
+            rich_help_panel="What",
+        ),
+    ] = None,
     dense_after: Annotated[
         float | None,
         typer.Option(
@@ -292,6 +300,7 @@ def compile_command(
         "verify": verify,
         "force": force,
         "dump": dump,
+        "loras": lora or [],
         "progress": progress,
     }
     if is_folder_output(Path(out), out):
@@ -456,7 +465,7 @@ def plan_command(
 
 @app.command("inspect")
 def inspect_command(
-    file: Annotated[Path, typer.Argument(help="An engine, an ONNX file, or a manifest.")],
+    file: Annotated[Path, typer.Argument(help="An engine, an ONNX file, a manifest, or a bundle.")],
     layers: Annotated[
         bool, typer.Option("--layers", help="The engine's layers, where a GPU is at hand.")
     ] = False,
@@ -464,14 +473,33 @@ def inspect_command(
 ) -> None:
     """Print an output's manifest, check its files, and list operators or layers."""
     from todo_compile.console import print_json
+    from todo_compile.export.bundle import BUNDLE_JSON, is_bundle
     from todo_compile.export.inspect import inspect
 
+    if is_bundle(file) or file.name == BUNDLE_JSON:
+        _inspect_bundle(file, json=json)
+        return
     found = inspect(file, layers=layers)
     if json:
         print_json(found.to_dict())
         return
     out = Console(width=None if sys.stdout.isatty() else 160)
     for line in found.lines():
+        out.print(line, highlight=False, markup=False)
+
+
+def _inspect_bundle(path: Path, *, json: bool) -> None:
+    from todo_compile.console import print_json
+    from todo_compile.export.bundle import BUNDLE_JSON, check_bundle, read_bundle
+
+    folder = path.parent if path.name == BUNDLE_JSON else path
+    bundle = read_bundle(folder)
+    damage = check_bundle(bundle, folder)
+    if json:
+        print_json({"bundle": bundle.model_dump(mode="json"), "damage": damage})
+        return
+    out = Console(width=None if sys.stdout.isatty() else 160)
+    for line in (*bundle.summary(), f"intact         {'; '.join(damage) or 'yes'}"):
         out.print(line, highlight=False, markup=False)
 
 

@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.api import dtype_of
 from todo_compile.config import PlanOptions
-from todo_compile.jobs import ENGINE_SUFFIXES, SUFFIXES, Job, passes_hash, prepare, versions
+from todo_compile.jobs import (
+    ENGINE_SUFFIXES,
+    SUFFIXES,
+    Job,
+    check_used,
+    passes_hash,
+    prepare,
+    versions,
+)
 from todo_compile.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,6 +79,7 @@ def compile(
     verify: bool = False,
     force: bool = False,
     dump: str | Path | None = None,
+    loras: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> CompileResult:
     """Compile a model for one resolution: rewrite its attention and write an engine or ONNX file.
@@ -95,17 +104,22 @@ def compile(
         verify: run the ONNX file in onnxruntime against the rewritten graph.
         force: rebuild even if an equal output exists.
         dump: folder for the graph before and after every pass.
+        loras: ``FILE[:SCALE]`` each, fused into the weights in order.
         progress: receives steps and remarks; None is silent.
 
     Raises:
         TodoError: whatever the user can mend; nothing is written then.
     """
+    from todo_compile import models
+
+    adapters = [models.parse_lora(text) for text in loras]
     job = prepare(
         model, res=res, out=out, component=component, weights=weights, batch=batch,
         precision=precision, opset=opset, options=options, target=target, library=library,
         timing_cache=timing_cache, weight_streaming=weight_streaming, verify=verify, dump=dump,
-        progress=progress,
+        loras=adapters, progress=progress,
     )  # fmt: skip
+    check_used(adapters, [job])
     from todo_compile.export.files import check_target, sweep
     from todo_compile.export.manifest import find_reusable, read
 
@@ -244,6 +258,7 @@ def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
             job.weights,
             dtype=dtype_of(job.precision),
             hashed=False,
+            loras=job.loras,
             report=step.update,
         )
         step.note(f"{loaded.parameters / 1e6:,.0f} M parameters")
@@ -303,6 +318,7 @@ def _model_facts(job: Job) -> dict[str, Any]:
         "pipeline": job.source.pipeline,
         "weights": job.weights.description,
         "weights_hash": job.weights_hash,
+        "loras": [{"file": lora.path.name, **lora.describe()} for lora in job.loras],
         "random_weights": job.weights.kind == "random",
         "config": dict(job.source.config),
         "resolution": str(job.resolution),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile.api import check_options, default_batch, dtype_of
 from todo_compile.config import PlanOptions
-from todo_compile.errors import ConfigError
+from todo_compile.errors import ConfigError, ModelError
 from todo_compile.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from todo_compile.export.library import Library
     from todo_compile.export.targets import Targets
-    from todo_compile.models import Resolution, Source, Weights
+    from todo_compile.models import Lora, Resolution, Source, Weights
 
 ENGINE_SUFFIXES = (".plan", ".engine")
 SUFFIXES = (*ENGINE_SUFFIXES, ".onnx")
@@ -41,6 +42,7 @@ class Job:
     weight_streaming: bool
     verify: bool
     dump: Path | None
+    loras: tuple[Lora, ...]
     progress: Progress
     request: dict[str, Any]
 
@@ -62,11 +64,13 @@ def prepare(
     weight_streaming: bool = False,
     verify: bool = False,
     dump: str | Path | None = None,
+    loras: Sequence[Lora] = (),
     progress: Progress | None = None,
 ) -> Job:
     """Check everything that can be checked before any work, cheapest first.
 
-    Args and errors as `compiler.compile`.
+    Args and errors as `compiler.compile`. Of `loras` those are taken that have layers for the
+    component.
     """
     from todo_compile import models
     from todo_compile.export.library import choose_library, current_gpu
@@ -102,6 +106,7 @@ def prepare(
     progress.info(f"weights        {found.description}")
     digest = _weights_hash(found, progress)
     text = source.component.startswith("text_encoder")
+    adapters = tuple(lora for lora in loras if source.component in lora.layers)
     request: dict[str, Any] = {
         "model": source.identifier,
         "architecture": found.architecture,
@@ -109,6 +114,7 @@ def prepare(
         "inputs": [spec.name for spec in specs],
         "pipeline": source.pipeline,
         "weights": digest,
+        "loras": [lora.describe() for lora in adapters],
         "resolution": str(resolution),
         "batch": batch,
         "precision": precision,
@@ -124,8 +130,23 @@ def prepare(
     return Job(
         source, resolution, found, digest, path, batch, precision, opset or 23, options, chosen,
         targets, Path(timing_cache) if timing_cache else None, weight_streaming, verify,
-        Path(dump) if dump else None, progress, request,
+        Path(dump) if dump else None, adapters, progress, request,
     )  # fmt: skip
+
+
+def check_used(loras: Sequence[Lora], jobs: Sequence[Job]) -> None:
+    """Refuse a LoRA that would change nothing.
+
+    Raises:
+        ModelError: it has no layers for any of the jobs' components.
+    """
+    for lora in loras:
+        if not any(lora in job.loras for job in jobs):
+            names = ", ".join(job.source.component for job in jobs)
+            raise ModelError(
+                f"{lora.path} has layers for {', '.join(lora.layers)}, none for {names}.",
+                remedy="Leave it out, or compile the component that it is for.",
+            )
 
 
 def _precision(source: Source, precision: str | None, progress: Progress) -> str:

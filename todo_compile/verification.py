@@ -164,7 +164,8 @@ def _at(job: Any, resolution: Any, stage: Path) -> dict[str, Any]:
     from todo_compile.passes.pipeline import rewrite_graph
     from todo_compile.progress import SilentProgress
 
-    loaded = models.load(job.source, job.weights, dtype=dtype_of(job.precision), hashed=False)
+    dtype = dtype_of(job.precision)
+    loaded = models.load(job.source, job.weights, dtype=dtype, hashed=False, loras=job.loras)
     example = models.example_inputs(loaded, resolution, batch=job.batch)
     program = capture(example.wrapper, example.args)
     rewrite_graph(

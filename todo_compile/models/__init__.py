@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from todo_compile.models.inputs import input_specs as input_specs
     from todo_compile.models.loading import LoadedModel as LoadedModel
     from todo_compile.models.loading import load as load
+    from todo_compile.models.lora import Lora as Lora
+    from todo_compile.models.lora import parse_lora as parse_lora
     from todo_compile.models.registry import REGISTRY as REGISTRY
     from todo_compile.models.registry import RegistryEntry as RegistryEntry
     from todo_compile.models.resolution import Resolution as Resolution
@@ -43,6 +45,8 @@ _HOMES = {
     "ExampleInputs": "inputs",
     "example_inputs": "inputs",
     "input_specs": "inputs",
+    "Lora": "lora",
+    "parse_lora": "lora",
     "LoadedModel": "loading",
     "load": "loading",
     "REGISTRY": "registry",

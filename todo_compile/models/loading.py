@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import nn
 from todo_compile._torch_private import fake_mode
 from todo_compile.models.build import build
 from todo_compile.models.checkpoint import load_checkpoint
+from todo_compile.models.lora import Lora, fuse
 from todo_compile.models.randomise import randomise
 from todo_compile.models.source import Source
 from todo_compile.models.weights import Weights, weights_hash
@@ -55,6 +56,7 @@ def load(
     dtype: torch.dtype,
     fake: bool = False,
     hashed: bool = True,
+    loras: Sequence[Lora] = (),
     report: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
     """Make the module of `source` in `dtype` and fill it.
@@ -68,6 +70,7 @@ def load(
         fake: make shapes only, under a fake mode of its own (`LoadedModel.fake`); `weights` are
             not looked at. Takes about a second for SDXL.
         hashed: compute the hash of the weights (reads the files once more, from the page cache).
+        loras: fused into the weights, in order; ignored if `fake`.
         report: called with (bytes done, bytes in all) while files are read.
 
     Raises:
@@ -86,6 +89,7 @@ def load(
         randomise(module, weights.seed)
     else:
         load_checkpoint(module, weights.files, report)
+    fuse(module, loras, source.component)
     identity = weights_hash(weights) if hashed else None
     return LoadedModel(module, source, dtype, weights, identity, _count(module))
 

@@ -1,0 +1,176 @@
+"""LoRAs fused into weights: against peft's own, in every naming, and nothing left out silently."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils.save_and_load import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+
+from todo_compile import models
+from todo_compile.errors import ConfigError, ModelError
+from todo_compile.models.lora import fuse, parse_lora
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv1"]
+
+
+@pytest.fixture
+def adapted(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of the UNet with peft's adapters: rank 3, alpha 6, linear and convolutional."""
+    module = copy.deepcopy(unet)
+    torch.manual_seed(7)
+    module.add_adapter(
+        LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False)
+    )
+    return module.eval()
+
+
+def state(adapted: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    return {n: t.contiguous() for n, t in get_peft_model_state_dict(adapted).items()}
+
+
+def kohya(tensors: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, _, side = name.removesuffix(".weight").rpartition(".")
+        key = "lora_unet_" + layer.replace(".", "_")
+        found[f"{key}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = tensor
+        found[f"{key}.alpha"] = torch.tensor(alpha)
+    return found
+
+
+def call(unet: nn.Module) -> torch.Tensor:
+    torch.manual_seed(8)
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, 24)
+    with torch.no_grad():
+        return unet(*inputs, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_equals_peft(
+    unet: UNet2DConditionModel,
+    adapted: UNet2DConditionModel,
+    tmp_path: Path,
+    layout: str,
+    scale: float,
+) -> None:
+    path = tmp_path / "x.safetensors"
+    if layout == "kohya":
+        save_file(kohya(state(adapted), 6.0), path)
+    else:
+        StableDiffusionPipeline.save_lora_weights(
+            tmp_path,
+            unet_lora_layers=state(adapted),
+            weight_name=path.name,
+            unet_lora_adapter_metadata={"r": 3, "lora_alpha": 6, "alpha_pattern": {}},
+        )
+    adapted.set_adapters("default", scale)
+    expected, before = call(adapted), call(unet)
+    lora = parse_lora(f"{path}:{scale}")
+    assert fuse(unet, [lora], "unet") == len(state(adapted)) // 2
+    torch.testing.assert_close(call(unet), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("key", ["alpha_pattern", "use_rslora", "use_dora"])
+def test_configurations_that_scale_otherwise(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {f"unet.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps({f"unet.{key}": {"x": 1}})})
+    with pytest.raises(ModelError, match=key):
+        parse_lora(str(path))
+
+
+def test_without_alpha_it_is_the_rank(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    weight = unet.get_submodule(layer).weight
+    before, down, up = weight.clone(), torch.randn(2, 16), torch.randn(16, 2)
+    tensors = {f"unet.{layer}.lora.down.weight": down, f"unet.{layer}.lora.up.weight": up}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert fuse(unet, [parse_lora(str(tmp_path / "x.safetensors"))], "unet") == 1
+    torch.testing.assert_close(weight, before + up @ down)
+
+
+def test_several_add_up_and_load_fuses(
+    pipeline: Path, unet: UNet2DConditionModel, adapted: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(kohya(state(adapted), 3.0), path)
+    source = models.resolve_component(str(pipeline))
+    weights = models.find_weights(source, models.WeightsChoice.parse("auto"), dtype=torch.float32)
+    loras = [parse_lora(f"{path}:0.25"), parse_lora(f"{path}:-0.75")]
+    loaded = models.load(source, weights, dtype=torch.float32, loras=loras)
+    fuse(unet, [parse_lora(f"{path}:-0.5")], "unet")
+    torch.testing.assert_close(call(loaded.module), call(unet), rtol=1e-4, atol=1e-5)
+    assert loras[0].describe() != loras[1].describe()
+    assert loras[0].sha256 == loras[1].sha256
+
+
+def edited(path: Path, change: Any, adapted: UNet2DConditionModel) -> str:
+    tensors = kohya(state(adapted), 3.0)
+    change(tensors)
+    save_file(tensors, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.update({"lora_unet_x.dora_scale": torch.ones(1)}), "no part of a plain LoRA"),
+        (lambda t: t.pop(next(n for n in t if "lora_up" in n)), "only half of"),
+        (
+            lambda t: t.update({n.replace("mid_block", "middle"): t.pop(n) for n in list(t)}),
+            "layers that this unet lacks",
+        ),
+        (
+            lambda t: t.update({n: torch.ones(3, 5) for n in t if "attn1_to_q.lora_down" in n}),
+            "does not fit",
+        ),
+        (lambda t: t.clear(), "no layers"),
+    ],
+)
+def test_refused(
+    unet: UNet2DConditionModel,
+    adapted: UNet2DConditionModel,
+    tmp_path: Path,
+    change: Any,
+    says: str,
+) -> None:
+    with pytest.raises(ModelError, match=says):
+        fuse(unet, [parse_lora(edited(tmp_path / "x.safetensors", change, adapted))], "unet")
+
+
+@pytest.mark.parametrize("text", ["none.safetensors", "none.safetensors:0.5", "x.pt", "x:y:z"])
+def test_absent(text: str) -> None:
+    with pytest.raises(ModelError, match="not a safetensors file"):
+        parse_lora(text)
+
+
+def test_scale(adapted: UNet2DConditionModel, tmp_path: Path) -> None:
+    path = edited(tmp_path / "x.safetensors", lambda _: None, adapted)
+    assert parse_lora(path).scale == 1.0
+    assert parse_lora(f"{path}:-2e-1").scale == -0.2
+    with pytest.raises(ConfigError, match="not a scale"):
+        parse_lora(f"{path}:nan")
+
+
+def test_text_layers_are_found_in_both_versions() -> None:
+    """kohya writes text_model_…; transformers 5 dropped that level from CLIPTextModel."""
+    from todo_compile.models.lora import _find, _names
+
+    new = nn.ModuleDict({"encoder": nn.ModuleDict({"q_proj": nn.Linear(2, 2)})})
+    old = nn.ModuleDict({"text_model": new})
+    for name in ("text_model_encoder_q_proj", "text_model.encoder.q_proj", "encoder.q_proj"):
+        assert _find(_names(new), name) == "encoder.q_proj"
+        assert _find(_names(old), name) == "text_model.encoder.q_proj"
+    assert _find(_names(new), "encoder_k_proj") is None
