@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from todo_compile.passes.report import SiteReport as SiteReport
     from todo_compile.pipelines import accelerate as accelerate
     from todo_compile.pipelines import restore as restore
+    from todo_compile.runtime.loading import load as load
+    from todo_compile.runtime.pipeline import load_pipeline as load_pipeline
 
 try:
     __version__ = version("todo-compile")
@@ -37,6 +39,8 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 _HOMES = {
+    "load": "runtime.loading",
+    "load_pipeline": "runtime.pipeline",
     "plan": "api",
     "rewrite": "api",
     "BundleResult": "bundles",

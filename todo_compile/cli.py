@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from todo_compile.cli_generate import generate_command
 from todo_compile.config import PRESETS, SAMPLINGS, PlanOptions
 from todo_compile.errors import ConfigError, TodoError
 
@@ -500,6 +501,9 @@ def _inspect_bundle(path: Path, *, json: bool) -> None:
     out = Console(width=None if sys.stdout.isatty() else 160)
     for line in (*bundle.summary(), f"intact         {'; '.join(damage) or 'yes'}"):
         out.print(line, highlight=False, markup=False)
+
+
+app.command("generate")(generate_command)
 
 
 @app.command("models")

@@ -59,3 +59,9 @@ class BundleError(TodoError):
     """An output or its manifest is damaged, foreign, or cannot be written."""
 
     exit_code = 7
+
+
+class InputError(TodoError):
+    """An engine was asked for something that it was not built for."""
+
+    exit_code = 8

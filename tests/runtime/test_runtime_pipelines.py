@@ -1,0 +1,157 @@
+"""Whole pipelines on compiled components against torch pipelines, picture by picture.
+
+Pictures are in [0, 1]; the tolerance is fp32 rounding through three steps and a decoder. The
+rewritten and the dense picture lie 500 times further apart, so that taking one for the other fails.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_pipelines as tiny
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from tiny_bundles import compiled, with_oracle
+
+import todo_compile
+
+TOLERANCE = 5e-6
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++"])
+def test_text_to_image_equals_torch_on_the_oracle(
+    bundle: Path, model: Path, scheduler: str
+) -> None:
+    classes = {
+        "euler": EulerDiscreteScheduler,
+        "dpm++": DPMSolverMultistepScheduler,
+    }
+    torch_pipe = with_oracle(tiny.sd())
+    dense_pipe = tiny.sd()
+    for pipe in (torch_pipe, dense_pipe):
+        if scheduler in classes:
+            pipe.scheduler = classes[scheduler].from_pretrained(model / "scheduler")
+    expected = tiny.picture(torch_pipe)
+
+    ours = todo_compile.load_pipeline(bundle, scheduler=scheduler)
+    ours.set_progress_bar_config(disable=True)
+    ours.unet = ours.unet.rewritten  # the pair is tested below
+    assert type(ours.scheduler) is type(torch_pipe.scheduler)
+    found = tiny.picture(ours)
+    assert distance(found, expected) < TOLERANCE
+    assert distance(tiny.picture(dense_pipe), expected) > 500 * TOLERANCE
+
+
+def test_a_compiled_unet_in_a_torch_pipeline(unet_file: Path) -> None:
+    pipe = tiny.sd()
+    pipe.unet = todo_compile.load(unet_file)
+    oracle = tiny.sd()
+    with_oracle(oracle).vae = pipe.vae  # the UNet alone
+    assert distance(tiny.picture(pipe), tiny.picture(oracle)) < TOLERANCE
+
+
+def test_image_to_image(bundle: Path) -> None:
+    start = torch.rand(1, 3, tiny.PIXELS, tiny.PIXELS, generator=torch.Generator().manual_seed(1))
+    oracle = with_oracle(tiny.sd())
+    parts = {k: v for k, v in oracle.components.items() if k != "image_encoder"}
+    expected = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    ours = todo_compile.load_pipeline(
+        bundle, pipeline_class="StableDiffusionImg2ImgPipeline", encoder=tiny.vae()
+    )
+    ours.unet = ours.unet.rewritten
+    pictures: list[Any] = [
+        pipe(
+            "a red cat",
+            image=start,
+            strength=0.7,
+            num_inference_steps=4,
+            generator=torch.Generator().manual_seed(1),
+            output_type="pt",
+        )[0]
+        for pipe in (ours, expected)
+    ]
+    assert pictures[0].shape == (1, 3, tiny.PIXELS, tiny.PIXELS)
+    assert distance(*pictures) < TOLERANCE
+
+
+def test_several_pictures_and_no_guidance_are_cut_and_filled_up(bundle: Path) -> None:
+    ours = todo_compile.load_pipeline(bundle)
+    ours.unet = ours.unet.rewritten
+    oracle = with_oracle(tiny.sd())
+    options = {"prompt": ["a cat", "two dogs", "x"], "steps": 2}
+    # Batch 6 on an engine of 2, a decoder and a text encoder of 1.
+    assert distance(tiny.picture(ours, **options), tiny.picture(oracle, **options)) < TOLERANCE
+    with pytest.warns(UserWarning, match="batch of 1, so 1 of 2 rows are computed for nothing"):
+        alone = tiny.picture(ours, guidance_scale=0.0)
+    assert distance(alone, tiny.picture(oracle, guidance_scale=0.0)) < TOLERANCE
+
+
+def test_the_pair_switches_half_way(bundle: Path) -> None:
+    """Half of four steps on the oracle, half dense, by hand."""
+    ours = todo_compile.load_pipeline(bundle, scheduler="ddim")
+    calls: list[str] = []
+    for name in ("rewritten", "dense"):
+        getattr(ours.unet, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    found = tiny.picture(ours, steps=4)
+    assert calls == ["rewritten", "rewritten", "dense", "dense"]
+
+    oracle = with_oracle(tiny.sd())
+    dense = tiny.unet()
+
+    def go_dense(pipe, step, timestep, kwargs):
+        del timestep
+        if step == 1:  # the second of four is done
+            pipe.unet = dense
+        return kwargs
+
+    expected = tiny.picture(oracle, steps=4, callback_on_step_end=go_dense)
+    assert distance(found, expected) < TOLERANCE
+    alone = todo_compile.load_pipeline(bundle, dense=True)
+    assert distance(tiny.picture(alone, steps=4), found) > 100 * TOLERANCE
+
+
+@pytest.fixture(scope="session")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SDXL, its UNet and text encoders compiled."""
+    folder = tmp_path_factory.mktemp("tiny") / "xl"
+    tiny.sdxl().save_pretrained(folder)
+    for name in ("unet", "text_encoder", "text_encoder_2"):
+        compiled(folder, folder / f"{name}.onnx", name)
+    return folder
+
+
+def test_sdxl(xl: Path) -> None:
+    pipe = tiny.sdxl()
+    expected = with_oracle(tiny.sdxl())
+    expected.vae = pipe.vae
+    for name in ("unet", "text_encoder", "text_encoder_2"):
+        setattr(pipe, name, todo_compile.load(xl / f"{name}.onnx"))
+    options = {"negative_prompt": "a blue dog", "steps": 2}
+    assert distance(tiny.picture(pipe, **options), tiny.picture(expected, **options)) < TOLERANCE
+
+
+def test_factors_off_equals_the_plain_pipeline(bundle: Path) -> None:
+    pipe = tiny.sd()
+    pipe.unet = todo_compile.load(bundle / "unet.dense.onnx")
+    assert distance(tiny.picture(pipe), tiny.picture(tiny.sd())) < TOLERANCE
+
+
+def test_half_precision_in_a_single_precision_pipeline(model: Path, tmp_path: Path) -> None:
+    """A default (fp16) UNet runs on the CPU, and casts where it is asked to."""
+    path = compiled(model, tmp_path / "u.onnx", precision="fp16")
+    pipe = tiny.sd()
+    pipe.unet = todo_compile.load(path, cast=True)
+    expected = with_oracle(tiny.sd())
+    expected.vae = pipe.vae
+    assert pipe.unet.dtype == torch.float16
+    assert distance(tiny.picture(pipe), tiny.picture(expected)) < 2e-2

@@ -1,0 +1,209 @@
+"""What every loaded component has in common: diffusers takes it for the module it was made from.
+
+A session takes one batch and one type. Here other batches are cut into the engine's, and a cast is
+made where the user asked for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from todo_compile.errors import ConfigError, InputError
+from todo_compile.runtime.session import dtype_named
+
+if TYPE_CHECKING:
+    from todo_compile.runtime.files import Origin
+    from todo_compile.runtime.session import Session
+
+Batching = Literal["split", "strict"]
+
+
+class PaddedBatchWarning(UserWarning):
+    """Part of an engine's batch was computed for nothing."""
+
+
+class Component(nn.Module):
+    """A compiled component with the face of the diffusers module that it replaces.
+
+    Args:
+        session: runs it.
+        origin: what it was made from.
+        batching: ``split`` cuts larger batches into the engine's and fills up the last one (with a
+            warning, once); ``strict`` refuses every batch but the engine's.
+        cast: inputs of another float type are cast to the engine's and the result back. Without,
+            they are refused, as by torch.
+
+    Attributes:
+        session: as given.
+        origin: as given.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        origin: Origin,
+        *,
+        batching: Batching = "split",
+        cast: bool = False,
+    ) -> None:
+        super().__init__()
+        if batching not in ("split", "strict"):
+            raise ConfigError(f"Unknown batching={batching!r}.", remedy="Known: split, strict.")
+        self.session = session
+        self.origin = origin
+        self._batching = batching
+        self._cast = cast
+        self._warned = False
+        main = next(iter(session.inputs.values()))
+        results = next(iter(session.outputs.values()))
+        self._batch = main.shape[0]
+        # A text encoder's inputs are integers; its type is that of what comes out.
+        self._dtype = dtype_named(main.dtype if "float" in main.dtype else results.dtype)
+        # Settable, since diffusers replaces it in old checkpoints' pipelines.
+        self._internal_dict = self._make_config(dict(origin.config))
+        self.eval()
+
+    def _make_config(self, values: dict[str, Any]) -> Any:
+        """The configuration as diffusers presents it, defaults filled in."""
+        return frozen_config(values, self.origin.class_name)
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the module that this was made from."""
+        return self._internal_dict
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that it was built with."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs; fixed when it is loaded."""
+        return self.session.device
+
+    def extra_repr(self) -> str:
+        """For `print`."""
+        return f"{self.origin.built_for}, on {self.device}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``to``, ``cuda``, ``half``, … come down to.
+
+        Raises:
+            InputError: another device or precision is asked for.
+        """
+        probe = torch.empty(0, dtype=self.dtype, device=self.device)
+        moved = fn(probe)
+        if (moved.device, moved.dtype) != (probe.device, probe.dtype):
+            kind = str(moved.dtype).removeprefix("torch.")
+            raise InputError(
+                f"A compiled component cannot be moved to {moved.device}, {kind}: "
+                f"{self.origin.built_for}, and was loaded for {self.device}.",
+                remedy=f'Load it with provider="{moved.device}", or compile it with the '
+                "--precision that you need.",
+            )
+        # Modules inside (a torch encoder beside a compiled decoder) do move.
+        return super()._apply(fn, recurse)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: an engine holds no weights that could be saved.
+
+        Raises:
+            InputError: always.
+        """
+        del args, kwargs
+        raise InputError(
+            f"{self.origin.name} is compiled: it cannot be saved in diffusers' format.",
+            remedy="Copy the file and its manifest, or save the pipeline that it was made from.",
+        )
+
+    def _run(self, feeds: Mapping[str, Tensor], *, shared: frozenset[str]) -> dict[str, Tensor]:
+        """Run a batch of any size.
+
+        Args:
+            feeds: inputs by name; all but `shared` have the batch first.
+            shared: names of inputs that have no batch.
+        """
+        feeds, back = self._casted(feeds)
+        first = next(value for name, value in feeds.items() if name not in shared)
+        count = int(first.shape[0]) if first.ndim else 0
+        if count in (0, self._batch) or self._batching == "strict":
+            results = self.session.run(feeds)  # which refuses what does not fit
+        else:
+            results = self._in_pieces(feeds, shared, count)
+        if back is None:
+            return results
+        return {k: v.to(back) if v.is_floating_point() else v for k, v in results.items()}
+
+    def _casted(self, feeds: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Any]:
+        """`feeds` in the engine's types, and the type to return to, if casting is on."""
+        if not self._cast:
+            return feeds, None
+        back: torch.dtype | None = None
+        casted: dict[str, Tensor] = {}
+        for name, value in feeds.items():
+            spec = self.session.inputs.get(name)
+            wanted = dtype_named(spec.dtype) if spec is not None else value.dtype
+            if value.is_floating_point() and wanted.is_floating_point and value.dtype != wanted:
+                back = back or value.dtype
+                value = value.to(wanted)  # noqa: PLW2901
+            casted[name] = value
+        return casted, back
+
+    def _in_pieces(
+        self, feeds: Mapping[str, Tensor], shared: frozenset[str], count: int
+    ) -> dict[str, Tensor]:
+        size = self._batch
+        spare = -count % size
+        if spare and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.origin.built_for}; it was called with a batch of {count}, so {spare} of "
+                f"{count + spare} rows are computed for nothing. Compile with --batch {count} to "
+                "avoid it.",
+                PaddedBatchWarning,
+                stacklevel=4,
+            )
+        pieces: list[dict[str, Tensor]] = []
+        for start in range(0, count, size):
+            piece = {
+                name: value if name in shared else _rows(name, value, start, size, count)
+                for name, value in feeds.items()
+            }
+            pieces.append(self.session.run(piece))
+        return {name: torch.cat([p[name] for p in pieces])[:count] for name in pieces[0]}
+
+
+def _rows(name: str, value: Tensor, start: int, size: int, count: int) -> Tensor:
+    """`size` rows from `start` on; the last one is repeated where there are no more."""
+    if value.ndim == 0 or value.shape[0] != count:
+        raise InputError(
+            f"{name} has the shape {tuple(value.shape)} where a batch of {count} was expected.",
+            remedy="All inputs need the same batch.",
+        )
+    rows = value[start : start + size]
+    if len(rows) == size:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
+
+
+def frozen_config(values: dict[str, Any], class_name: str) -> Any:
+    """diffusers' ``FrozenDict`` of `values`, with the defaults of the class for what is absent.
+
+    Old checkpoints lack the keys that came later, and pipelines read them all the same.
+    """
+    import diffusers
+    from diffusers.configuration_utils import FrozenDict
+
+    made_from = getattr(diffusers, class_name, None)
+    if inspect.isclass(made_from):
+        for name, parameter in inspect.signature(made_from.__init__).parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                values.setdefault(name, parameter.default)
+    return FrozenDict(values)

@@ -1,0 +1,186 @@
+"""Compiled UNets and transformers in diffusers' calling conventions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from todo_compile.errors import InputError
+from todo_compile.runtime.component import Component
+from todo_compile.runtime.session import dtype_named
+
+if TYPE_CHECKING:
+    from todo_compile.runtime.files import Origin
+    from todo_compile.runtime.session import Session
+
+_SHARED = frozenset({"timestep"})
+# Numbers that callers hand over in any type: they are labels, sizes and times, not activations.
+_ANY_TYPE = frozenset({"timestep", "time_ids", "class_labels", "resolution", "aspect_ratio"})
+
+
+class _Denoiser(Component):
+    def __init__(self, session: Session, origin: Origin, **options: Any) -> None:
+        super().__init__(session, origin, **options)
+        _, _, height, width = next(iter(session.inputs.values())).shape
+        if height == width:
+            # What pipelines take for the size of pictures when the user names none.
+            values = {**self._internal_dict, "sample_size": height}
+            self._internal_dict = type(self._internal_dict)(values)
+
+    def _predict(self, given: dict[str, Any], refused: dict[str, Any]) -> Tensor:
+        """The noise prediction.
+
+        Args:
+            given: inputs by their names in the engine; None is an absent one.
+            refused: arguments that no engine takes, for the message.
+        """
+        for name, value in refused.items():
+            if value is not None and value != {}:
+                raise InputError(
+                    f"The pipeline passes {name}; {self.origin.built_for} without it.",
+                    remedy=_REMEDIES.get(name, "Leave it out, or use the torch module."),
+                )
+        feeds: dict[str, Tensor] = {}
+        for name, value in given.items():
+            if value is None:
+                continue
+            if name not in self.session.inputs:
+                raise InputError(
+                    f"The pipeline passes {name}; {self.origin.built_for} without it.",
+                    remedy=_REMEDIES.get(name, "Use the pipeline class of the compiled model."),
+                )
+            if name in _ANY_TYPE:
+                wanted = dtype_named(self.session.inputs[name].dtype)
+                value = torch.as_tensor(value, dtype=wanted, device=self.device)  # noqa: PLW2901
+            feeds[name] = value
+        feeds["timestep"] = self._one_time(feeds["timestep"])
+        return next(iter(self._run(feeds, shared=_SHARED).values()))
+
+    def _one_time(self, timestep: Tensor) -> Tensor:
+        """(1,): the engine has one time for the whole batch."""
+        times = timestep.reshape(-1)
+        if len(times) > 1 and not bool((times == times[0]).all()):
+            raise InputError(
+                f"The rows of a batch have different timesteps; {self.origin.built_for} with one "
+                "timestep for the batch.",
+                remedy="Call it once for each timestep.",
+            )
+        return times[:1]
+
+
+_REMEDIES = {
+    "ControlNet residuals": "Use a pipeline without ControlNet, or the torch UNet.",
+    "image_embeds": "IP-Adapters are not compiled in: use the torch UNet with them.",
+    "cross_attention_kwargs": "A LoRA scale, for one, cannot be changed after compiling.",
+    "timestep_cond": "The compiled model is not guidance-distilled.",
+}
+
+
+class CompiledUNet(_Denoiser):
+    """A compiled UNet; call it as diffusers' ``UNet2DConditionModel``."""
+
+    def __init__(self, session: Session, origin: Origin, **options: Any) -> None:
+        super().__init__(session, origin, **options)
+        # SDXL's pipelines compare it with the length of the conditions that they make.
+        width = self.config.get("projection_class_embeddings_input_dim")
+        self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        added_cond_kwargs: dict[str, Any] | None = None,
+        down_block_additional_residuals: tuple[Tensor, ...] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: tuple[Tensor, ...] | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Noise prediction, shape of `sample` but for the channels; see diffusers.
+
+        Raises:
+            InputError: the engine was not built for it.
+        """
+        residuals = (
+            down_block_additional_residuals
+            if down_block_additional_residuals is not None
+            else mid_block_additional_residual
+        )
+        prediction = self._predict(
+            {
+                "sample": sample,
+                "timestep": timestep,
+                "encoder_hidden_states": encoder_hidden_states,
+                "class_labels": class_labels,
+                "timestep_cond": timestep_cond,
+                **(added_cond_kwargs or {}),
+            },
+            {
+                "ControlNet residuals": None if residuals is None else True,
+                "T2I-Adapter residuals": None if not down_intrablock_additional_residuals else True,
+                "attention_mask": None if attention_mask is None else True,
+                "encoder_attention_mask": None if encoder_attention_mask is None else True,
+                "cross_attention_kwargs": cross_attention_kwargs,
+            },
+        )
+        if not return_dict:
+            return (prediction,)
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+        return UNet2DConditionOutput(sample=prediction)
+
+
+class CompiledTransformer(_Denoiser):
+    """A compiled PixArt or DiT; call it as diffusers' classes of these names."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        timestep: Tensor | float | None = None,
+        class_labels: Tensor | None = None,
+        added_cond_kwargs: dict[str, Any] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Noise prediction and variance; see diffusers.
+
+        Raises:
+            InputError: the engine was not built for it.
+        """
+        if timestep is None:
+            raise InputError("The transformer was called without a timestep.")
+        prediction = self._predict(
+            {
+                "hidden_states": hidden_states,
+                "encoder_hidden_states": encoder_hidden_states,
+                "timestep": timestep,
+                "class_labels": class_labels,
+                "encoder_attention_mask": self._mask(encoder_attention_mask),
+                **(added_cond_kwargs or {}),
+            },
+            {
+                "attention_mask": None if attention_mask is None else True,
+                "cross_attention_kwargs": cross_attention_kwargs,
+            },
+        )
+        if not return_dict:
+            return (prediction,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=prediction)
+
+    def _mask(self, mask: Tensor | None) -> Tensor | None:
+        """A mask of 0 and 1 in the engine's type: tokenizers make integers."""
+        spec = self.session.inputs.get("encoder_attention_mask")
+        return mask if mask is None or spec is None else mask.to(dtype_named(spec.dtype))

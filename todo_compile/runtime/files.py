@@ -1,0 +1,189 @@
+"""Whether an output may be opened: its manifest, its files, and the machine it is opened on.
+
+All of it happens before onnxruntime or TensorRT reads a byte of the output: neither is written to
+withstand a damaged or foreign file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from todo_compile.errors import BundleError, ConfigError, EngineError
+from todo_compile.export.bundle import Bundle, check_bundle, component_manifest, inside, read_bundle
+from todo_compile.export.manifest import Manifest, check_files, read
+
+Verify = Literal["full", "size"]
+_REBUILD = "Build it again with todo-compile, or copy the output and its manifest anew."
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a component was made from.
+
+    Attributes:
+        name: of the file or model, for messages.
+        built_for: what it serves, a clause for messages.
+        component: ``unet``, ``transformer``, ``vae_decoder``, ``text_encoder``, ``text_encoder_2``.
+        class_name: of the module.
+        config: of the module.
+    """
+
+    name: str
+    built_for: str
+    component: str
+    class_name: str
+    config: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, model: dict[str, Any]) -> Origin:
+        """From the part ``model`` of a manifest."""
+        return cls(
+            name=name,
+            built_for=f"{name} was built for {model.get('resolution')} px, "
+            f"batch {model.get('batch')}, {model.get('precision')}",
+            component=str(model.get("component")),
+            class_name=str(model.get("class")),
+            config=dict(model.get("config") or {}),
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """A compiled component whose files are what its manifest says.
+
+    Attributes:
+        path: engine or ONNX file.
+        manifest: of it.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def origin(self) -> Origin:
+        """What it was made from."""
+        return Origin.of(self.path.name, self.manifest.model)
+
+    @property
+    def built_for(self) -> str:
+        """What it was built for, for messages."""
+        return self.origin.built_for
+
+
+def open_output(path: Path, verify: Verify = "full") -> Output:
+    """Check an output and its manifest; nothing of the output is interpreted.
+
+    Args:
+        path: engine, ONNX file, or the manifest of one.
+        verify: ``full`` reads every file for its hash (about a second a gigabyte); ``size`` only
+            compares sizes, which finds a broken copy but no changed byte.
+
+    Raises:
+        BundleError: the output or its manifest is missing, damaged, or they do not belong together.
+        ConfigError: another `verify`.
+    """
+    hashes = _hashes(verify)
+    if path.is_dir():
+        raise BundleError(
+            f"{path} is a folder.",
+            remedy="Give a .plan, .engine or .onnx file, or load a bundle with load_pipeline.",
+        )
+    main = path.with_name(path.name.removesuffix(".json"))
+    if not main.exists():
+        raise BundleError(f"{main} does not exist.", remedy="Give the .plan or .onnx file.")
+    manifest = read(main)
+    names = [entry.name for entry in manifest.files]
+    if main.name not in names:
+        raise BundleError(
+            f"The manifest beside {main.name} describes {', '.join(names)}, not {main.name}.",
+            remedy="Files that refer to each other keep their names: rename them back.",
+        )
+    wrong = check_files(manifest, main.parent, hashes=hashes)
+    if wrong:
+        raise BundleError(f"{main} is not what was built: {'; '.join(wrong)}.", remedy=_REBUILD)
+    return Output(main, manifest)
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """A bundle whose files are what it says.
+
+    Attributes:
+        folder: of the bundle.
+        bundle: its description.
+        components: by name.
+        dense: dense twins by the component's name.
+    """
+
+    folder: Path
+    bundle: Bundle
+    components: dict[str, Output]
+    dense: dict[str, Output]
+
+
+def open_bundle(folder: Path, verify: Verify = "full") -> OpenBundle:
+    """Check a bundle with everything in it; nothing of its components is interpreted.
+
+    Args:
+        folder: the bundle, or its ``bundle.json``.
+        verify: as for `open_output`.
+
+    Raises:
+        BundleError: it is no bundle, or anything in it is missing, damaged or foreign.
+        ConfigError: another `verify`.
+    """
+    hashes = _hashes(verify)
+    bundle = read_bundle(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    wrong = check_bundle(bundle, folder, hashes=hashes)
+    if wrong:
+        raise BundleError(f"{folder} is not what was built: {'; '.join(wrong)}.", remedy=_REBUILD)
+    components: dict[str, Output] = {}
+    dense: dict[str, Output] = {}
+    for found, entries in ((components, bundle.components), (dense, bundle.dense)):
+        for name, entry in entries.items():
+            manifest = component_manifest(folder, name, entry)
+            found[name] = Output(inside(folder, entry.file), manifest)
+    return OpenBundle(folder, bundle, components, dense)
+
+
+def _hashes(verify: str) -> bool:
+    if verify not in get_args(Verify):
+        raise ConfigError(
+            f"Unknown verify={verify!r}.", remedy=f"Known: {', '.join(get_args(Verify))}."
+        )
+    return verify == "full"
+
+
+def check_library(output: Output, name: str, version: str) -> None:
+    """Refuse an engine of another library or version: engines are not portable between them.
+
+    Raises:
+        EngineError: they differ.
+    """
+    wanted = output.manifest.library
+    if wanted != f"{name} {version}":
+        raise EngineError(
+            f"{output.path.name} was built with {wanted}; here is {name} {version}.",
+            remedy="Install that version, or build the engine again with this one.",
+        )
+
+
+def check_gpu(output: Output, gpu: str) -> None:
+    """Refuse an engine that was built for other GPUs.
+
+    Args:
+        output: with an engine.
+        gpu: of this machine, such as "sm89".
+
+    Raises:
+        EngineError: it is none of the engine's targets.
+    """
+    targets = output.manifest.targets
+    if gpu not in targets:
+        raise EngineError(
+            f"{output.path.name} was built for {', '.join(targets)}; the GPU here is {gpu}.",
+            remedy=f"Build it again with --target {','.join([*targets, gpu])}.",
+        )

@@ -1,0 +1,190 @@
+"""`load`: from a file to a component that diffusers takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from todo_compile.errors import BundleError, ConfigError
+from todo_compile.export.bundle import is_bundle
+from todo_compile.runtime.files import Origin, Output, Verify, open_bundle, open_output
+
+if TYPE_CHECKING:
+    from todo_compile.runtime.component import Batching, Component
+    from todo_compile.runtime.session import Session
+
+
+def load(
+    path: str | Path,
+    *,
+    component: str = "unet",
+    provider: str | None = None,
+    verify: Verify = "full",
+    batching: Batching = "split",
+    cast: bool = False,
+    encoder: Any = None,
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    runtime_cache: str | Path | None = None,
+) -> Any:
+    """A compiled component as the diffusers module that it was made from.
+
+    ::
+
+        pipe.unet = todo_compile.load("unet.onnx")
+
+    Its ``config``, ``dtype``, ``device`` and call are those of the module, and `torch.nn.Module` is
+    its base. It serves the resolution that it was compiled for.
+
+    Args:
+        path: engine, ONNX file or manifest; or a bundle, of which `component` is taken.
+        component: only for a bundle: ``unet``, ``transformer``, ``vae_decoder``, ``text_encoder``,
+            ``text_encoder_2``. A denoiser with a dense twin comes as a `SwitchedDenoiser`.
+        provider: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one.
+        verify: ``full`` hashes every file first (about a second a gigabyte); ``size`` compares
+            sizes only: for files that were checked before.
+        batching: ``split`` runs other batches in pieces, ``strict`` refuses them.
+        cast: accept inputs of another float type, and answer in it.
+        encoder: torch VAE for the `encode` of a decoder, which image-to-image needs.
+        threads: of onnxruntime on the CPU; None for one a core.
+        cuda_graph: TensorRT: record the kernels once, replay them at every call.
+        runtime_cache: TensorRT for RTX: file that keeps the kernels compiled for this GPU.
+
+    Raises:
+        BundleError: the file or its manifest is missing, damaged, or not what was built.
+        EngineError: what would run it is absent, of another version, or refuses it here.
+        ConfigError: an option does not go with it.
+    """
+    path = Path(path)
+    options: dict[str, Any] = {
+        "provider": provider,
+        "batching": batching,
+        "cast": cast,
+        "encoder": encoder,
+        "threads": threads,
+        "cuda_graph": cuda_graph,
+        "runtime_cache": Path(runtime_cache) if runtime_cache is not None else None,
+    }
+    if not is_bundle(path):
+        return wrap(open_output(path, verify), **options)
+    opened = open_bundle(path, verify)
+    if component not in opened.components:
+        raise ConfigError(
+            f"{path} has no {component}.", remedy=f"It has {', '.join(opened.components)}."
+        )
+    return wrap_pair(
+        opened.components[component],
+        opened.dense.get(component),
+        opened.bundle.dense_after,
+        **options,
+    )
+
+
+def wrap_pair(
+    output: Output, dense: Output | None, dense_after: float | None, **options: Any
+) -> Any:
+    """`wrap`, with a dense twin that takes over late in the schedule if there is one."""
+    first = wrap(output, **options)
+    if dense is None or dense_after is None:
+        return first
+    from todo_compile.runtime.switching import SwitchedDenoiser
+
+    return SwitchedDenoiser(first, wrap(dense, **options), dense_after)
+
+
+def wrap(
+    output: Output,
+    *,
+    provider: str | None = None,
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    runtime_cache: Path | None = None,
+    encoder: Any = None,
+    batching: Batching = "split",
+    cast: bool = False,
+) -> Component:
+    """The component of a checked output.
+
+    Raises:
+        BundleError: no pipeline has such a component.
+        EngineError: it cannot run here.
+        ConfigError: an option does not go with it.
+    """
+    if encoder is not None and output.origin.component != "vae_decoder":
+        encoder = None
+    session = open_session(
+        output,
+        provider=provider,
+        threads=threads,
+        cuda_graph=cuda_graph,
+        runtime_cache=runtime_cache,
+    )
+    return adapt(session, output.origin, encoder=encoder, batching=batching, cast=cast)
+
+
+def adapt(
+    session: Session,
+    origin: Origin,
+    *,
+    encoder: Any = None,
+    batching: Batching = "split",
+    cast: bool = False,
+) -> Component:
+    """The component for any session.
+
+    Raises:
+        BundleError: no pipeline has such a component.
+    """
+    options: dict[str, Any] = {"batching": batching, "cast": cast}
+    match origin.component:
+        case "unet":
+            from todo_compile.runtime.denoisers import CompiledUNet
+
+            return CompiledUNet(session, origin, **options)
+        case "transformer":
+            from todo_compile.runtime.denoisers import CompiledTransformer
+
+            return CompiledTransformer(session, origin, **options)
+        case "vae_decoder":
+            from todo_compile.runtime.decoder import CompiledVAE
+
+            return CompiledVAE(session, origin, encoder=encoder, **options)
+        case "text_encoder" | "text_encoder_2":
+            from todo_compile.runtime.text import CompiledTextEncoder
+
+            return CompiledTextEncoder(session, origin, **options)
+        case other:
+            raise BundleError(
+                f"{origin.name} is a {other!r}, which no pipeline here has a place for.",
+                remedy="Build it again with todo-compile.",
+            )
+
+
+def open_session(
+    output: Output,
+    *,
+    provider: str | None = None,
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    runtime_cache: Path | None = None,
+) -> Session:
+    """What runs an output: TensorRT for engines, onnxruntime for ONNX.
+
+    Raises:
+        EngineError: it is absent, or refuses the output here.
+        ConfigError: options of TensorRT for an ONNX file.
+    """
+    if output.manifest.library is not None:
+        from todo_compile.runtime.tensorrt_session import TensorRTSession
+
+        return TensorRTSession(
+            output, provider=provider, cuda_graph=cuda_graph, runtime_cache=runtime_cache
+        )
+    if cuda_graph or runtime_cache is not None:
+        raise ConfigError(
+            "cuda_graph and runtime_cache are for TensorRT engines.",
+            remedy=f"Leave them out: {output.path.name} runs in onnxruntime.",
+        )
+    from todo_compile.runtime.onnx_session import OnnxSession
+
+    return OnnxSession(output, provider=provider, threads=threads)

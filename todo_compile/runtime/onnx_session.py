@@ -1,0 +1,217 @@
+"""ONNX files in onnxruntime, on torch's own memory.
+
+Inputs and outputs are bound by address, on the CPU as on a GPU: no copy, and nothing passes
+through NumPy (which has no bfloat16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from todo_compile.errors import BundleError, EngineError
+from todo_compile.runtime.session import check_feeds, dtype_named
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from todo_compile.export.manifest import Tensor as Spec
+    from todo_compile.runtime.files import Output
+
+# The numbers of ONNX's TensorProto.DataType, and onnxruntime's spelling of each.
+_TYPES = {
+    "float32": (1, "tensor(float)"),
+    "int32": (6, "tensor(int32)"),
+    "int64": (7, "tensor(int64)"),
+    "bool": (9, "tensor(bool)"),
+    "float16": (10, "tensor(float16)"),
+    "bfloat16": (16, "tensor(bfloat16)"),
+}
+
+
+class OnnxSession:
+    """An ONNX file in onnxruntime.
+
+    Args:
+        output: checked, see `files.open_output`.
+        provider: ``cpu``, ``cuda`` or ``cuda:N``; None takes the GPU if onnxruntime and torch both
+            have one, else the CPU.
+        threads: of the CPU provider; None for one a core.
+
+    Raises:
+        EngineError: onnxruntime is absent, lacks the provider, or refuses the model.
+        BundleError: the file's inputs or outputs are not the manifest's.
+    """
+
+    def __init__(
+        self, output: Output, *, provider: str | None = None, threads: int | None = None
+    ) -> None:
+        self._output = output
+        manifest = output.manifest
+        self._inputs = {spec.name: spec for spec in manifest.inputs}
+        self._outputs = {spec.name: spec for spec in manifest.outputs}
+        self._device = choose_device(provider)
+        self._stream = _own_stream(self._device)
+        self._session = _create(output, self._device, self._stream, threads)
+        _check_signature(self._session, output)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def inputs(self) -> Mapping[str, Spec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Spec]:
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Session.run`."""
+        import torch
+
+        check_feeds(feeds, self._inputs, self._device, self._output.built_for)
+        # Held until the run is over: a copy made by `contiguous` belongs to nobody else.
+        held = {name: feeds[name].contiguous() for name in self._inputs}
+        results = {
+            name: torch.empty(spec.shape, dtype=dtype_named(spec.dtype), device=self._device)
+            for name, spec in self._outputs.items()
+        }
+        binding: Any = self._session.io_binding()
+        place, index = self._device.type, self._device.index or 0
+        for name, spec in self._inputs.items():
+            number, pointer = _TYPES[spec.dtype][0], held[name].data_ptr()
+            binding.bind_input(name, place, index, number, list(spec.shape), pointer)
+        for name, spec in self._outputs.items():
+            number, pointer = _TYPES[spec.dtype][0], results[name].data_ptr()
+            binding.bind_output(name, place, index, number, list(spec.shape), pointer)
+        self._execute(binding, [*held.values(), *results.values()])
+        return results
+
+    def _execute(self, binding: Any, tensors: list[Tensor]) -> None:
+        try:
+            if self._stream is None:
+                self._session.run_with_iobinding(binding)
+                return
+            import torch
+
+            current = torch.cuda.current_stream(self._device)
+            self._stream.wait_stream(current)
+            self._session.run_with_iobinding(binding)
+            current.wait_stream(self._stream)
+            for tensor in tensors:  # torch's allocator must not reuse them before we are done
+                tensor.record_stream(self._stream)
+        except Exception as error:  # onnxruntime's errors have no common base but Exception
+            raise EngineError(
+                f"onnxruntime failed on {self._output.path.name}: {_first_line(error)}",
+                remedy="If memory ran out: a smaller batch or resolution, or another provider.",
+            ) from error
+
+
+def choose_device(provider: str | None) -> torch.device:
+    """Where onnxruntime shall run.
+
+    Raises:
+        EngineError: onnxruntime or torch has no such device.
+    """
+    import torch
+
+    ort = _onnxruntime()
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if provider is None:
+        provider = "cuda" if has_cuda and torch.cuda.is_available() else "cpu"
+    kind, _, index = provider.partition(":")
+    if kind == "cpu" and not index:
+        return torch.device("cpu")
+    if kind != "cuda" or not (index.isdigit() or not index):
+        raise EngineError(f"Unknown provider {provider!r}.", remedy="Known: cpu, cuda, cuda:N.")
+    if not has_cuda:
+        raise EngineError(
+            "This onnxruntime has no CUDA provider.",
+            remedy='Install onnxruntime-gpu instead of onnxruntime, or take provider="cpu".',
+        )
+    if not torch.cuda.is_available():
+        raise EngineError(
+            "torch finds no NVIDIA GPU in this machine.",
+            remedy='Take provider="cpu", or install a CUDA build of torch and the driver.',
+        )
+    return torch.device("cuda", int(index) if index else torch.cuda.current_device())
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            "Running an ONNX file needs onnxruntime.",
+            remedy='Install it: pip install "todo-compile[onnx]"',
+        ) from error
+    return onnxruntime
+
+
+def _own_stream(device: torch.device) -> torch.cuda.Stream | None:
+    if device.type == "cpu":
+        return None
+    import torch
+
+    return torch.cuda.Stream(device)
+
+
+def _create(
+    output: Output, device: torch.device, stream: torch.cuda.Stream | None, threads: int | None
+) -> Any:
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if stream is not None:
+        # On a stream that torch knows, so that both can wait for each other without the host.
+        settings = {"device_id": device.index or 0, "user_compute_stream": str(stream.cuda_stream)}
+        providers.insert(0, ("CUDAExecutionProvider", settings))
+    try:
+        session: Any = ort.InferenceSession(str(output.path), options, providers=providers)
+    except Exception as error:  # onnxruntime's errors have no common base but Exception
+        precision = output.manifest.model.get("precision")
+        raise EngineError(
+            f"onnxruntime cannot run {output.path.name}: {_first_line(error)}",
+            remedy="onnxruntime's CPU provider has few bf16 kernels: build with --precision fp32 "
+            "or fp16."
+            if precision == "bf16" and device.type == "cpu"
+            else "Build it again, or with another --opset.",
+        ) from error
+    if stream is not None and "CUDAExecutionProvider" not in session.get_providers():
+        # onnxruntime falls back to the CPU by itself, and would read GPU addresses there.
+        raise EngineError(
+            "onnxruntime's CUDA provider does not load.",
+            remedy="It needs the CUDA and cuDNN versions of its release notes.",
+        )
+    return session
+
+
+def _check_signature(session: Any, output: Output) -> None:
+    """The file's own word on its inputs and outputs against the manifest's."""
+    manifest = output.manifest
+    for kind, found, wanted in (
+        ("inputs", session.get_inputs(), manifest.inputs),
+        ("outputs", session.get_outputs(), manifest.outputs),
+    ):
+        unknown = [spec.dtype for spec in wanted if spec.dtype not in _TYPES]
+        if unknown:
+            raise BundleError(f"The manifest of {output.path.name} has a tensor of {unknown[0]}.")
+        stated = {s.name: (list(s.shape), _TYPES[s.dtype][1]) for s in wanted}
+        actual = {node.name: (list(node.shape), node.type) for node in found}
+        if stated != actual:
+            raise BundleError(
+                f"The manifest of {output.path.name} does not describe its {kind}: "
+                f"{stated} against {actual} in the file.",
+                remedy="Build it again with todo-compile.",
+            )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,201 @@
+"""`load_pipeline`: from a bundle to a ready diffusers pipeline, without the network."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from todo_compile.errors import BundleError, ConfigError, ModelError
+from todo_compile.export.bundle import inside
+from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
+from todo_compile.runtime.loading import wrap, wrap_pair
+from todo_compile.runtime.schedulers import make_scheduler
+
+if TYPE_CHECKING:
+    from todo_compile.runtime.component import Batching
+
+# A component of a bundle → the pipeline's name for it.
+_PLACES = {"vae_decoder": "vae"}
+_DENOISERS = ("unet", "transformer")
+# What a pipeline works without.
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def load_pipeline(
+    path: str | Path,
+    *,
+    scheduler: Any = None,
+    pipeline_class: Any = None,
+    provider: str | None = None,
+    verify: Verify = "full",
+    batching: Batching = "split",
+    cast: bool = False,
+    encoder: Any = None,
+    threads: int | None = None,
+    cuda_graph: bool = False,
+    runtime_cache: str | Path | None = None,
+    dense: bool = False,
+    **components: Any,
+) -> Any:
+    """A bundle as a diffusers pipeline.
+
+    Args:
+        path: the bundle's folder.
+        scheduler: an instance, a name of `schedulers.SCHEDULERS` (``ddim``, ``euler``, ``dpm++``,
+            …) or a class name of diffusers; None takes the bundle's own.
+        pipeline_class: another one for the same components: a class or its name in diffusers, such
+            as ``StableDiffusionImg2ImgPipeline``.
+        provider, verify, batching, cast, threads, cuda_graph: as for `load`.
+        encoder: torch VAE whose encoder image-to-image uses.
+        runtime_cache: folder for one cache file a component; see `load`.
+        dense: run the dense twin alone, from the first step on.
+        components: stand in for the bundle's, or for what it lacks: ``text_encoder=…``.
+
+    Raises:
+        BundleError: it is no bundle, it is damaged, or lacks a part.
+        EngineError: it cannot run here.
+        ConfigError: an option or a component is not known.
+        ModelError: diffusers or transformers is absent.
+    """
+    opened = open_bundle(Path(path), verify)
+    if dense and not opened.dense:
+        raise ConfigError(
+            f"{path} has no dense twin.", remedy="Build the bundle with --dense-after."
+        )
+    made_of = _pipeline_class(pipeline_class or opened.bundle.pipeline_class)
+    wanted = _signature(made_of)
+    unknown = [name for name in components if name not in wanted]
+    if unknown:
+        raise ConfigError(
+            f"{made_of.__name__} has no component {', '.join(unknown)}.",
+            remedy=f"It has {', '.join(wanted)}.",
+        )
+    parts: dict[str, Any] = dict(components)
+    for name in wanted:
+        if name == "scheduler":
+            parts[name] = make_scheduler(scheduler, _folder(opened, "scheduler"))
+        elif name in _TOKENIZERS and name not in parts and _folder(opened, name):
+            parts[name] = _tokenizer(opened, name)
+    for name, output in opened.components.items():
+        place = _PLACES.get(name, name)
+        if place in parts or place not in wanted:
+            continue
+        cache = Path(runtime_cache) / f"{output.path.name}.cache" if runtime_cache else None
+        options: dict[str, Any] = {
+            "provider": provider,
+            "batching": batching,
+            "cast": cast,
+            "encoder": encoder,
+            "threads": threads,
+            "cuda_graph": cuda_graph,
+            "runtime_cache": cache,
+        }
+        twin = opened.dense.get(name) if name in _DENOISERS else None
+        if dense and twin is not None:
+            parts[place] = wrap(twin, **options)
+        else:
+            parts[place] = wrap_pair(output, twin, opened.bundle.dense_after, **options)
+    pipeline = _construct(made_of, wanted, parts, opened)
+    for name in _DENOISERS:
+        follow = getattr(getattr(pipeline, name, None), "follow", None)
+        if follow is not None:
+            follow(pipeline)
+    return pipeline
+
+
+def _pipeline_class(wanted: Any) -> Any:
+    """A pipeline class of diffusers, never one of a bundle's own making."""
+    try:
+        import diffusers
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    except ImportError as error:
+        raise ModelError(
+            "A pipeline needs diffusers.", remedy='Install it: pip install "todo-compile[models]"'
+        ) from error
+    found = getattr(diffusers, wanted, None) if isinstance(wanted, str) else wanted
+    if not (inspect.isclass(found) and issubclass(found, DiffusionPipeline)):
+        raise ConfigError(
+            f"diffusers has no pipeline {wanted!r}.",
+            remedy="Name one, such as StableDiffusionPipeline, or update diffusers.",
+        )
+    return found
+
+
+def _signature(made_of: Any) -> dict[str, inspect.Parameter]:
+    """The parameters that take components and settings."""
+    parameters = dict(inspect.signature(made_of.__init__).parameters)
+    parameters.pop("self")
+    return parameters
+
+
+def _folder(opened: OpenBundle, name: str) -> Path | None:
+    """The folder of a light part, if its files were copied along (and so were checked)."""
+    if not any(extra.name.startswith(f"{name}/") for extra in opened.bundle.extras):
+        return None
+    return inside(opened.folder, name)
+
+
+def _tokenizer(opened: OpenBundle, name: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError(
+            "A tokenizer needs transformers.",
+            remedy='Install it: pip install "todo-compile[generate]"',
+        ) from error
+    folder = _folder(opened, name)
+    assert folder is not None
+    kind = _index(opened).get(name)
+    class_name = str(kind[1]) if isinstance(kind, list) and len(kind) == 2 else "CLIPTokenizer"
+    found = getattr(transformers, class_name, None)
+    base = transformers.PreTrainedTokenizerBase
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise BundleError(
+            f"The bundle's {name} is a {class_name}, which transformers does not know.",
+            remedy=f"Hand it over: load_pipeline(…, {name}=…)",
+        )
+    try:
+        return found.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"The bundle's {name} cannot be read: {error}",
+            remedy=f"Hand it over: load_pipeline(…, {name}=…)",
+        ) from error
+
+
+def _index(opened: OpenBundle) -> dict[str, Any]:
+    """``model_index.json``: library and class of each part; empty if there is none."""
+    if not any(extra.name == "model_index.json" for extra in opened.bundle.extras):
+        return {}
+    path = inside(opened.folder, "model_index.json")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is damaged: {error}.") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _construct(
+    made_of: Any, wanted: dict[str, inspect.Parameter], parts: dict[str, Any], opened: OpenBundle
+) -> Any:
+    """The pipeline; settings come from ``model_index.json``, what it can do without is left out."""
+    index = _index(opened)
+    for name, parameter in wanted.items():
+        if name in parts:
+            continue
+        if name in _OPTIONAL:
+            parts[name] = None
+        elif parameter.default is inspect.Parameter.empty:
+            raise BundleError(
+                f"{opened.folder} has no {name}, which {made_of.__name__} needs.",
+                remedy=f"Hand it over: load_pipeline(…, {name}=…), or build the bundle from a "
+                "folder that has it.",
+            )
+        elif isinstance(index.get(name), (bool, int, float, str)):
+            parts[name] = index[name]
+    if "requires_safety_checker" in wanted and parts.get("safety_checker") is None:
+        parts["requires_safety_checker"] = False
+    return made_of(**parts)

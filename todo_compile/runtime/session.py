@@ -1,0 +1,125 @@
+"""What every way of running an engine has in common: named tensors in, named tensors out.
+
+A session is strict: what is handed over must be exactly what the engine was built for, and is
+checked before anything runs. Being lenient (casts, other batches) is up to `component`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from todo_compile.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from todo_compile.export.manifest import Tensor as Spec
+
+
+class Session(Protocol):
+    """A loaded engine."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must lie and outputs will."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, Spec]:
+        """By name, in order."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, Spec]:
+        """By name, in order."""
+        ...
+
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once; the outputs are fresh tensors.
+
+        Raises:
+            InputError: the inputs are not those that the engine was built for.
+            EngineError: it failed.
+        """
+        ...
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The torch dtype of a manifest's "float16".
+
+    Raises:
+        InputError: torch has none of this name.
+    """
+    import torch
+
+    found = getattr(torch, "bool" if name == "bool" else name, None)
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"torch has no type {name!r}.", remedy="Build the engine again.")
+    return found
+
+
+def check_feeds(
+    feeds: Mapping[str, Tensor],
+    specs: Mapping[str, Spec],
+    device: torch.device,
+    built_for: str,
+) -> None:
+    """Refuse inputs that an engine was not built for.
+
+    Args:
+        feeds: inputs by name.
+        specs: what the engine takes.
+        device: where it runs.
+        built_for: a clause that ends the message, such as "unet.onnx was built for 1024 px".
+
+    Raises:
+        InputError: names, shapes, types or devices differ, or a gradient is asked for.
+    """
+    import torch
+
+    missing = [name for name in specs if name not in feeds]
+    foreign = [name for name in feeds if name not in specs]
+    if missing or foreign:
+        parts = [f"without {', '.join(missing)}"] if missing else []
+        parts += [f"with {', '.join(foreign)}, which it does not have"] if foreign else []
+        raise InputError(
+            f"The engine was called {' and '.join(parts)}; {built_for}.",
+            remedy=f"Its inputs are {', '.join(specs)}.",
+        )
+    for name, spec in specs.items():
+        value = feeds[name]
+        if tuple(value.shape) != spec.shape:
+            raise InputError(
+                f"{name} has the shape {tuple(value.shape)} instead of {spec.shape}; {built_for}.",
+                remedy=_shape_remedy(name, tuple(value.shape), spec.shape),
+            )
+        if value.dtype != dtype_named(spec.dtype):
+            raise InputError(
+                f"{name} is {str(value.dtype).removeprefix('torch.')} instead of {spec.dtype}; "
+                f"{built_for}.",
+                remedy="Use a pipeline of that precision, or load the engine with cast=True.",
+            )
+        if value.device != device:
+            raise InputError(
+                f"{name} lies on {value.device}, the engine on {device}; {built_for}.",
+                remedy=f'Move the pipeline, pipe.to("{device}"), or load the engine with '
+                f'provider="{value.device}".',
+            )
+        if value.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                f"{name} requires a gradient, and an engine has none.",
+                remedy="Call it under torch.no_grad().",
+            )
+
+
+def _shape_remedy(name: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if len(got) == len(wanted) == 4 and got[2:] != wanted[2:]:
+        return (
+            "An engine serves one resolution: ask for the picture size it was built for "
+            "(height=, width=), or compile one with --res of your own."
+        )
+    if len(got) == len(wanted) and got[1:] == wanted[1:]:
+        return f"Compile with --batch {got[0]}, or load without batching='strict'."
+    return f"Hand over {name} as {wanted}."

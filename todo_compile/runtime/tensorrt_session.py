@@ -1,0 +1,296 @@
+"""TensorRT engines, classic and for RTX, on torch's CUDA tensors in place.
+
+Not yet run on hardware: written and type-checked against the real bindings, and exercised in tests
+up to the first call that needs a CUDA driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from todo_compile.errors import BundleError, EngineError
+from todo_compile.runtime.files import check_gpu, check_library
+from todo_compile.runtime.session import check_feeds, dtype_named
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from todo_compile.export.manifest import Tensor as Spec
+    from todo_compile.runtime.files import Output
+
+
+class TensorRTSession:
+    """A TensorRT engine.
+
+    Args:
+        output: checked, see `files.open_output`.
+        provider: ``cuda`` or ``cuda:N``; None for torch's current GPU.
+        cuda_graph: record the kernels once and replay them. Inputs and outputs then pass through
+            buffers that keep their addresses (copied on the GPU).
+        runtime_cache: file in which TensorRT for RTX keeps the kernels that it compiled for this
+            GPU; read at the start, written after the first run. Classic TensorRT needs none.
+
+    Raises:
+        EngineError: the library is absent or another version, there is no GPU or another, or
+            TensorRT refuses the engine.
+        BundleError: the engine's tensors are not the manifest's.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        *,
+        provider: str | None = None,
+        cuda_graph: bool = False,
+        runtime_cache: Path | None = None,
+    ) -> None:
+        self._output = output
+        self._inputs = {spec.name: spec for spec in output.manifest.inputs}
+        self._outputs = {spec.name: spec for spec in output.manifest.outputs}
+        trt = _library(output)
+        self._log = _logger(trt)
+        self._runtime: Any = trt.Runtime(self._log)
+        with output.path.open("rb") as file:
+            header = file.read(int(getattr(self._runtime, "engine_header_size", 0)))
+        self._check_header(trt, header)
+        self._device = _choose_gpu(output, provider)
+        import torch
+
+        with torch.cuda.device(self._device):
+            self._engine: Any = self._deserialise()
+            _check_signature(self._engine, output)
+            self._cache: Any = None
+            self._cache_file = runtime_cache
+            self._kept = False
+            self._context: Any = self._make_context(trt, cuda_graph)
+            self._stream = torch.cuda.Stream(self._device)
+        self._replay: torch.cuda.CUDAGraph | None = None
+        # RTX records by itself; with classic TensorRT torch does it.
+        self._record = cuda_graph and not hasattr(self._engine, "create_runtime_config")
+        self._fixed = self._buffers() if cuda_graph else None
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def inputs(self) -> Mapping[str, Spec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Spec]:
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Session.run`; asynchronous, as torch's own calls on a GPU are."""
+        import torch
+
+        check_feeds(feeds, self._inputs, self._device, self._output.built_for)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            held = {name: feeds[name].contiguous() for name in self._inputs}
+            if self._fixed is None:
+                results = {name: self._empty(spec) for name, spec in self._outputs.items()}
+                self._bind({**held, **results})
+                self._enqueue()
+            else:
+                for name, value in held.items():
+                    self._fixed[name].copy_(value)
+                self._enqueue_recorded()
+                results = {name: self._fixed[name].clone() for name in self._outputs}
+        for tensor in held.values():  # torch's allocator must not reuse them before we are done
+            tensor.record_stream(self._stream)
+        current.wait_stream(self._stream)
+        for tensor in results.values():
+            tensor.record_stream(current)
+        self._keep_cache()
+        return results
+
+    def _keep_cache(self) -> None:
+        """Write RTX's compiled kernels to the file given as `runtime_cache`, once."""
+        if self._cache is None or self._cache_file is None or self._kept:
+            return
+        self._kept = True
+        staged = self._cache_file.with_name(f".{self._cache_file.name}.tmp-{os.getpid()}")
+        try:
+            staged.write_bytes(memoryview(self._cache.serialize()).cast("B"))
+            os.replace(staged, self._cache_file)
+        except OSError as error:
+            warnings.warn(f"The compiled kernels cannot be kept: {error}", stacklevel=3)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def _check_header(self, trt: Any, header: bytes) -> None:
+        """Ask the library whether it can run the engine here; needs the driver, not the file."""
+        if not header:
+            return  # classic TensorRT checks when it deserialises
+        verdict, diagnostics = self._runtime.get_engine_validity(header)
+        if verdict == trt.EngineValidity.INVALID:
+            raise self._refusal(f"TensorRT calls the engine invalid here ({diagnostics})")
+
+    def _deserialise(self) -> Any:
+        engine = self._runtime.deserialize_cuda_engine(self._output.path.read_bytes())
+        if engine is None:
+            raise self._refusal("TensorRT cannot open the engine")
+        return engine
+
+    def _make_context(self, trt: Any, cuda_graph: bool) -> Any:
+        if not hasattr(self._engine, "create_runtime_config"):
+            context = self._engine.create_execution_context()
+        else:
+            config = self._engine.create_runtime_config()
+            if hasattr(trt, "CudaGraphStrategy") and cuda_graph:
+                config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if self._cache_file is not None and hasattr(config, "create_runtime_cache"):
+                self._cache = config.create_runtime_cache()
+                if self._cache_file.exists():
+                    # Refused by itself if it is another GPU's, driver's or version's.
+                    self._cache.deserialize(self._cache_file.read_bytes())
+                config.set_runtime_cache(self._cache)
+            context = self._engine.create_execution_context(config)
+        if context is None:
+            raise self._refusal("TensorRT cannot prepare the engine to run")
+        return context
+
+    def _buffers(self) -> dict[str, Tensor]:
+        specs = {**self._inputs, **self._outputs}
+        buffers = {name: self._empty(spec) for name, spec in specs.items()}
+        self._bind(buffers)
+        return buffers
+
+    def _empty(self, spec: Spec) -> Tensor:
+        import torch
+
+        return torch.empty(spec.shape, dtype=dtype_named(spec.dtype), device=self._device)
+
+    def _bind(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if not self._context.set_tensor_address(name, tensor.data_ptr()):
+                raise self._refusal(f"TensorRT refuses the memory of {name}")
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
+            raise self._refusal("The engine failed")
+
+    def _enqueue_recorded(self) -> None:
+        import torch
+
+        if not self._record:
+            self._enqueue()
+            return
+        if self._replay is None:
+            self._enqueue()  # the first run sets things up that cannot be recorded
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._enqueue()
+            self._replay = graph
+        self._replay.replay()
+
+    def _refusal(self, what: str) -> EngineError:
+        said = "; ".join(self._log.take())
+        name = self._output.path.name
+        if "cudaError 35" in said or "driver" in said.lower() or "no CUDA-capable" in said:
+            targets = ", ".join(self._output.manifest.targets)
+            return EngineError(
+                f"{name} is a TensorRT engine and needs an NVIDIA GPU ({targets}) with its driver;"
+                " none answers here.",
+                remedy="Run it on such a machine, or compile to ONNX (--out FILE.onnx, or a bundle "
+                f"with --format onnx), which runs on the CPU. TensorRT said: {said}",
+            )
+        return EngineError(
+            f"{name}: {what}: {said or 'it gave no reason'}",
+            remedy="If memory ran out: a smaller resolution or --weight-streaming. Else build it "
+            "again on this machine.",
+        )
+
+
+def _library(output: Output) -> Any:
+    """The module that built the engine.
+
+    Raises:
+        EngineError: absent, broken, or another version.
+    """
+    name = (output.manifest.library or "").partition(" ")[0]
+    if name not in {"tensorrt", "tensorrt_rtx"}:
+        raise EngineError(
+            f"{output.path.name} was built with {output.manifest.library}, which is not known.",
+            remedy="Build it again with todo-compile.",
+        )
+    extra = "rtx" if name == "tensorrt_rtx" else "tensorrt"
+    try:
+        trt: Any = importlib.import_module(name)
+    except ImportError as error:
+        raise EngineError(
+            f"{output.path.name} needs {name}, which cannot be imported: {error}",
+            remedy=f'Install it: pip install "todo-compile[{extra}]"',
+        ) from error
+    check_library(output, name, str(trt.__version__))
+    return trt
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):
+        """Keeps complaints for the error that they lead to."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._said: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in {trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR}:
+                self._said.append(msg.strip())
+
+        def take(self) -> list[str]:
+            """What was said since the last time."""
+            said, self._said = self._said, []
+            return said
+
+    return Logger()
+
+
+def _choose_gpu(output: Output, provider: str | None) -> torch.device:
+    """The GPU to run on, if the engine is for it.
+
+    Raises:
+        EngineError: there is none, or it is none of the engine's targets.
+    """
+    import torch
+
+    kind, _, index = (provider or "cuda").partition(":")
+    if kind != "cuda" or not (index.isdigit() or not index):
+        raise EngineError(
+            f"A TensorRT engine cannot run with provider {provider!r}.",
+            remedy="Known: cuda, cuda:N. For the CPU, compile to ONNX (--out FILE.onnx).",
+        )
+    if not torch.cuda.is_available():
+        raise EngineError(
+            "torch finds no NVIDIA GPU in this machine.",
+            remedy="Install a CUDA build of torch and the driver, or compile to ONNX "
+            "(--out FILE.onnx), which runs on the CPU.",
+        )
+    device = torch.device("cuda", int(index) if index else torch.cuda.current_device())
+    major, minor = torch.cuda.get_device_capability(device)
+    check_gpu(output, f"sm{major}{minor}")
+    return device
+
+
+def _check_signature(engine: Any, output: Output) -> None:
+    """The engine's own word on its tensors against the manifest's."""
+    found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+    specs = [*output.manifest.inputs, *output.manifest.outputs]
+    stated = {spec.name: spec.shape for spec in specs}
+    actual = {name: tuple(int(n) for n in engine.get_tensor_shape(name)) for name in found}
+    if stated != actual:
+        raise BundleError(
+            f"The manifest of {output.path.name} does not describe its tensors: {stated} against "
+            f"{actual} in the engine.",
+            remedy="Build it again with todo-compile.",
+        )
