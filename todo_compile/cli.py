@@ -96,7 +96,8 @@ SamplingOption = Annotated[
     str | None,
     typer.Option(
         "--sampling",
-        help=f"Which token stands for a cell: {', '.join(SAMPLINGS)}. [default: nearest]",
+        help=f"Which token stands for a cell: {', '.join(SAMPLINGS)} (blend takes any weight "
+        "between 0 and 1). [default: nearest]",
         rich_help_panel="Downsampling",
     ),
 ]
