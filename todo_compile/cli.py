@@ -228,7 +228,7 @@ def compile_command(
     """
     from todo_compile.compiler import compile as run
 
-    progress = _progress(quiet, verbose)
+    progress = make_progress(quiet, verbose)
     result = run(
         model,
         res=res,
@@ -383,7 +383,8 @@ def _options(
     )
 
 
-def _progress(quiet: bool, verbose: int) -> ConsoleProgress:
+def make_progress(quiet: bool, verbose: int) -> ConsoleProgress:
+    """Steps on standard error."""
     from todo_compile.console import ConsoleProgress
 
     if quiet and verbose:
@@ -434,5 +435,8 @@ def run() -> None:
     sys.exit(main())
 
 
+import todo_compile.cli_drift  # noqa: E402, F401 - registers its command on `app`
+
 if __name__ == "__main__":
-    run()
+    # `python -m` runs this file under another name; commands are registered on the module's app.
+    sys.modules["todo_compile.cli"].run()
