@@ -97,19 +97,26 @@ def main() -> None:
     real = load_real(given.real, features, native) if given.real and features else None
     rows = evaluate(drawn, settings, pairs, features, real, say)
     similarity = study(model, pairs[: harness.batch], sides[0], steps, given.guidance)
-    write(name, given, rows, similarity, drawn, sides, pairs, {"steps": steps, "missing": missing,
-          "left_out": harness.failures, "model": model.identity, "threads": torch.get_num_threads()})  # fmt: skip
+    facts = {
+        "steps": steps,
+        "missing": missing,
+        "left_out": harness.failures,
+        "model": model.identity,
+        "threads": torch.get_num_threads(),
+    }
+    write(name, given, rows, similarity, drawn, sides, pairs, facts)
 
 
 def make_pairs(prompts: list[str], count: int) -> list[Pair]:
     """Pairs with at least two seeds for each prompt (the other-seed control), prompts in order."""
-    used = prompts[: max(1, min(len(prompts), count // 2))]
-    pairs = [
-        Pair(p, 1000 * i + seed)
-        for i, p in enumerate(used)
-        for seed in range(-(-count // len(used)))
-    ]
-    return pairs[:count] if len(pairs[:count]) % 2 == 0 else pairs[: count + 1]
+    count = max(2, count + count % 2)
+    used = prompts[: min(len(prompts), count // 2)]
+    seeds = range(-(-count // len(used)))
+    # Two seeds of every prompt before a third of any: a run that is cut short still has them all.
+    ordered = sorted(
+        ((seed // 2, index, seed) for index in range(len(used)) for seed in seeds),
+    )
+    return [Pair(used[index], 1000 * index + seed) for _, index, seed in ordered][:count]
 
 
 def load_features() -> tuple[Features | None, str | None]:

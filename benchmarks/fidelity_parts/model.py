@@ -1,4 +1,4 @@
-"""The pipeline under test: its parts, prompts, noise, and the sampling loop that all settings share.
+"""The pipeline under test: its parts, prompts, noise, and the loop that all settings share.
 
 The loop is DDIM without noise (Song et al., arXiv 2010.02502) with classifier-free guidance. A
 setting is a function from (latents, timestep, text) to the prediction; dense and rewritten ones
@@ -79,7 +79,8 @@ class Model:
         self.device = device
         self.pipe = pipe.to(device)
         self.unet: Any = pipe.unet.eval()
-        self.scheduler: Any = DDIMScheduler.from_config(pipe.scheduler.config)
+        # From the file: the pipeline's constructor alters the configuration that it is given.
+        self.scheduler: Any = DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler")
         self.scale = int(pipe.vae_scale_factor)
         if type(pipe.vae).__name__ == "AutoencoderTiny":
             channels = pipe.vae.config.encoder_block_out_channels
@@ -99,7 +100,8 @@ class Model:
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """(2B, T, D): the empty prompt B times, then the prompts."""
         with torch.no_grad():
-            text, empty = self.pipe.encode_prompt(list(prompts), self.device, 1, True, "")
+            blank = [""] * len(prompts)
+            text, empty = self.pipe.encode_prompt(list(prompts), self.device, 1, True, blank)
         return torch.cat([empty, text])
 
     def noise(self, pairs: Sequence[Pair], side: int) -> torch.Tensor:
@@ -150,6 +152,6 @@ def _identity(folder: Path) -> str:
         if path.suffix in (".safetensors", ".bin", ".json") and path.is_file():
             digest.update(path.name.encode())
             with path.open("rb") as file:
-                for block in iter(lambda: file.read(1 << 22), b""):  # noqa: B023
+                for block in iter(lambda: file.read(1 << 22), b""):
                     digest.update(block)
     return digest.hexdigest()[:16]

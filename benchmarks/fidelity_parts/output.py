@@ -100,8 +100,10 @@ def _by_factor(axes: Any, rows: Sequence[Mapping[str, Any]], side: int) -> None:
     for row in rows:
         if row["kind"] == "control":
             axes.axhline(row["mean"]["mse"][0], linestyle=":", color="grey", linewidth=1)
-            axes.annotate(row["name"], (1, row["mean"]["mse"][0]), xycoords=("axes fraction", "data"),
-                          ha="right", va="bottom", fontsize=6)  # fmt: skip
+            at = (1, row["mean"]["mse"][0])
+            axes.annotate(
+                row["name"], at, xycoords=("axes fraction", "data"), ha="right", fontsize=6
+            )
     axes.set_yscale("log")
     axes.set_xlabel("factor")
     axes.set_ylabel("MSE to dense")
