@@ -96,7 +96,7 @@ class DriftMeter:
             # Values that are kept must not be written into: the functional form of the graph.
             program = program.run_decompositions({})
         self._module = program.graph_module
-        self._constants = _constants(program)
+        self._constants = lifted_tensors(program)
         self._bound, self._grids = native_kv_tokens, token_grids
         self._text = {n.name: _text(n) for n in self._module.graph.nodes}
         found, _ = find_sites(GraphContext(self._module, token_grids=token_grids))
@@ -454,8 +454,12 @@ def _run(
     return None
 
 
-def _constants(program: ExportedProgram) -> dict[str, Any]:
-    """Placeholder → parameter, buffer or constant of an exported program."""
+def lifted_tensors(program: ExportedProgram) -> dict[str, Any]:
+    """Placeholder → parameter, buffer or constant of an exported program, in order.
+
+    Raises:
+        ModelError: the program keeps something else among its inputs.
+    """
     found: dict[str, Any] = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:

@@ -6,6 +6,7 @@ every setting has the same pairs. The dense pictures of a batch are shared by al
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import time
@@ -16,11 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx import GraphModule
 
 from fidelity_parts import peers
 from fidelity_parts.model import Denoise, Model, Pair, Wrapped
 from fidelity_parts.settings import Setting
-from todo_compile import rewrite
+from todo_compile.capture import capture
+from todo_compile.config import PlanOptions
+from todo_compile.drift import lifted_tensors
+from todo_compile.passes.pipeline import rewrite_graph
+from todo_compile.passes.report import Report
 
 DENSE = Setting("dense")
 
@@ -40,6 +46,25 @@ class Drawn:
     seconds: list[float] = field(default_factory=list[float])
     flops: int | None = None
     attention_flops: int | None = None
+
+
+class Captured:
+    """The UNet's graph at one size, captured once and rewritten as often as there are settings."""
+
+    def __init__(self, model: Model, example: tuple[torch.Tensor, ...]) -> None:
+        self._program = capture(Wrapped(model.unet).eval(), example)
+        self._tensors = list(lifted_tensors(self._program).values())
+
+    def rewrite(self, options: PlanOptions) -> tuple[Denoise, Report]:
+        """The compiler's rewrite of a copy of the graph; tensors are shared."""
+        held = self._program.graph_module
+        module = GraphModule(held, copy.deepcopy(held.graph))
+        report = rewrite_graph(module, options)
+
+        def call(*inputs: torch.Tensor) -> torch.Tensor:
+            return module(*self._tensors, *inputs)[0]
+
+        return call, report
 
 
 class Harness:
@@ -68,7 +93,8 @@ class Harness:
         self.model, self.cache = model, cache
         self.steps, self.guidance, self.batch = steps, guidance, batch
         self.deadline, self.say = deadline, say
-        self._modules: dict[tuple[str, int, int], torch.nn.Module] = {}
+        self._modules: dict[tuple[str, int, int], Denoise] = {}
+        self._captured: dict[tuple[int, int], Captured] = {}
         self._flops: dict[tuple[str, int], tuple[int, int]] = {}
         self._left = 0
         self._spent: list[float] = []
@@ -147,7 +173,7 @@ class Harness:
         first_dense = self.steps - round(setting.dense_last * self.steps)
         seconds: list[float] = []
 
-        def timed(chosen: torch.nn.Module) -> Denoise:
+        def timed(chosen: Denoise) -> Denoise:
             def call(*args: torch.Tensor) -> torch.Tensor:
                 start = time.perf_counter()
                 result = chosen(*args)
@@ -174,18 +200,21 @@ class Harness:
             text[:1].expand(count, -1, -1).contiguous(),
         )
 
-    def _module(self, setting: Setting, side: int, count: int) -> torch.nn.Module:
+    def _graph(self, side: int, count: int) -> Captured:
+        found = self._captured.get((side, count))
+        if found is None:
+            found = Captured(self.model, self._example(side, count))
+            self._captured[side, count] = found
+        return found
+
+    def _module(self, setting: Setting, side: int, count: int) -> Denoise:
         key = (repr((setting.kind, setting.factors, setting.sampling)), side, count)
         found = self._modules.get(key)
         if found is None:
             if setting.kind == "dense":
                 found = Wrapped(self.model.unet).eval()
             elif setting.kind == "todo":
-                found, report = rewrite(
-                    Wrapped(self.model.unet).eval(),
-                    self._example(side, count),
-                    options=setting.plan,
-                )
+                found, report = self._graph(side, count).rewrite(setting.plan)
                 assert report.rewritten, f"{setting.name} rewrites nothing at {side} px"
                 self._flops[setting.name, side] = _flops(report, count)
                 self._flops["dense", side] = _flops(report, count, after=False)
@@ -201,9 +230,7 @@ class Harness:
         base = Setting(setting.kind, setting.factors, setting.sampling)
         if (base.name, side) not in self._flops:
             plan = base.plan if base.kind == "todo" else Setting("todo", "off", "nearest").plan
-            _, report = rewrite(
-                Wrapped(self.model.unet).eval(), self._example(side, 2 * count), options=plan
-            )
+            _, report = self._graph(side, 2 * count).rewrite(plan)
             self._flops[base.name, side] = _flops(report, 2 * count)
             self._flops["dense", side] = _flops(report, 2 * count, after=False)
         own, dense = self._flops[base.name, side], self._flops["dense", side]
@@ -212,7 +239,7 @@ class Harness:
         return mixed[0], mixed[1]
 
 
-def _flops(report: Any, count: int, *, after: bool = True) -> tuple[int, int]:
+def _flops(report: Report, count: int, *, after: bool = True) -> tuple[int, int]:
     totals = report.totals
     pair = (
         (totals.flops_after, totals.attention_flops_after)
