@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=4, help="pairs drawn at once")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new after these")
-    parser.add_argument("--only", help="settings whose name holds one of these, comma-separated")
+    parser.add_argument("--only", help="settings whose name holds one of these; a;b")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "fidelity")
     parser.add_argument("--name", help="of the results; default: the run's")
     parser.add_argument("--threads", type=int)

@@ -435,7 +435,7 @@ def run() -> None:
     sys.exit(main())
 
 
-import todo_compile.cli_drift  # noqa: E402, F401 - registers its command on `app`
+import todo_compile.cli_drift  # noqa: E402, F401  # pyright: ignore[reportUnusedImport] # registers itself
 
 if __name__ == "__main__":
     # `python -m` runs this file under another name; commands are registered on the module's app.

@@ -96,8 +96,8 @@ class Harness:
         self._modules: dict[tuple[str, int, int], Denoise] = {}
         self._captured: dict[tuple[int, int], Captured] = {}
         self._flops: dict[tuple[str, int], tuple[int, int]] = {}
-        self._left = 0
-        self._spent: list[float] = []
+        self._spent: dict[int, list[float]] = {}
+        self._pending: dict[int, int] = {}
         self.failures: dict[str, str] = {}
         cache.mkdir(parents=True, exist_ok=True)
 
@@ -108,9 +108,11 @@ class Harness:
         drawn = {(side, s.name): Drawn() for side in sides for s in (DENSE, *settings)}
         batches = [pairs[i : i + self.batch] for i in range(0, len(pairs), self.batch)]
         everything = [(side, s) for side in sides for s in (DENSE, *settings)]
-        self._left = sum(not self._complete(s, side, b) for b in batches for side, s in everything)
+        for side, setting in everything:
+            missing = sum(not self._complete(setting, side, b) for b in batches)
+            self._pending[side] = self._pending.get(side, 0) + missing
         self.say(f"{len(batches)} batches of {self.batch} × {len(everything)} settings and sizes; "
-                 f"{self._left} to draw")  # fmt: skip
+                 f"{sum(self._pending.values())} to draw")  # fmt: skip
         for number, batch in enumerate(batches):
             if time.monotonic() > self.deadline and number:
                 self.say(f"time is up after {number * self.batch} pairs")
@@ -149,9 +151,16 @@ class Harness:
             into.flops, into.attention_flops = totals
 
     def _report(self, setting: Setting, side: int, seconds: float) -> None:
-        self._left -= 1
-        self._spent.append(seconds)
-        eta = self._left * sum(self._spent) / len(self._spent)
+        self._pending[side] -= 1
+        self._spent.setdefault(side, []).append(seconds)
+        largest = max(self._spent)
+        # A size not met yet: attention grows with the fourth power of the side, the rest with the
+        # second.
+        known = {s: sum(v) / len(v) for s, v in self._spent.items()}
+        eta = sum(
+            left * known.get(s, known[largest] * (s / largest) ** 3)
+            for s, left in self._pending.items()
+        )
         self.say(f"{side} px  {setting.name:<28} {seconds:6.1f} s   about {eta / 60:.0f} min left")
 
     def _complete(self, setting: Setting, side: int, batch: Sequence[Pair]) -> bool:

@@ -36,7 +36,8 @@ def paired(values: Sequence[float], base: Sequence[float], seed: int = 0) -> dic
     low, high = np.nanquantile(ratios, (0.025, 0.975))
     p: float | None = None
     if len(x) >= 6 and np.any(x != y):
-        p = float(wilcoxon(x, y).pvalue)
+        tested: Any = wilcoxon(x, y)
+        p = float(tested.pvalue)
     return {
         "ratio": ratio,
         "low": float(low),

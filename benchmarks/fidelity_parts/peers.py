@@ -1,6 +1,7 @@
 """Other methods and controls, as eager attention of a copy of the UNet.
 
-Only self-attention at the largest grid is touched, as the rewrite does with one factor.
+Only self-attention at the largest grid is touched, as the rewrite does with one factor. ``bf16
+noise`` leaves attention alone and rounds the weights to bf16: the scale of what nobody minds.
 """
 
 from __future__ import annotations
