@@ -32,9 +32,44 @@ def kept(side: int, factor: int, sampling: str) -> list[int]:
     return [start + index * factor for index in range(count)]
 
 
-def subsample_image(image: torch.Tensor, factors: Pair, sampling: str) -> torch.Tensor:
-    """(B, C, H, W) → (B, C, ⌈H/fr⌉, ⌈W/fc⌉)."""
+def stagger_phases(factors: Pair, count: int) -> list[Pair]:
+    """Phases of the first `count` sites of a level: each as far from those before as can be.
+
+    Distances wrap round the cell; of equally far ones the first in reading order; when all are
+    used up, from the start again.
+    """
+    cell = [(r, c) for r in range(factors[0]) for c in range(factors[1])]
+    used: list[Pair] = [(0, 0)]
+    while len(used) < len(cell):
+        gaps = {
+            one: min(
+                math.hypot(one[0] - u[0] + i * factors[0], one[1] - u[1] + j * factors[1])
+                for u in used
+                for i in (-1, 0, 1)
+                for j in (-1, 0, 1)
+            )
+            for one in cell
+        }
+        widest = max(gaps.values())
+        used.append(next(one for one in cell if math.isclose(gaps[one], widest)))
+    return (used * count)[:count]
+
+
+def subsample_image(
+    image: torch.Tensor, factors: Pair, sampling: str, start: Pair = (0, 0)
+) -> torch.Tensor:
+    """(B, C, H, W) → (B, C, ⌈H/fr⌉, ⌈W/fc⌉); `start` is the phase of ``staggered``."""
     rows, columns = image.shape[-2:]
+    if sampling.startswith("blend:"):
+        weight = float(sampling.split(":")[1])
+        middle = subsample_image(image, factors, "nearest-exact")
+        return middle.lerp(subsample_image(image, factors, "average"), 1 - weight)
+    if sampling == "staggered":
+        for dim in (0, 1):
+            side = image.shape[2 + dim]
+            index = start[dim] + factors[dim] * torch.arange(cells(side, factors[dim]))
+            image = image.index_select(2 + dim, index.clamp(max=side - 1))
+        return image
     if sampling == "average":
         return F.avg_pool2d(image, factors, factors, ceil_mode=True, count_include_pad=False)
     if rows % factors[0] == 0 and columns % factors[1] == 0:
@@ -51,6 +86,7 @@ def subsample(
     factors: Pair,
     sampling: str = "nearest",
     offset: int = 0,
+    start: Pair = (0, 0),
 ) -> torch.Tensor:
     """Subsample the image tokens on axis `dim`; `offset` before and the rest stay."""
     moved = x.movedim(dim, -1)
@@ -58,9 +94,9 @@ def subsample(
     before, image, after = moved.split([offset, tokens, moved.shape[-1] - offset - tokens], dim=-1)
     planes = image.reshape(1, -1, *grid)
     dtype = planes.dtype
-    if dtype in (torch.bfloat16, torch.float16) and sampling == "average":
+    if dtype in (torch.bfloat16, torch.float16) and sampling.startswith(("average", "blend")):
         planes = planes.float()  # rounds once, at the end
-    pooled = subsample_image(planes, factors, sampling).to(dtype)
+    pooled = subsample_image(planes, factors, sampling, start).to(dtype)
     pooled = pooled.reshape(*image.shape[:-1], -1)
     return torch.cat([before, pooled, after], dim=-1).movedim(-1, dim)
 
@@ -97,6 +133,7 @@ class OracleProcessor:
     ) -> None:
         self.grids, self.factors, self.sampling = grids, factors, sampling
         self.calls = 0
+        self.sites: dict[Pair, int] = {}
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens (B, N, C) as keys and values see them."""
@@ -104,7 +141,10 @@ class OracleProcessor:
         if factors == (1, 1):
             return x
         self.calls += 1
-        return subsample(x, 1, self.grids[x.shape[1]], factors, self.sampling)
+        grid = self.grids[x.shape[1]]
+        index = self.sites[grid] = self.sites.get(grid, -1) + 1
+        start = stagger_phases(factors, index + 1)[index]
+        return subsample(x, 1, grid, factors, self.sampling, start=start)
 
     def __call__(
         self,

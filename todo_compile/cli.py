@@ -113,7 +113,8 @@ SamplingOption = Annotated[
     str | None,
     typer.Option(
         "--sampling",
-        help=f"Which token stands for a cell: {', '.join(SAMPLINGS)}. [default: nearest]",
+        help=f"Which token stands for a cell: {', '.join(SAMPLINGS)} (blend takes any weight "
+        "between 0 and 1). [default: nearest]",
         rich_help_panel="Downsampling",
     ),
 ]
@@ -286,7 +287,7 @@ def compile_command(
     """
     from todo_compile.bundles import is_folder_output
 
-    progress = _progress(quiet, verbose)
+    progress = make_progress(quiet, verbose)
     options = _options(kv_tokens, factors, sampling, preset)
     settings: dict[str, Any] = {
         "weights": weights,
@@ -538,7 +539,7 @@ def models_command(json: Json = False) -> None:
             str(row["native_pixels"]),
             f"{row['native_kv_tokens']:,}",
             f"{int(row['parameters']) / 1e6:,.0f} M",
-            str(row["hub_id"]),
+            str(row["hub_id"] or "in this package"),
             str(row["licence"]),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
@@ -565,7 +566,8 @@ def _one_component(text: str | None) -> str:
     return choice
 
 
-def _progress(quiet: bool, verbose: int) -> ConsoleProgress:
+def make_progress(quiet: bool, verbose: int) -> ConsoleProgress:
+    """Steps on standard error."""
     from todo_compile.console import ConsoleProgress
 
     if quiet and verbose:
@@ -616,5 +618,8 @@ def run() -> None:
     sys.exit(main())
 
 
+import todo_compile.cli_drift  # noqa: E402, F401  # pyright: ignore[reportUnusedImport] # registers itself
+
 if __name__ == "__main__":
-    run()
+    # `python -m` runs this file under another name; commands are registered on the module's app.
+    sys.modules["todo_compile.cli"].run()

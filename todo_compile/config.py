@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, cast
 
 from todo_compile.errors import ConfigError
 
-Sampling = Literal["nearest", "nearest-exact", "average"]
+Sampling = str
 """Which token stands for a cell; `todo_compile.passes.pooling` says what each means."""
-SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
+SAMPLINGS: tuple[Sampling, ...] = (
+    "nearest",
+    "nearest-exact",
+    "average",
+    "blend:0.5",
+    "staggered",
+)
+"""Samplings by name; ``blend:α`` takes any α between 0 and 1."""
 
 DEFAULT_KV_TOKENS = 4096
 """Bound on key/value tokens where the model does not say what it saw in training (64×64)."""
@@ -22,6 +30,33 @@ _FACTORS_HELP = (
     "Give one factor a level from the largest grid down, e.g. 4,2,1, a pair WIDTHxHEIGHT for "
     "different axes, e.g. 4x2,2,1, or 'off' for a dense export."
 )
+
+
+def check_sampling(sampling: object) -> Sampling:
+    """The sampling in its one spelling (``"blend:.50"`` → ``"blend:0.5"``), so that equals compare.
+
+    Raises:
+        ConfigError: unknown, or a weight that is no number strictly between 0 and 1.
+    """
+    if sampling in SAMPLINGS:
+        return cast("str", sampling)
+    if isinstance(sampling, str) and (found := re.fullmatch(r"blend:(\d|\d?\.\d{1,4})", sampling)):
+        weight = float(found[1])
+        if not 0 < weight < 1:
+            raise ConfigError(
+                f"The weight of {sampling!r} must lie strictly between 0 and 1.",
+                remedy="1 is nearest-exact and 0 is average: use their names.",
+            )
+        return f"blend:{weight!r}"
+    raise ConfigError(
+        f"Unknown sampling {sampling!r}.",
+        remedy=f"Known: {', '.join(SAMPLINGS)} (blend takes any weight between 0 and 1).",
+    )
+
+
+def blend_weight(sampling: Sampling) -> float:
+    """Weight of the cell's middle token in a checked ``blend:α``, where its mean has 1 − α."""
+    return float(sampling.removeprefix("blend:"))
 
 
 def _positive_or_none(bound: object) -> bool:
@@ -50,6 +85,8 @@ class PlanOptions:
         factors: (row, column) factor of each level, largest grid first; levels beyond the end stay
             dense; ``()`` leaves everything dense; None plans by `kv_tokens`.
         sampling: which token stands for a cell, see `todo_compile.passes.pooling`.
+        sites: (site, factor) for single sites, by module path or by name in the graph as reports
+            give them; they win over `kv_tokens` and `factors`. Accepts a mapping.
         hoist: move pooling above the key and value projections (off: for comparison only).
 
     Raises:
@@ -60,6 +97,7 @@ class PlanOptions:
     factors: tuple[Factor, ...] | None = None
     sampling: Sampling = "nearest"
     hoist: bool = True
+    sites: tuple[tuple[str, Factor], ...] = ()
 
     def __post_init__(self) -> None:
         if not _positive_or_none(self.kv_tokens):
@@ -72,26 +110,29 @@ class PlanOptions:
                 "kv_tokens and factors both say how far to downsample.",
                 remedy="Give one of them: a bound (kv_tokens) or a factor a level (factors).",
             )
-        if self.sampling not in SAMPLINGS:
-            raise ConfigError(
-                f"Unknown sampling {self.sampling!r}.", remedy=f"Known: {', '.join(SAMPLINGS)}."
-            )
-        for factor in self.factors or ():
+        object.__setattr__(self, "sampling", check_sampling(self.sampling))
+        given: Any = self.sites
+        single = list(given.items() if isinstance(given, Mapping) else given)
+        for factor in [*(self.factors or ()), *(one for _, one in single)]:
             if not _is_pair(factor):
                 raise ConfigError(
                     f"{factor!r} is no pair of positive factors.", remedy=_FACTORS_HELP
                 )
         if self.factors is not None:  # hashable, whatever sequence came
             object.__setattr__(self, "factors", tuple((r, c) for r, c in self.factors))
+        object.__setattr__(self, "sites", tuple(sorted((str(n), (r, c)) for n, (r, c) in single)))
 
     def describe(self) -> dict[str, Any]:
         """JSON-able form, for reports and manifests."""
-        return {
+        described: dict[str, Any] = {
             "kv_tokens": self.kv_tokens,
             "factors": None if self.factors is None else [list(f) for f in self.factors],
             "sampling": self.sampling,
             "hoist": self.hoist,
         }
+        if self.sites:  # absent otherwise: manifests without them stay what they were
+            described["sites"] = {name: list(factor) for name, factor in self.sites}
+        return described
 
     @staticmethod
     def create(
@@ -120,7 +161,7 @@ class PlanOptions:
         return PlanOptions(
             kv_tokens=kv_tokens,
             factors=parse_factors(factors),
-            sampling=sampling or "nearest",  # type: ignore[arg-type]  # validated above
+            sampling=sampling or "nearest",
         )
 
 

@@ -109,8 +109,8 @@ def sites_table(report: Report, *, every: bool = False) -> Table:
     table = Table(title=None, header_style="bold", pad_edge=False, box=None)
     for header, justify in (
         ("level", "right"), ("module", "left"), ("kind", "left"), ("grid (H×W)", "right"),
-        ("heads×dim", "right"), ("key tokens", "right"), ("factor", "right"), ("FLOPs", "right"),
-        ("decision", "left"), ("reason", "left"),
+        ("heads×dim", "right"), ("key tokens", "right"), ("factor", "right"), ("sampling", "left"),
+        ("FLOPs", "right"), ("decision", "left"), ("reason", "left"),
     ):  # fmt: skip
         table.add_column(header, justify=justify, no_wrap=header != "reason", overflow="fold")  # type: ignore[arg-type]
     shown = [s for s in report.sites if every or s.kind != "cross"]
@@ -128,6 +128,7 @@ def sites_table(report: Report, *, every: bool = False) -> Table:
             f"{site.heads}×{site.head_dim}",
             tokens,
             f"{rows}" if rows == columns else f"{rows}×{columns}",
+            site.sampling,
             f"{site.share:.1%}",
             f"[{style}]{site.action}[/{style}]" if style else site.action,
             site.reason,
@@ -136,7 +137,7 @@ def sites_table(report: Report, *, every: bool = False) -> Table:
     if hidden:
         share = sum(s.share for s in report.sites if s.kind == "cross")
         table.add_row(
-            "", f"{hidden} more", "cross", "–", "", "", "1", f"{share:.1%}", "dense",
+            "", f"{hidden} more", "cross", "–", "", "", "1", "", f"{share:.1%}", "dense",
             "cross-attention: the keys are not the image's tokens (all rows: --all)",
         )  # fmt: skip
     return table

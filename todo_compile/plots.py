@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
+    from todo_compile.drift import Drift
     from todo_compile.passes.report import Report
 
 _DENSE, _AFTER, _REST = "#b8bfca", "#1f77b4", "#e3c16f"
@@ -60,4 +61,43 @@ def plot_plan(report: Report, path: Path, title: str) -> None:
         raise ConfigError(
             f"The plot {path} cannot be written: {error}.",
             remedy="Give --plot a file such as plan.png in a folder that exists.",
+        ) from error
+
+
+def plot_drift(drift: Drift, path: Path, title: str) -> None:
+    """Relative error over the timestep: the whole plan, and every site alone.
+
+    Raises:
+        ConfigError: as `plot_plan`.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "--plot needs matplotlib.", remedy='Install it: pip install "todo-compile[plot]"'
+        ) from error
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(drift.timesteps, drift.total, "k-o", linewidth=2, label="all sites")
+    for site in drift.sites:
+        axes.plot(
+            drift.timesteps,
+            site.output or site.local,
+            "-o",
+            markersize=3,
+            label=f"{site.module or site.name}, {site.factor[0]}×{site.factor[1]}",
+        )
+    if any(v > 0 for v in drift.total):
+        axes.set_yscale("log")
+    axes.invert_xaxis()
+    axes.set_xlabel("timestep (noise on the left)")
+    axes.set_ylabel("relative error")
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontsize=10)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The plot {path} cannot be written: {error}.",
+            remedy="Give --plot a file such as drift.png in a folder that exists.",
         ) from error

@@ -90,7 +90,7 @@ def test_rewritten_program_decomposes_and_exports_again() -> None:
 
 
 def test_nothing_random_gathered_or_resized_is_left() -> None:
-    """Only slices, reshapes, means and joins enter the graph."""
+    """Only slices, reshapes, means, joins and weighted sums enter the graph."""
     for sampling in SAMPLINGS:
         captured = capture(ImageAttention(sdpa), [image(*GRID)], "export")
         before = {n.name for n in captured.nodes}
@@ -98,8 +98,10 @@ def test_nothing_random_gathered_or_resized_is_left() -> None:
         new = {str(n.target) for n in captured.nodes if n.name not in before}
         assert new
         assert new <= {
-            f"aten.{n}" for n in ("slice.Tensor", "reshape.default", "mean.dim", "cat.default")
-        }
+            f"aten.{name}.{overload}"
+            for name, overload in (("slice", "Tensor"), ("reshape", "default"), ("mean", "dim"),
+                                   ("cat", "default"), ("mul", "Tensor"), ("add", "Tensor"))
+        }  # fmt: skip
         for node in captured.nodes:
             if node.name not in before:
                 assert node.meta["todo_rule"]

@@ -220,6 +220,14 @@ def _factor(decision: Decision) -> tuple[int, int]:
     return (pair[1], pair[0]) if decision.grid.column_major else pair
 
 
+def _sampling(decision: Decision) -> str:
+    """The sampling with the phase of the image's rows and columns."""
+    if decision.pooling is None:
+        return ""
+    turned = decision.grid.column_major
+    return (decision.pooling.transposed() if turned else decision.pooling).description
+
+
 def _row(
     run: _Run, decision: Decision, before: cost.SiteCost | None, graph_flops: int
 ) -> SiteReport:
@@ -247,4 +255,5 @@ def _row(
         score_elements_after=after.score_elements if after else 0,
         attention_bytes=before.operand_bytes if before else 0,
         attention_bytes_after=after.operand_bytes if after else 0,
+        sampling=_sampling(decision),
     )

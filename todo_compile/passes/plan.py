@@ -2,23 +2,32 @@
 
 The default policy bounds the key/value tokens of every site by the number that the model saw in
 training at its highest attention level: an attention then never meets more keys than it learned to
-weigh, whatever the resolution. Explicit factors go by level: level 1 is the largest grid.
+weigh, whatever the resolution. Explicit factors go by level: level 1 is the largest grid; factors
+of single sites go before both.
+
+With ``staggered`` the n-th site of a level gets the n-th phase of `stagger_pattern`, whether the
+sites before it are rewritten or not: a site's phase does not depend on the factors of others. It is
+counted within one graph. Where blocks are compiled one by one ("regional compilation"), each is a
+graph of its own, its sites are the first of their levels, and ``staggered`` equals ``nearest``.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from torch.fx import Node
 
 from todo_compile.config import DEFAULT_KV_TOKENS, Factor, PlanOptions
 from todo_compile.errors import ConfigError
 from todo_compile.passes.axes import Dim, same
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grids import GridMap, grid_of, image_segment
-from todo_compile.passes.pooling import Pooling, pooled_size
+from todo_compile.passes.pooling import Pooling, pooled_size, stagger_pattern
 from todo_compile.passes.sites import AttentionSite
 
 Kind = Literal["self", "cross", "joint", "unknown"]
@@ -251,10 +260,63 @@ def make_plan(
             remedy="`todo-compile plan` lists them; give at most one factor a level.",
         )
     bound = options.kv_tokens or native_kv_tokens or DEFAULT_KV_TOKENS
-    return [
-        _decide(context, site, grid, levels.get(grid.rows * grid.columns, 0), options, bound)
-        for site, grid in zip(sites, found, strict=True)
-    ]
+    own = _own_factors(context, sites, found, options, again=again)
+    seen: Counter[tuple[int, int]] = Counter()
+    decisions: list[Decision] = []
+    for site, grid in zip(sites, found, strict=True):
+        level = levels.get(grid.rows * grid.columns, 0)
+        decision = _decide(context, site, grid, level, options, bound, own.get(site.anchor))
+        if grid.obstacle is None:
+            seen[grid.rows, grid.columns] += 1
+        if decision.pooling is not None and options.sampling == "staggered":
+            decision.pooling = _staggered(decision, seen[grid.rows, grid.columns] - 1)
+        decisions.append(decision)
+    return decisions
+
+
+def _staggered(decision: Decision, index: int) -> Pooling:
+    """The pooling with the phase of the `index`-th site of its grid."""
+    assert decision.pooling is not None
+    pooling, turned = decision.pooling, decision.grid.column_major
+    upright = pooling.transposed() if turned else pooling
+    pattern = stagger_pattern(upright.row_factor, upright.column_factor, index + 1)
+    upright = replace(upright, row_phase=pattern[index][0], column_phase=pattern[index][1])
+    return upright.transposed() if turned else upright
+
+
+def _own_factors(
+    context: GraphContext,
+    sites: Sequence[AttentionSite],
+    found: Sequence[SiteGrid],
+    options: PlanOptions,
+    *,
+    again: bool,
+) -> dict[Node, Factor]:
+    """Anchor of a site → the factor that was asked for it alone.
+
+    Raises:
+        ConfigError: no site has the name, or the one that has cannot be downsampled.
+    """
+    own: dict[Node, Factor] = {}
+    names = [(site.name, context.module_path(site.anchor)) for site in sites]
+    for wanted, factor in options.sites:
+        matching = [i for i, pair in enumerate(names) if wanted in pair]
+        if not matching:
+            known = [n for n in {n for pair in names for n in pair} if n]
+            near = difflib.get_close_matches(wanted, known, 1)
+            raise ConfigError(
+                f"No attention site is called {wanted!r}."
+                + (f" Did you mean {near[0]!r}?" if near else ""),
+                remedy="`todo-compile plan --json` lists the sites with name and module.",
+            )
+        for index in matching:
+            if (obstacle := found[index].obstacle) and factor != (1, 1) and not again:
+                raise ConfigError(
+                    f"Site {wanted} cannot be downsampled: {obstacle}.",
+                    remedy="Leave it out, or give it factor 1.",
+                )
+            own[sites[index].anchor] = factor
+    return own
 
 
 def _decide(
@@ -264,12 +326,15 @@ def _decide(
     level: int,
     options: PlanOptions,
     bound: int,
+    own: Factor | None,
 ) -> Decision:
     if grid.obstacle is not None:
         action: Action = "refused" if grid.refused else "dense"
         return Decision(site, grid, action, grid.obstacle, level if grid.kind != "cross" else 0)
     tokens = grid.rows * grid.columns
-    if options.factors is None:
+    if own is not None:
+        factor, because = own, "factor given for this site"
+    elif options.factors is None:
         factor = smallest_factors(grid.rows, grid.columns, bound)
         because = f"{tokens:,} tokens, bound {bound:,}"
     else:
@@ -288,7 +353,7 @@ def _decide(
     rows, columns = factor
     pooling = Pooling(grid.rows, grid.columns, rows, columns, options.sampling, grid.offset)
     if grid.column_major:  # slow and fast side change places, and their factors with them
-        pooling = Pooling(grid.columns, grid.rows, columns, rows, options.sampling, grid.offset)
+        pooling = pooling.transposed()
     if site.mask_axis is not None and not pooling.picks_tokens:
         reason = "an attention mask over the keys cannot be averaged"
         return Decision(site, grid, "refused", reason, level)

@@ -12,20 +12,27 @@ Sampling (Smith et al., "ToDo: Token Downsampling", arXiv 2402.13573, section 3)
 * ``nearest-exact``: the middle of each cell, the default of the paper's repository. If f divides
   the side it equals ``torch.nn.functional.interpolate(mode="nearest-exact")``.
 * ``average``: the mean of each cell.
+* ``blend:α``: α · ``nearest-exact`` + (1 − α) · ``average``. The middle token lies where the mean
+  lies; a corner would move the keys against the queries. Weights sum to one and act alike on all
+  channels, so a blend moves above whatever an average moves above.
+* ``staggered``: every f-th row and column, from another first row and column at each site of a
+  level: over the depth all tokens are seen. See `stagger_pattern`.
 
 A side that the factor does not divide gives ⌈side/f⌉ cells, so that no row is left out and there is
 always one: the last cell is smaller. ``nearest`` keeps its first row, ``average`` takes the mean of
-the rows that it has, and ``nearest-exact`` centres the whole lattice on the side.
+the rows that it has, ``nearest-exact`` centres the whole lattice on the side, and ``staggered``
+keeps the last row of the side where its phase lies beyond it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
 
-from todo_compile.config import Sampling
+from todo_compile.config import Sampling, blend_weight
 from todo_compile.passes import ops
 
 
@@ -34,16 +41,36 @@ def pooled_size(side: int, factor: int) -> int:
     return -(-side // factor)
 
 
-def phase(side: int, factor: int, sampling: Sampling) -> int:
-    """First row (or column) that is kept.
+def phase(side: int, factor: int) -> int:
+    """First row (or column) that ``nearest-exact`` keeps.
 
-    For ``nearest-exact`` the lattice of ⌈side/f⌉ rows, f apart, is centred on the side: half of
-    the last cell's size, which is ⌊f/2⌋ if f divides the side.
+    The lattice of ⌈side/f⌉ rows, f apart, is centred on the side: half of the last cell's size,
+    which is ⌊f/2⌋ if f divides the side.
     """
-    if sampling != "nearest-exact":
-        return 0
     last_cell = side - (pooled_size(side, factor) - 1) * factor
     return last_cell // 2
+
+
+@lru_cache(maxsize=256)
+def stagger_pattern(row_factor: int, column_factor: int, count: int) -> tuple[tuple[int, int], ...]:
+    """(row, column) phases of the first `count` sites of a level, for ``staggered``.
+
+    Farthest-point order on the torus of all phases of a cell: each next phase is the one farthest
+    from those already used, the first of equals by rows. So every phase occurs once before any
+    occurs twice, and sites that follow each other look at tokens far apart. Factor 2 gives
+    (0, 0), (1, 1), (0, 1), (1, 0).
+    """
+    phases = [(r, c) for r in range(row_factor) for c in range(column_factor)]
+    distance = dict.fromkeys(phases, row_factor**2 + column_factor**2)
+    order: list[tuple[int, int]] = []
+    while len(order) < min(count, len(phases)):
+        row, column = max(phases, key=distance.__getitem__)  # the first of equals
+        order.append((row, column))
+        for r, c in phases:
+            down, across = abs(r - row), abs(c - column)
+            down, across = min(down, row_factor - down), min(across, column_factor - across)
+            distance[r, c] = min(distance[r, c], down**2 + across**2)
+    return tuple(order[index % len(order)] for index in range(count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +83,7 @@ class Pooling:
         sampling: which token stands for a cell.
         offset: tokens before the image's in a joined text-and-image sequence; they are kept, as
             are those after it.
+        row_phase, column_phase: first row and column that ``staggered`` keeps, below the factor.
     """
 
     rows: int
@@ -64,6 +92,8 @@ class Pooling:
     column_factor: int
     sampling: Sampling = "nearest"
     offset: int = 0
+    row_phase: int = 0
+    column_phase: int = 0
 
     @property
     def tokens(self) -> int:
@@ -86,7 +116,21 @@ class Pooling:
     @property
     def picks_tokens(self) -> bool:
         """Whether pooling only selects tokens, so that it commutes with any token-wise function."""
-        return self.sampling != "average"
+        return self.sampling in ("nearest", "nearest-exact", "staggered")
+
+    @property
+    def description(self) -> str:
+        """The sampling for people: ``nearest-exact``, or ``nearest +1,+0`` with the phase."""
+        if self.sampling == "staggered":
+            return f"nearest +{self.row_phase},+{self.column_phase}"
+        return self.sampling
+
+    def transposed(self) -> Pooling:
+        """The same pooling where the tokens count columns first."""
+        return Pooling(
+            self.columns, self.rows, self.column_factor, self.row_factor, self.sampling,
+            self.offset, self.column_phase, self.row_phase,
+        )  # fmt: skip
 
     def length_after(self, length: int) -> int:
         """Length of a token axis after pooling, text included."""
@@ -94,20 +138,19 @@ class Pooling:
 
     def at(self, offset: int) -> Pooling:
         """The same pooling for an image segment that begins at `offset`."""
-        return Pooling(
-            self.rows, self.columns, self.row_factor, self.column_factor, self.sampling, offset
-        )
+        return replace(self, offset=offset)
 
     def arguments(self) -> tuple[Any, ...]:
         """Arguments of ``pool_tokens`` after the tensor and its axis."""
         return (
-            self.offset, self.rows, self.columns, self.row_factor, self.column_factor, self.sampling
+            self.offset, self.rows, self.columns, self.row_factor, self.column_factor,
+            self.sampling, self.row_phase, self.column_phase,
         )  # fmt: skip
 
     @staticmethod
     def of(node: torch.fx.Node) -> tuple[torch.fx.Node, int, Pooling]:
         """(source, axis, pooling) of a ``pool_tokens`` node."""
-        source, dim, offset, rows, columns, row_factor, column_factor, sampling = node.args
+        source, dim, offset, rows, columns, row_factor, column_factor, sampling, *phases = node.args
         assert isinstance(source, torch.fx.Node)
         spec = Pooling(
             cast("int", rows),
@@ -116,6 +159,7 @@ class Pooling:
             cast("int", column_factor),
             cast("Sampling", sampling),
             cast("int", offset),
+            *cast("list[int]", phases),
         )
         return source, cast("int", dim), spec
 
@@ -134,9 +178,13 @@ def pool_tokens(
     row_factor: int,
     column_factor: int,
     sampling: Sampling,
+    row_phase: int = 0,
+    column_phase: int = 0,
 ) -> torch.Tensor:
     """Pool the tokens on axis `dim` of `x`; the arguments are those of `Pooling`."""
-    pooling = Pooling(rows, columns, row_factor, column_factor, sampling, offset)
+    pooling = Pooling(
+        rows, columns, row_factor, column_factor, sampling, offset, row_phase, column_phase
+    )
     steps = lowering_steps([int(s) for s in x.shape], dim, pooling)
     values: list[torch.Tensor] = [x]
     for target, arguments, _ in steps:
@@ -197,6 +245,21 @@ class _Steps:
         shape[dim] = sum(self.shape(p)[dim] for p in parts)
         return self.add(ops.CAT, (list(parts), dim), shape)
 
+    def pick(self, x: Ref, dim: int, factor: int, start: int) -> Ref:
+        """Every `factor`-th along `dim` from `start`; what lies beyond the side is its last one."""
+        side = self.shape(x)[dim]
+        whole = -(-(side - start) // factor)
+        if whole == pooled_size(side, factor):
+            return self.cut(x, dim, start, side, factor)
+        last = self.cut(x, dim, side - 1, side)
+        return self.join([self.cut(x, dim, start, side, factor), last] if whole else [last], dim)
+
+    def blend(self, x: Ref, y: Ref, weight: float) -> Ref:
+        """weight · x + (1 − weight) · y."""
+        shape = self.shape(x)
+        x, y = (self.add(ops.MUL, (t, w), shape) for t, w in ((x, weight), (y, 1 - weight)))
+        return self.add(ops.ADD, (x, y), shape)
+
     def average(self, x: Ref, dim: int, factor: int) -> Ref:
         """Means of `factor` neighbours along `dim`; the last cell may be smaller."""
         if factor == 1:
@@ -220,6 +283,26 @@ class _Steps:
         return self.join(parts, dim)
 
 
+def _pool_grid(steps: _Steps, grid: Ref, dim: int, pooling: Pooling) -> Ref:
+    """Rows on axis `dim` and columns on the next, both pooled."""
+    sides = (
+        (dim, pooling.rows, pooling.row_factor, pooling.row_phase),
+        (dim + 1, pooling.columns, pooling.column_factor, pooling.column_phase),
+    )
+    picked = averaged = grid
+    for axis, side, factor, own in sides:
+        if not pooling.picks_tokens:
+            averaged = steps.average(averaged, axis, factor)
+        if pooling.sampling != "average" and factor > 1:
+            exact = pooling.sampling not in ("nearest", "staggered")
+            picked = steps.pick(picked, axis, factor, phase(side, factor) if exact else own)
+    if pooling.picks_tokens:
+        return picked
+    if pooling.sampling == "average":
+        return averaged
+    return steps.blend(picked, averaged, blend_weight(pooling.sampling))
+
+
 def lowering_steps(shape: list[Any], dim: int, pooling: Pooling) -> list[Step]:
     """The static ATen calls that pool axis `dim` of a tensor of `shape`."""
     steps = _Steps(list(shape))
@@ -228,15 +311,7 @@ def lowering_steps(shape: list[Any], dim: int, pooling: Pooling) -> list[Step]:
     before, after = pooling.offset, pooling.offset + pooling.tokens
     image = steps.cut(x, dim, before, after)
     grid = steps.view(image, [*shape[:dim], pooling.rows, pooling.columns, *shape[dim + 1 :]])
-    sides = (
-        (dim, pooling.rows, pooling.row_factor),
-        (dim + 1, pooling.columns, pooling.column_factor),
-    )
-    for axis, side, factor in sides:
-        if pooling.sampling == "average":
-            grid = steps.average(grid, axis, factor)
-        elif factor > 1:
-            grid = steps.cut(grid, axis, phase(side, factor, pooling.sampling), side, factor)
+    grid = _pool_grid(steps, grid, dim, pooling)
     tokens = steps.view(grid, [*shape[:dim], pooling.pooled_tokens, *shape[dim + 1 :]])
     parts = [tokens]
     if before:

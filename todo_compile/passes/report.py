@@ -25,6 +25,8 @@ class SiteReport:
         query_tokens, key_tokens: sequence lengths before.
         key_tokens_after: keys after the rewrite.
         factor: (row, column) factor, (1, 1) where left alone.
+        sampling: which token stands for a cell, with the phase where it differs from site to site
+            (``nearest +1,+0``: rows from 1, columns from 0); "" where left alone.
         action: rewritten, dense or refused.
         reason: why.
         flops, flops_after: of the two attention products.
@@ -54,6 +56,7 @@ class SiteReport:
     score_elements_after: int = 0
     attention_bytes: int = 0
     attention_bytes_after: int = 0
+    sampling: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/fidelity.py`: settings, sampling, peers, measures, statistics, output."""

@@ -1,0 +1,478 @@
+"""Drift: how far downsampled keys and values move a model's output, in total and site by site.
+
+    meter = DriftMeter(module, args)            one capture
+    step = meter.dense(args)                    one dense pass
+    step.total(options)                         relative error of the output, all sites rewritten
+    step.single(name, factor)                   the same with that site alone, and its own error
+
+The relative error of y against the dense y₀ is ‖y − y₀‖₂ / ‖y₀‖₂ over all elements.
+
+One dense pass serves all measurements of a step. It keeps every value that crosses from the nodes
+before a site to those after it; a measurement computes the site with pooled keys and values and
+then only what depends on it. So a single site near the end of the model costs next to nothing, and
+the result is exact: it equals running the graph in which that site alone is rewritten, pooled at
+the site (hoisting changes rounding only). With ``output=False`` only the attention itself is
+computed: the local error, for all sites together about the price of their attentions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from todo_compile.capture import capture
+from todo_compile.config import Factor, PlanOptions, Sampling
+from todo_compile.errors import ModelError
+from todo_compile.passes import ops
+from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.pipeline import rewrite_graph
+from todo_compile.passes.report import Report, SiteReport
+from todo_compile.passes.sites import find_sites
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+
+def relative_error(got: torch.Tensor, dense: torch.Tensor) -> float:
+    """‖got − dense‖₂ / ‖dense‖₂; 0 if both are zero."""
+    difference = (got.double() - dense.double()).norm().item()
+    norm = dense.double().norm().item()
+    return difference / norm if norm else (0.0 if difference == 0 else float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class SiteError:
+    """What downsampling one site alone does.
+
+    Args:
+        local: relative error of that attention's result, on dense inputs.
+        output: relative error of the model's output; None if it was not asked for.
+    """
+
+    local: float
+    output: float | None
+
+
+@dataclass(slots=True)
+class _Variant:
+    """A rewritten copy of the graph, and which of its nodes differ from the dense graph's."""
+
+    graph: torch.fx.Graph
+    report: Report
+    changed: frozenset[Node]
+
+
+class DriftMeter:
+    """A captured model whose drift can be measured again and again.
+
+    Args:
+        module: any module with attention, in eval mode; it is not changed.
+        args: example inputs; all measurements have their shapes.
+        native_kv_tokens: the default bound on key/value tokens, for plans that need it.
+        token_grids: as for `todo_compile.rewrite`.
+
+    Raises:
+        CaptureError: `torch.export` cannot trace the module.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        args: Sequence[Any],
+        *,
+        native_kv_tokens: int | None = None,
+        token_grids: dict[int, tuple[int, int]] | None = None,
+    ) -> None:
+        program = capture(module, args)
+        if any(ops.mutated(node) is not None for node in program.graph.nodes):
+            # Values that are kept must not be written into: the functional form of the graph.
+            program = program.run_decompositions({})
+        self._module = program.graph_module
+        self._constants = lifted_tensors(program)
+        self._bound, self._grids = native_kv_tokens, token_grids
+        self._text = {n.name: _text(n) for n in self._module.graph.nodes}
+        found, _ = find_sites(GraphContext(self._module, token_grids=token_grids))
+        self._results = {site.name: site.output.name for site in found}
+        self._variants: dict[PlanOptions, _Variant] = {}
+        self.sites: tuple[SiteReport, ...] = tuple(
+            s for s in self.plan(PlanOptions(factors=())).sites if _downsamplable(s)
+        )
+        """The sites that a factor can be given to, in graph order."""
+        self._kept = self._frontier()
+
+    def plan(self, options: PlanOptions) -> Report:
+        """What `options` do to every site.
+
+        Raises:
+            ConfigError: options that this model cannot follow.
+        """
+        return self._variant(options).report
+
+    def result_of(self, site: str) -> str:
+        """Name of the node that holds a site's result."""
+        return next(self._results[s.name] for s in self.sites if site in (s.name, s.module))
+
+    def dense(self, args: Sequence[Any]) -> DenseStep:
+        """One dense pass, with what all measurements of this step share."""
+        values = {**self._constants, **self._inputs(args)}
+        kept: dict[str, Any] = dict(values)
+
+        def keep(node: Node, value: Any) -> None:
+            if node.name in self._kept:
+                kept[node.name] = value
+
+        output = _run(self._module, self._module.graph, values, keep)
+        return DenseStep(self, kept, _first(output))
+
+    def _inputs(self, args: Sequence[Any]) -> dict[str, Any]:
+        names = [
+            n.name
+            for n in self._module.graph.nodes
+            if n.op == "placeholder" and n.name not in self._constants
+        ]
+        return dict(zip(names, args, strict=True))
+
+    def _variant(self, options: PlanOptions) -> _Variant:
+        found = self._variants.get(options)
+        if found is None:
+            graph = copy.deepcopy(self._module.graph)  # of nodes; tensors are not copied
+            module = GraphModule(self._module, graph)
+            report = rewrite_graph(
+                module,
+                options,
+                native_kv_tokens=self._bound,
+                token_grids=self._grids,
+            )
+            changed = _descendants(module.graph, lambda n: self._text.get(n.name) != _text(n))
+            found = _Variant(module.graph, report, changed)
+            self._variants[options] = found
+        return found
+
+    def _frontier(self) -> frozenset[str]:
+        """Values that some site, or what follows it, reads from before the site."""
+        names = {s.name for s in self.sites}
+        keep = {self._results[name] for name in names}
+        for name in names:
+            alone = PlanOptions(factors=(), sites=((name, _smallest(self, name)),), hoist=False)
+            variant = self._variant(alone)
+            for node in variant.changed:
+                keep |= {n.name for n in node.all_input_nodes if n not in variant.changed}
+        return frozenset(keep)
+
+
+@dataclass(slots=True)
+class DenseStep:
+    """The dense pass of one step, and measurements against it."""
+
+    meter: DriftMeter
+    kept: dict[str, Any] = field(repr=False)
+    output: torch.Tensor = field(repr=False)
+    """The model's dense output."""
+
+    def total(self, options: PlanOptions) -> float:
+        """Relative error of the model's output under a plan.
+
+        Raises:
+            ConfigError: options that this model cannot follow.
+        """
+        if not self.meter.plan(options).rewritten:
+            return 0.0
+        return relative_error(self.run(options), self.output)
+
+    def run(self, options: PlanOptions) -> torch.Tensor:
+        """The model's output under a plan, from this step's inputs."""
+        variant = self.meter._variant(replace(options, hoist=False))  # pyright: ignore[reportPrivateUsage]
+        return _first(self._finish(variant))
+
+    def single(
+        self,
+        site: str,
+        factor: Factor,
+        sampling: Sampling = "nearest",
+        *,
+        output: bool = True,
+    ) -> SiteError:
+        """Errors when `site` alone is downsampled.
+
+        Args:
+            site: name of one of ``meter.sites``.
+            factor: (row, column).
+            sampling: its phase, if staggered, is the one that it has in a whole plan.
+            output: also run what follows the site.
+
+        Raises:
+            ConfigError: no such site, or the factor exceeds its grid.
+        """
+        if factor == (1, 1):
+            return SiteError(0.0, 0.0 if output else None)
+        options = PlanOptions(factors=(), sites=((site, factor),), sampling=sampling, hoist=False)
+        variant = self.meter._variant(options)  # pyright: ignore[reportPrivateUsage]
+        name = self.meter.result_of(site)
+        local: list[float] = []
+
+        def look(node: Node, value: Any) -> None:
+            if node.name == name:
+                local.append(relative_error(value, self.kept[name]))
+
+        result = self._finish(variant, look, None if output else name)
+        error = relative_error(_first(result), self.output) if output else None
+        return SiteError(local[0], error)
+
+    def _finish(
+        self,
+        variant: _Variant,
+        look: Callable[[Node, Any], None] | None = None,
+        last: str | None = None,
+    ) -> Any:
+        graph = variant.graph
+        wanted = _wanted(graph, variant.changed, self.kept, last)
+        return _run(self.meter._module, graph, self.kept, look, wanted, last)  # pyright: ignore[reportPrivateUsage]
+
+
+# Many steps --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class SiteDrift:
+    """One site over the steps.
+
+    Args:
+        name, module, level, grid: as in the plan's report.
+        factor, sampling: what the plan gives it.
+        share: of the dense model's FLOPs.
+        local, output: mean relative errors by timestep, see `SiteError`; `output` is empty if only
+            local errors were measured.
+    """
+
+    name: str
+    module: str
+    level: int
+    grid: tuple[int, int]
+    factor: Factor
+    sampling: str
+    share: float
+    local: tuple[float, ...]
+    output: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Drift of a plan.
+
+    Args:
+        timesteps: of the columns.
+        total: mean relative error of the output by timestep, all sites rewritten.
+        sites: each rewritten site alone.
+        samples: latents for each timestep.
+        options: the plan's.
+    """
+
+    timesteps: tuple[float, ...]
+    total: tuple[float, ...]
+    sites: tuple[SiteDrift, ...]
+    samples: int
+    options: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Inputs of one measurement.
+
+    Args:
+        timestep: which they belong to.
+        args: of the module.
+    """
+
+    timestep: float
+    args: tuple[Any, ...]
+
+
+def measure(
+    meter: DriftMeter,
+    probes: Sequence[Probe],
+    options: PlanOptions,
+    *,
+    output: bool = True,
+    report: Callable[[int, int], None] | None = None,
+) -> Drift:
+    """Drift of a plan over probes; those of equal timestep are averaged.
+
+    Args:
+        meter: of the model.
+        probes: see `todo_compile.probes`, or inputs recorded in a sampling loop.
+        options: the plan.
+        output: also measure what each site alone does to the output; False is faster.
+        report: called with (probes done, probes in all).
+
+    Raises:
+        ConfigError: options that this model cannot follow.
+    """
+    plan = meter.plan(options)
+    rewritten = [s for s in plan.sites if s.action == "rewritten"]
+    timesteps = tuple(dict.fromkeys(p.timestep for p in probes))
+    totals: dict[float, list[float]] = {t: [] for t in timesteps}
+    errors: dict[tuple[str, float], list[SiteError]] = {}
+    for done, probe in enumerate(probes):
+        step = meter.dense(probe.args)
+        totals[probe.timestep].append(step.total(options))
+        for site in rewritten:
+            error = step.single(site.name, site.factor, options.sampling, output=output)
+            errors.setdefault((site.name, probe.timestep), []).append(error)
+        if report is not None:
+            report(done + 1, len(probes))
+    rows: list[SiteDrift] = []
+    for site in rewritten:
+        columns = [errors[site.name, t] for t in timesteps]
+        assert site.grid is not None
+        rows.append(
+            SiteDrift(
+                site.name,
+                site.module,
+                site.level,
+                site.grid,
+                site.factor,
+                site.sampling,
+                site.share,
+                tuple(_mean([e.local for e in column]) for column in columns),
+                tuple(_mean([e.output or 0.0 for e in column]) for column in columns)
+                if output
+                else (),
+            )
+        )
+    return Drift(
+        timesteps,
+        tuple(_mean(totals[t]) for t in timesteps),
+        tuple(rows),
+        len(probes) // max(len(timesteps), 1),
+        options.describe(),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+# Graphs ------------------------------------------------------------------------------------------
+def _downsamplable(site: SiteReport) -> bool:
+    if site.action != "dense" or site.kind not in ("self", "joint") or site.grid is None:
+        return False
+    return site.grid[0] * site.grid[1] > 1 and site.reason == "factors are off"
+
+
+def _smallest(meter: DriftMeter, name: str) -> Factor:
+    """A factor other than 1 that the site's grid allows."""
+    grid = next(s.grid for s in meter.sites if s.name == name)
+    assert grid is not None
+    return (2, 1) if grid[0] > 1 else (1, 2)
+
+
+def _text(node: Node) -> str:
+    """Equal for a node and its copy in a graph where nothing about it was rewritten."""
+    return f"{node.op} {node.target} {node.args} {node.kwargs}"
+
+
+def _descendants(graph: torch.fx.Graph, start: Callable[[Node], bool]) -> frozenset[Node]:
+    """Nodes for which `start` holds, and all that depends on them."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if start(node) or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return frozenset(found)
+
+
+def _wanted(
+    graph: torch.fx.Graph, changed: frozenset[Node], kept: Mapping[str, Any], last: str | None
+) -> frozenset[Node]:
+    """Nodes to compute: those that differ, and what they need that was not kept."""
+    ends = [n for n in graph.nodes if (n.op == "output" if last is None else n.name == last)]
+    wanted: set[Node] = set()
+    pending: list[Node] = list(ends)
+    while pending:
+        node = pending.pop()
+        if node in wanted or (node.name in kept and node not in changed):
+            continue
+        wanted.add(node)
+        pending += node.all_input_nodes
+    return frozenset(wanted)
+
+
+def _run(
+    module: GraphModule,
+    graph: torch.fx.Graph,
+    values: Mapping[str, Any],
+    look: Callable[[Node, Any], None] | None = None,
+    wanted: frozenset[Node] | None = None,
+    last: str | None = None,
+) -> Any:
+    """Run `graph`, or the `wanted` nodes of it, starting from `values` by name."""
+    nodes = [n for n in graph.nodes if wanted is None or n in wanted]
+    remaining = {n: sum(u in wanted for u in n.users) if wanted else len(n.users) for n in nodes}
+    env: dict[Node, Any] = {}
+
+    def value(node: Node) -> Any:
+        return env[node] if node in env else values[node.name]
+
+    with torch.no_grad():
+        for node in nodes:
+            result: Any
+            if node.op == "placeholder":
+                result = values[node.name]
+            elif node.op == "get_attr":
+                result = module
+                for part in str(node.target).split("."):
+                    result = getattr(result, part)
+            else:
+                args, kwargs = map_arg((node.args, dict(node.kwargs)), value)  # type: ignore[misc]
+                if node.op == "output":
+                    return args[0]
+                if node.op == "call_method":
+                    result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                elif node.op == "call_function":
+                    result = node.target(*args, **kwargs)  # type: ignore[operator]
+                else:
+                    result = module.get_submodule(str(node.target))(*args, **kwargs)
+            env[node] = result
+            if look is not None:
+                look(node, result)
+            if node.name == last:
+                return result
+            for source in node.all_input_nodes:  # memory is given back as soon as it can be
+                if source in remaining:
+                    remaining[source] -= 1
+                    if remaining[source] == 0:
+                        env.pop(source, None)
+    return None
+
+
+def lifted_tensors(program: ExportedProgram) -> dict[str, Any]:
+    """Placeholder → parameter, buffer or constant of an exported program, in order.
+
+    Raises:
+        ModelError: the program keeps something else among its inputs.
+    """
+    found: dict[str, Any] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            continue
+        target = spec.target or ""
+        held: Any = program.state_dict.get(target, program.constants.get(target))
+        if held is None:
+            raise ModelError(f"The captured model keeps {target!r} in a way that drift cannot run.")
+        found[str(spec.arg.name)] = held
+    return found
+
+
+def _first(output: Any) -> torch.Tensor:
+    found = output[0] if isinstance(output, (list, tuple)) else output
+    assert isinstance(found, torch.Tensor)
+    return found
