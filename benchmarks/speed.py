@@ -28,6 +28,7 @@ from plain_unet import PlainUNet
 from torch import nn
 
 import todo_compile
+from todo_compile._torch_private import dynamo_backend, inductor, inductor_mode
 from todo_compile.api import PRECISIONS, dtype_of
 from todo_compile.backend import todo_inductor
 from todo_compile.config import DEFAULT_KV_TOKENS
@@ -86,25 +87,6 @@ def subject(
     )
 
 
-def compiled(
-    what: Subject, variant: str, inner: str, factors: str | None, mode: str | None = None
-) -> Callable[..., torch.Tensor]:
-    """One variant, compiled at its first call."""
-    if variant == "dense":
-        return torch.compile(what.module, backend=inner, dynamic=False, fullgraph=True, mode=mode)
-    plan: dict[str, Any] = {"kv_tokens": 1 if variant == "bound" else what.kv_tokens}
-    if variant == "rewritten" and factors is not None:
-        plan = {"factors": factors}
-    options: dict[str, Any] = {**plan, "inner": inner}
-    if mode is not None:  # torch takes a mode or options, not both
-        from todo_compile._torch_private import inductor_mode
-
-        options.update(inductor_mode(mode))
-    return torch.compile(
-        what.module, backend=todo_inductor, options=options, dynamic=False, fullgraph=True
-    )
-
-
 @dataclass(frozen=True)
 class Sample:
     """One call: seconds, on a CPU the processor's seconds, on a GPU the peak of its memory."""
@@ -114,7 +96,7 @@ class Sample:
     peak_bytes: int | None = None
 
 
-def sample(call: Callable[[], torch.Tensor], device: str) -> Sample:
+def sample(call: Callable[[], object], device: str) -> Sample:
     """Time one call."""
     if device != "cuda":
         start, cpu = time.perf_counter(), time.process_time()
@@ -129,6 +111,41 @@ def sample(call: Callable[[], torch.Tensor], device: str) -> Sample:
     torch.cuda.synchronize()
     seconds = before.elapsed_time(after) / 1e3
     return Sample(seconds, peak_bytes=torch.cuda.max_memory_allocated())
+
+
+class Watched:
+    """A variant's backend, which times the first run of what it compiles apart from compiling."""
+
+    def __init__(
+        self, what: Subject, variant: str, inner: str, factors: str | None, mode: str | None
+    ) -> None:
+        self.inner = inner
+        self.patches: dict[str, Any] = inductor_mode(mode) if mode else {}
+        self.options: dict[str, Any] | None = None  # dense
+        if variant != "dense":
+            plan: dict[str, Any] = {"kv_tokens": 1 if variant == "bound" else what.kv_tokens}
+            if variant == "rewritten" and factors is not None:
+                plan = {"factors": factors}
+            self.options = {**plan, "inner": inner, **self.patches}
+        self.device = what.inputs[0].device.type
+        self.first: Sample | None = None
+
+    def __call__(self, graph: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
+        if self.options is not None:
+            call = todo_inductor(graph, inputs, options=self.options)
+        elif self.inner == "inductor":
+            call = inductor(graph, inputs, self.patches)
+        else:
+            call = dynamo_backend(self.inner)(graph, list(inputs))
+
+        def run(*arguments: Any) -> Any:
+            if self.first is not None:
+                return call(*arguments)
+            results: list[Any] = []
+            self.first = sample(lambda: results.append(call(*arguments)), self.device)
+            return results[0]
+
+        return run
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -164,7 +181,10 @@ def measure(
     device: str = "cpu",
     keep: Callable[[dict[str, Any]], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """Compile and time the variants; the first call of each compiles and is no measurement.
+    """Compile and time the variants.
+
+    The first run of each is a measurement only if there are no rounds: one cold run each, for
+    machines that take minutes for one.
 
     Args:
         keep: given what is known after every round: a long run may be stopped.
@@ -175,26 +195,32 @@ def measure(
     torch.compiler.reset()
     todo_compile.clear_reports()
     runs: dict[str, Callable[[], torch.Tensor]] = {}
+    samples: dict[str, list[Sample]] = {v: [] for v in variants}
     first: dict[str, float] = {}
     outputs: dict[str, torch.Tensor] = {}
     reports: dict[str, Any] = {}
     for variant in variants:
-        function = compiled(what, variant, inner, factors, mode)
+        backend = Watched(what, variant, inner, factors, mode)
+        function = torch.compile(what.module, backend=backend, dynamic=False, fullgraph=True)
         runs[variant] = lambda f=function: f(*what.inputs)
         before = len(todo_compile.reports())
         start = time.perf_counter()
-        outputs[variant] = runs[variant]().float().cpu()  # waits for the device too
-        first[variant] = time.perf_counter() - start
+        outputs[variant] = runs[variant]().float().cpu()
+        whole = time.perf_counter() - start
+        assert backend.first is not None
+        first[variant] = whole - backend.first.seconds
+        if rounds == 0:
+            samples[variant].append(backend.first)
         new = todo_compile.reports()[before:]
         reports[variant] = new[0] if new else None
         _check(variant, new, outputs)
-        print(f"{variant}: first call {first[variant]:.1f} s", flush=True)
+        ran = f"first run {backend.first.seconds:.4g} s, processor {backend.first.cpu_seconds}"
+        print(f"{variant}: compiled in {first[variant]:.1f} s, {ran}", flush=True)
     for _ in range(warmup):
         for run in runs.values():
             run()
-    samples: dict[str, list[Sample]] = {v: [] for v in variants}
-    loads: list[float | None] = []
-    row: dict[str, Any] = {}
+    loads: list[float | None] = [load_average()]
+    row = _row(samples, first, reports, loads) if rounds == 0 else {}
     for index in range(rounds):
         loads.append(load_average())
         for variant in variants if index % 2 == 0 else variants[::-1]:
@@ -239,7 +265,7 @@ def _row(
         "seconds": {v: quartiles(t) for v, t in times.items()},
         "all_seconds": times,
         "all_cpu_seconds": cpu,
-        "first_call_seconds": first,
+        "compile_seconds": first,
         "peak_bytes": {v: max(p) for v, p in peaks.items() if p},
         "load_average_before_round": loads,
         "dense_over": _ratios(times),
@@ -247,12 +273,8 @@ def _row(
     }
     report = reports.get("rewritten")
     if report is not None:
-        compile_seconds = max(first["rewritten"] - medians["rewritten"], 0.0)
         row["rewrite_seconds"] = report.seconds
-        row["compile_seconds"] = compile_seconds
-        row["rewrite_share_of_compile"] = (
-            report.seconds / compile_seconds if compile_seconds > report.seconds else None
-        )
+        row["rewrite_share_of_compile"] = report.seconds / first["rewritten"]
         row["sites"] = report.counts
         row["flops"] = {"dense": report.totals.flops, "rewritten": report.totals.flops_after}
         row["factors"] = sorted(
@@ -293,7 +315,7 @@ def describe(row: dict[str, Any]) -> str:
     share = row.get("share_of_bound")
     if share is not None:
         parts.append(f"{share['speed']:.0%} of the bound's speed")
-    if row.get("rewrite_share_of_compile") is not None:
+    if "rewrite_share_of_compile" in row:
         parts.append(f"rewriting {row['rewrite_share_of_compile']:.1%} of compile time")
     return "; ".join(parts)
 
@@ -309,7 +331,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", choices=("cpu", "cuda"), default=None)
     made.add_argument("--inner", default="inductor", help="inductor, aot_eager or eager")
     made.add_argument("--mode", default=None, help="Inductor's, for all variants")
-    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--rounds", type=int, default=5, help="0: one cold run of each")
     made.add_argument("--warmup", type=int, default=1, help="calls after the first, not timed")
     made.add_argument("--factors", default=None, help="instead of the default plan")
     made.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))

@@ -80,6 +80,22 @@ def dynamo_backend(name: str) -> Callable[..., Any]:
         raise LookupError(name) from error
 
 
+def compile_number() -> int | None:
+    """Which graph of one function Dynamo is compiling, from 1; None outside of it."""
+    from torch._guards import CompileContext
+
+    current = CompileContext.current_compile_id()
+    number = getattr(current, "frame_compile_id", None)
+    return None if number is None else int(number) + 1
+
+
+def recompile_limit() -> int:
+    """Graphs of one function beyond which Dynamo runs it eagerly."""
+    from torch._dynamo import config
+
+    return int(config.recompile_limit)
+
+
 def forget_compiled(module: torch.nn.Module) -> None:
     """Undo ``module.compile()``."""
     module._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GRID, TOKENS, inputs, small_unet, with_oracle
+from backend_helpers import GRID, TOKENS, inputs, small_unet, with_oracle
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
@@ -47,7 +47,8 @@ def test_processors(processor: Callable[[], Any], batch: int) -> None:
     expected = eager(with_oracle(unet), *arguments)
     assert not torch.allclose(expected, eager(unet, *arguments), atol=1e-3)
     assert_close((run(unet, *arguments),), expected)
-    assert rewritten() == 3
+    sliced = isinstance(next(iter(unet.attn_processors.values())), SlicedAttnProcessor)
+    assert rewritten() == (3 * -(-2 * batch // 3) if sliced else 3)  # one attention a slice
 
 
 def test_fused_qkv_projections() -> None:
@@ -156,7 +157,7 @@ def test_free_u() -> None:
     assert rewritten() >= 1
 
 
-@pytest.mark.parametrize("res", [None, "48x32"][:1] + ["32x48"])
+@pytest.mark.parametrize("res", [None, "32x48"])
 def test_regional_compilation(res: str | None) -> None:
     """A block sees (B, N, C) only: the grid comes from `res`, or there is none."""
     unet = small_unet()
