@@ -54,6 +54,28 @@ def test_half_precision_channels_last(dtype: torch.dtype) -> None:
     assert (got.float() - exact).norm() < 0.2 * (dense.float() - exact).norm()
 
 
+@pytest.mark.parametrize("given", [{"mode": "reduce-overhead"}, {"options": "epilogue_fusion"}])
+def test_modes_and_inductors_options_reach_inductor(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def inductor(module: Any, _: Any, patches: dict[str, Any]) -> Any:
+        seen.append(patches)
+        return module.forward
+
+    monkeypatch.setattr("todo_compile.backend.inductor", inductor)
+    if "options" in given:  # torch takes a mode or options, not both
+        given = {"options": {given["options"]: False, "kv_tokens": 6}}
+    run = torch.compile(ImageAttention(), backend="todo_inductor", **given)
+    with torch.no_grad():
+        run(image(6, 4))
+    assert seen == [
+        {"epilogue_fusion": False} if "options" in given else {"triton.cudagraphs": True}
+    ]
+    assert todo_compile.reports()[-1].rewritten == ("options" in given)
+
+
 # Graph breaks ---------------------------------------------------------------------------------
 class Broken(ImageAttention):
     """Attention with a call that Dynamo cannot trace before the tokens, or after attention."""
@@ -68,9 +90,11 @@ class Broken(ImageAttention):
         return torch.tanh(untraced(super().forward(image)))
 
 
-@torch.compiler.disable
-def untraced(x: torch.Tensor) -> torch.Tensor:
+def _plus_one(x: torch.Tensor) -> torch.Tensor:
     return x + 1
+
+
+untraced: Any = torch.compiler.disable(_plus_one)
 
 
 def test_graph_break_after_attention() -> None:
