@@ -17,13 +17,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from todo_compile._torch_private import (
+    compile_number,
     dynamo_backend,
     inductor,
     inductor_mode,
     inductor_options,
+    recompile_limit,
 )
 from todo_compile.config import PlanOptions
 from todo_compile.errors import ConfigError
+from todo_compile.nested import rewrite_nested
 from todo_compile.passes.pipeline import rewrite_graph
 
 if TYPE_CHECKING:
@@ -166,7 +169,9 @@ def todo_inductor(
         dump=_dump_folder(chosen.dump),
         specialise=True,
     )
-    _publish(report)
+    nested = rewrite_nested(gm, chosen.plan, chosen.token_grids)
+    _publish(report, nested)
+    _warn_at_limit()
     if inner is not None:
         return inner(gm, list(example_inputs))
     return inductor(gm, example_inputs, chosen.inductor)
@@ -191,18 +196,33 @@ def _dump_folder(dump: str | None) -> Any:
     return Path(dump) / f"graph{len(_reports):03d}" if dump is not None else None
 
 
-def _publish(report: Report) -> None:
-    """Keep the report, log one line, and warn once if the setting did nothing."""
+def _publish(report: Report, nested: Sequence[Report]) -> None:
+    """Keep the reports, log a line each, and warn once if the setting did nothing."""
     global _warned  # noqa: PLW0603
+    every = (report, *nested)
+    missed = [r for r in every if any(s.kind != "cross" for s in r.sites)]
     with _lock:
-        _reports.append(report)
-        attended = [s for s in report.sites if s.kind != "cross"]
-        first = not _warned and bool(attended) and report.rewritten == 0
+        _reports.extend(every)
+        first = not _warned and bool(missed) and not any(r.rewritten for r in every)
         _warned = _warned or first
-    log.info("%s (%.0f ms)", report.summary(), report.seconds * 1e3)
+    for one in every:
+        log.info("%s (%.0f ms)", one.summary(), one.seconds * 1e3)
     if first and report.options.get("factors") != []:
         warnings.warn(
             f"todo_inductor rewrote no attention in this graph; nearest miss: "
-            f"{report.nearest_miss()}. todo_compile.reports() has every site.",
-            stacklevel=2,
+            f"{missed[0].nearest_miss()}. todo_compile.reports() has every site.",
+            stacklevel=3,
+        )
+
+
+def _warn_at_limit() -> None:
+    """Torch silently runs eagerly, so densely, what it will not compile any more."""
+    number, limit = compile_number(), recompile_limit()
+    if number is not None and number >= limit:
+        warnings.warn(
+            f"This is graph {number} of one function and torch compiles no more than {limit}: at "
+            "further sizes it runs eagerly, with dense attention. Raise "
+            "torch._dynamo.config.recompile_limit, or compile with fullgraph=True, which makes it "
+            "an error.",
+            stacklevel=3,
         )

@@ -18,14 +18,6 @@ from todo_compile.backend import grids_at
 from todo_compile.errors import ConfigError
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Any:
-    torch.compiler.reset()
-    todo_compile.clear_reports()
-    yield
-    torch.compiler.reset()
-
-
 def truth(x: torch.Tensor, factor: int, sampling: str = "nearest") -> torch.Tensor:
     model = ImageAttention()
     grid = (x.shape[2], x.shape[3])

@@ -146,6 +146,12 @@ class GraphContext:
                 pending += [u for u in current.users if ops.op(u) in ops.VIEWS]
         return frozenset(found)
 
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether any input has a size that is not a number."""
+        inputs = (self.shape(n) for n in self.graph.nodes if n.op == "placeholder")
+        return any(not isinstance(size, int) for shape in inputs for size in shape or ())
+
     # Changing it ------------------------------------------------------------------------------
     def set_shape(self, node: Node, shape: Sequence[Size]) -> None:
         """Record that `node` now has `shape`; its fake value is renewed by `refresh`."""

@@ -10,7 +10,7 @@ refused later. Nothing here compares a token count with a square root or a chann
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from todo_compile.passes.axes import (
     Size,
     Unifier,
     concatenated,
+    dim_size,
     fresh,
     fresh_dim,
     plain_size,
@@ -68,6 +69,7 @@ class GridMap:
         self.unifier = Unifier()
         self.axes: dict[Node, Axes] = {}
         self._lists: dict[Node, list[Axes]] = {}
+        self._parts: dict[Hashable, Atom] = {}
         for node in context.graph.nodes:
             self._visit(node)
 
@@ -267,7 +269,8 @@ class GridMap:
         start = ops.arg(node, 2, "start", default=0) or 0
         step = ops.arg(node, 4, "step", default=1) if ops.op(node) == "slice" else 1
         part = self._sliced(axes[axis], start, step, shape[axis])
-        result = list(axes if part == axes[axis] else _of_other_items(axes, axis))
+        taken = (start, shape[axis], step)
+        result = list(axes if part == axes[axis] else self._of_items(axes, {axis: taken}))
         result[axis] = part
         return tuple(result)
 
@@ -296,7 +299,8 @@ class GridMap:
         dims = found if isinstance(found, (list, tuple)) else [found]
         gone = {ops.normal_dim(d, len(axes)) for d in dims if isinstance(d, int)}
         if name == "select":
-            axes = _of_other_items(axes, *gone)
+            index = ops.arg(node, 2, "index")
+            axes = self._of_items(axes, dict.fromkeys(gone, index))
         if name != "select" and len(shape) == len(axes):
             return tuple(() if i in gone else dim for i, dim in enumerate(axes))
         kept = tuple(dim for i, dim in enumerate(axes) if i not in gone)
@@ -308,6 +312,44 @@ class GridMap:
             fresh_dim(s) if i == axis else d
             for i, (d, s) in enumerate(zip(axes, shape, strict=True))
         )
+
+    def _of_items(self, axes: Axes, cuts: Mapping[int, Hashable]) -> Axes:
+        """Axes after part of the batch was taken: rows and columns of those items, not of all.
+
+        So the tokens of one half of a batch are not mistaken for those of the other. Equal parts of
+        equally batched tensors are the same items: queries and keys that are sliced alike still
+        meet (diffusers' sliced attention).
+
+        Args:
+            cuts: axis → what is taken of it; None where that is not known.
+        """
+        batch = sorted(i for i in cuts if i < len(axes) and _is_batch(axes[i]))
+        if not batch:
+            return axes
+        which: Hashable = None
+        if all(cuts[i] is not None for i in batch):
+            which = tuple(
+                (
+                    cuts[i],
+                    tuple(
+                        (
+                            self.unifier.find(a.ident) if a.role == "B" else 0,
+                            a.size,
+                            bool(a.segments),
+                        )
+                        for a in axes[i]
+                    ),
+                )
+                for i in batch
+            )
+
+        def part(atom: Atom) -> Atom:
+            if which is None:
+                return fresh(atom.size, atom.role)
+            key = (self.unifier.find(atom.ident), which)
+            return self._parts.setdefault(key, fresh(atom.size, atom.role))
+
+        return tuple(tuple(part(a) if a.role in ("H", "W") else a for a in dim) for dim in axes)
 
     # Several outputs ----------------------------------------------------------------------------
     def _visit_list(self, node: Node) -> None:
@@ -325,7 +367,7 @@ class GridMap:
             axis = ops.normal_dim(ops.arg(node, 1, "dim", default=0), len(axes))
             self._lists[node] = [
                 rest[:axis] + rest[axis + 1 :]
-                for rest in (_of_other_items(axes, axis) for _ in value)
+                for rest in (self._of_items(axes, {axis: i}) for i in range(len(value)))
             ]
         elif name in ("chunk", "split", "tensor_split"):
             axis = ops.normal_dim(ops.arg(node, 2, "dim", default=0), len(axes))
@@ -336,7 +378,7 @@ class GridMap:
                 parts.append(
                     tuple(
                         self._sliced(d, start, 1, size) if i == axis else d
-                        for i, d in enumerate(_of_other_items(axes, axis))
+                        for i, d in enumerate(self._of_items(axes, {axis: (start, size, 1)}))
                     )
                 )
                 start = start + size
@@ -362,7 +404,8 @@ class GridMap:
             indices[at : at + 1] = [slice(None)] * missing
         result: list[Dim] = []
         kept = [item for item in indices if item is not None]
-        left = list(_of_other_items(axes, *(i for i, item in enumerate(kept) if not _whole(item))))
+        cuts = {i: _taken(item, axes[i]) for i, item in enumerate(kept) if not _whole(item)}
+        left = list(self._of_items(axes, cuts))
         for item in indices:
             if item is None:
                 result.append(())
@@ -402,20 +445,19 @@ def _whole(item: object) -> bool:
     )
 
 
-def _of_other_items(axes: Axes, *cut: int) -> Axes:
-    """Axes after part of the batch was taken: rows and columns of those items, no longer of all.
+def _taken(item: object, dim: Dim) -> Hashable:
+    """What an index takes of a dimension: (start, size, step), or the index itself."""
+    if not isinstance(item, slice):
+        return item if isinstance(item, (int, Node)) else None
+    size = dim_size(dim)
+    if isinstance(size, int) and all(isinstance(i, int | None) for i in (item.start, item.stop)):
+        start, stop, step = item.indices(size)
+        return start, max(stop - start, 0), step
+    return None
 
-    So the tokens of one half of a batch are not mistaken for those of the other.
-    """
 
-    def batch(dim: Dim) -> bool:
-        return any(a.role == "B" or any(batch(s) for s in a.segments) for a in dim)
-
-    if not any(batch(axes[i]) for i in cut):
-        return axes
-    return tuple(
-        tuple(fresh(a.size, a.role) if a.role in ("H", "W") else a for a in dim) for dim in axes
-    )
+def _is_batch(dim: Dim) -> bool:
+    return any(a.role == "B" or any(_is_batch(s) for s in a.segments) for a in dim)
 
 
 def _segment(atom: Atom, start: int, size: Size) -> Dim:

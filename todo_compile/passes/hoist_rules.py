@@ -222,6 +222,19 @@ def through_slice(context: GraphContext, node: Node, axis: int, pooling: Pooling
     return Move("slice", ((source, axis, pooling),))
 
 
+def through_part(context: GraphContext, node: Node, axis: int, pooling: Pooling) -> Move | str:
+    """getitem of a split: never, the other parts (queries) must keep all their tokens.
+
+    Keys and values of a fused qkv projection could only be pooled before it by cutting its weight
+    in two; they are pooled after it.
+    """
+    del context, axis, pooling
+    source = _source(node)
+    if source is not None and ops.op(source) in ("chunk", "split", "unbind"):
+        return f"{source.name} takes apart a projection that the queries share"
+    return f"{node.name} takes part of a tensor"
+
+
 def _table(*families: tuple[Sequence[str] | frozenset[str], Rule]) -> dict[str, Rule]:
     return {name: rule for names, rule in families for name in names}
 
@@ -239,5 +252,6 @@ RULES: dict[str, Rule] = _table(
     (("layer_norm", "rms_norm"), through_norm),
     (("cat",), through_cat),
     (("slice", "narrow"), through_slice),
+    (("getitem",), through_part),
 )
 """Canonical op → rule. What is not here stops the pooling, which is always correct."""

@@ -208,7 +208,12 @@ def _report(run: _Run, dense: _Dense) -> Report:
         tensor_limit=cost.TENSOR_LIMIT,
     )
     return Report(
-        tuple(rows), tuple(run.passes), totals, run.options.describe(), len(run.context.graph.nodes)
+        tuple(rows),
+        tuple(run.passes),
+        totals,
+        run.options.describe(),
+        len(run.context.graph.nodes),
+        per_item=run.context.is_dynamic,
     )
 
 

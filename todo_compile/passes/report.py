@@ -101,6 +101,9 @@ class Report:
     totals: Totals
     options: dict[str, Any]
     nodes: int
+    per_item: bool = False
+    """A size (the batch) is dynamic and counts as one: FLOPs, bytes and elements are of one item,
+    `SiteReport.heads` of one image."""
 
     @property
     def rewritten(self) -> int:
@@ -140,4 +143,5 @@ class Report:
         return (
             f"{counts['rewritten']} attention sites rewritten, {counts['dense']} left dense, "
             f"{counts['refused']} refused; {saved:.0%} fewer FLOPs"
+            + (" (figures are of one item: the batch is dynamic)" if self.per_item else "")
         )

@@ -1,0 +1,51 @@
+"""The benchmarks measure what they say: the right model, and variants that are what they are called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import plain_unet
+import speed
+
+
+def test_plain_unet_has_the_parameters_of_sd15() -> None:
+    from todo_compile import models
+
+    with torch.device("meta"):
+        plain = plain_unet.PlainUNet()
+    loaded = models.load(models.resolve("sd15"), dtype=torch.float32, fake=True)
+    assert sum(p.numel() for p in plain.parameters()) == loaded.parameters
+
+
+def small(kv_tokens: int) -> speed.Subject:
+    module = speed.make_module("tiny", torch.float32, "cpu")
+    made = speed.subject("tiny", module, 64, 1, torch.float32, "cpu")
+    return speed.Subject(made.module, made.inputs, kv_tokens)
+
+
+def test_speed_measures_three_different_variants() -> None:
+    kept: list[dict[str, Any]] = []
+    row = speed.measure(small(16), inner="eager", rounds=2, warmup=0, keep=kept.append)
+    assert len(kept) == 2
+    assert row == kept[-1]
+    assert {v: len(t) for v, t in row["all_seconds"].items()} == dict.fromkeys(speed.VARIANTS, 2)
+    assert row["factors"] == [(1, (2, 2))]
+    assert row["flops"]["rewritten"] < row["flops"]["dense"]
+    ratios = [
+        d / r for d, r in zip(*(row["all_seconds"][v] for v in speed.VARIANTS[:2]), strict=True)
+    ]
+    assert row["dense_over"]["rewritten"]["median"] == pytest.approx(sum(ratios) / 2)
+
+
+def test_speed_stops_when_nothing_is_rewritten() -> None:
+    with pytest.raises(SystemExit, match="nothing was rewritten"), pytest.warns(UserWarning):
+        speed.measure(
+            small(4096), inner="eager", rounds=1, warmup=0, variants=("dense", "rewritten")
+        )
