@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: the right model, and variants that are what they are called."""
+"""The benchmarks measure what they say: the right model, and the variants that they name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def test_speed_measures_three_different_variants() -> None:
 
 
 def test_speed_stops_when_nothing_is_rewritten() -> None:
-    with pytest.raises(SystemExit, match="nothing was rewritten"), pytest.warns(UserWarning):
+    with (
+        pytest.raises(SystemExit, match="nothing was rewritten"),
+        pytest.warns(UserWarning, match="rewrote no attention"),
+    ):
         speed.measure(
             small(4096), inner="eager", rounds=1, warmup=0, variants=("dense", "rewritten")
         )

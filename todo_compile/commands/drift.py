@@ -10,16 +10,26 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from todo_compile import cli
+from todo_compile.commands.options import (
+    Factors,
+    Json,
+    KvTokens,
+    Model,
+    Preset,
+    Quiet,
+    Res,
+    SamplingOption,
+    Verbose,
+    make_progress,
+)
 
 if TYPE_CHECKING:
     from todo_compile.drift import Drift
 
 
-@cli.app.command("drift")
 def drift_command(
-    model: cli.Model,
-    res: cli.Res,
+    model: Model,
+    res: Res,
     weights: Annotated[
         str,
         typer.Option(
@@ -31,10 +41,10 @@ def drift_command(
     precision: Annotated[
         str, typer.Option(help="fp32, bf16 or fp16.", rich_help_panel="What")
     ] = "fp32",
-    kv_tokens: cli.KvTokens = None,
-    factors: cli.Factors = None,
-    sampling: cli.SamplingOption = None,
-    preset: cli.Preset = None,
+    kv_tokens: KvTokens = None,
+    factors: Factors = None,
+    sampling: SamplingOption = None,
+    preset: Preset = None,
     steps: Annotated[
         int, typer.Option(help="Timesteps, evenly over the schedule.", rich_help_panel="Measure")
     ] = 5,
@@ -52,9 +62,9 @@ def drift_command(
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture.", rich_help_panel="Output")
     ] = None,
-    json: cli.Json = False,
-    quiet: cli.Quiet = False,
-    verbose: cli.Verbose = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Measure how far downsampling moves the model's output, by timestep and by site."""
     from todo_compile import models
@@ -67,7 +77,7 @@ def drift_command(
     options = PlanOptions.create(
         kv_tokens=kv_tokens, factors=factors, sampling=sampling, preset=preset
     )
-    progress = cli.make_progress(quiet, verbose)
+    progress = make_progress(quiet, verbose)
     source = models.resolve(model)
     resolution, dtype = models.Resolution.parse(res), dtype_of(precision)
     with progress.step("model"):

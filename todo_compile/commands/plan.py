@@ -1,0 +1,82 @@
+"""``todo-compile plan``: what compiling would do to every attention site."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from todo_compile.commands.options import (
+    Batch,
+    Component,
+    Dump,
+    Factors,
+    Json,
+    KvTokens,
+    Model,
+    Precision,
+    Preset,
+    Res,
+    SamplingOption,
+    Verbose,
+    one_component,
+    plan_options,
+    print_passes,
+)
+
+
+def plan_command(
+    model: Model,
+    res: Res,
+    component: Component = None,
+    batch: Batch = None,
+    precision: Precision = None,
+    kv_tokens: KvTokens = None,
+    factors: Factors = None,
+    sampling: SamplingOption = None,
+    preset: Preset = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Cross-attention rows too.", rich_help_panel="Output")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Write the plan as a picture.", rich_help_panel="Output"),
+    ] = None,
+    dump: Dump = None,
+    json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show what compiling would do to every attention site. Needs no weights, writes nothing."""
+    from todo_compile.api import plan as run
+    from todo_compile.console import print_json, sites_table, totals_table
+
+    options = plan_options(kv_tokens, factors, sampling, preset)
+    report = run(
+        model,
+        res=res,
+        component=one_component(component),
+        batch=batch,
+        precision=precision or "fp16",
+        options=options,
+        dump=dump,
+    )
+    if plot is not None:
+        from todo_compile.plots import plot_plan
+
+        plot_plan(report, plot, f"{model} at {res}: {report.summary()}")
+    if json:
+        print_json(report.to_dict())
+        return
+    out = Console(width=None if sys.stdout.isatty() else 160)
+    out.print(sites_table(report, every=every))
+    out.print()
+    out.print(totals_table(report))
+    out.print()
+    out.print(report.summary(), highlight=False)
+    if verbose:
+        print_passes(report)
+    if report.rewritten == 0 and (miss := report.nearest_miss()):
+        out.print(f"nearest miss: {miss}", highlight=False, markup=False)
