@@ -82,7 +82,7 @@ def test_an_absent_input_is_named(unet) -> None:
 def test_the_component_looks_like_the_module(unet) -> None:
     assert issubclass(type(unet), torch.nn.Module)
     config: Any = unet.config
-    assert type(config) is FrozenDict
+    assert type(unet.config) is FrozenDict
     assert config.in_channels == 4
     assert config.time_cond_proj_dim is None
     assert config.flip_sin_to_cos is True  # a default of the class

@@ -54,7 +54,7 @@ class Engine:
     """Engine, context, configuration and cache in one: adds one to `sample`."""
 
     num_io_tensors = 2
-    shape = (1, 4)
+    shape: tuple[int, ...] = (1, 4)
     cuda_graph_strategy: Any = None
 
     def __init__(self) -> None:
