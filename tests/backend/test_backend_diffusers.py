@@ -36,9 +36,14 @@ def eager(unet: Any, *arguments: Any, **keywords: Any) -> torch.Tensor:
         return unet(*arguments, return_dict=False, **keywords)[0]
 
 
-@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
-    "processor", [AttnProcessor, AttnProcessor2_0, lambda: SlicedAttnProcessor(slice_size=3)]
+    ("processor", "batch"),
+    [
+        (AttnProcessor, 2),
+        (AttnProcessor2_0, 1),
+        (lambda: SlicedAttnProcessor(slice_size=3), 1),
+        (lambda: SlicedAttnProcessor(slice_size=3), 2),  # slices across the batch
+    ],
 )
 def test_processors(processor: Callable[[], Any], batch: int) -> None:
     unet = small_unet()
@@ -80,26 +85,25 @@ def test_lora_unfused_and_scaled() -> None:
     assert hoist.detail["linear"] >= 3 * 2 * 3
 
 
-def test_controlnet_residuals() -> None:
+def test_controlnet_residuals_and_encoder_attention_mask() -> None:
     unet = small_unet()
     generator = torch.Generator().manual_seed(8)
     extra = {
         "down_block_additional_residuals": tuple(
             torch.randn(2, 8, *GRID, generator=generator) for _ in range(2)
-        )
+        ),
+        "mid_block_additional_residual": torch.zeros(1),
+        "encoder_attention_mask": torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]),
     }
-    extra["mid_block_additional_residual"] = torch.zeros(1)  # type: ignore[assignment]
     expected = eager(with_oracle(unet), *inputs(), **extra)
+    for name in ("down_block_additional_residuals", "encoder_attention_mask"):
+        without = {**extra, name: None}
+        if name.startswith("down"):
+            without.pop("mid_block_additional_residual")
+        assert not torch.allclose(
+            expected, eager(with_oracle(unet), *inputs(), **without), atol=1e-3
+        )
     assert_close((run(unet, *inputs(), **extra),), expected)
-    assert rewritten() == 3
-
-
-def test_encoder_attention_mask() -> None:
-    unet = small_unet()
-    mask = torch.tensor([[1.0, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
-    expected = eager(with_oracle(unet), *inputs(), encoder_attention_mask=mask)
-    assert not torch.allclose(expected, eager(with_oracle(unet), *inputs()), atol=1e-3)
-    assert_close((run(unet, *inputs(), encoder_attention_mask=mask),), expected)
     assert rewritten() == 3
 
 
