@@ -23,8 +23,9 @@ demo: $(STAMP)
 	$(BIN)/todo-compile --model sd15 --weights random --res 2048 --out $(OUT)/sd15-2048.plan
 	$(BIN)/todo-compile inspect $(OUT)/sd15-2048.plan
 
+# Two processes of one thread each: tracing is single-threaded Python.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
