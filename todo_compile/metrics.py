@@ -80,9 +80,9 @@ def hpf(picture: Any) -> float:
     """Sharpness: the mean absolute response to a Laplacian high-pass filter.
 
     After the measure of the ToDo paper (arXiv 2402.13573, section 4), whose kernel and scale we
-    could not check. Ours is the 4-neighbour kernel [0 1 0; 1 −4 1; 0 1 0] on every channel, over the
-    pixels that have all four neighbours: compare figures from here among themselves, not with the
-    paper's. 0 for a flat picture or an even slope, 4 at most.
+    could not check: compare figures from here among themselves, not with the paper's. Ours is the
+    4-neighbour kernel [0 1 0; 1 −4 1; 0 1 0] on every channel, over the pixels that have all four
+    neighbours. 0 for a flat picture or an even slope, 4 at most.
 
     Raises:
         ConfigError: fewer than 3×3 pixels.
