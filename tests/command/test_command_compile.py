@@ -273,7 +273,8 @@ class TestReuse:
         if content is not None:
             path.write_bytes(content)
         assert main(fp32(model, output)) == 5
-        assert reason in said(capsys)
+        # A long path may be cut anywhere, inside the name too.
+        assert reason.replace(" ", "") in said(capsys).replace(" ", "")
 
 
 # What a build looks like while it runs: a stage with half a file, and then nothing for a minute.

@@ -102,6 +102,11 @@ def flux() -> Case:
     return Called(model.eval(), names), inputs
 
 
+# The intercepted attention of this file's oracle does not know which site it is called from;
+# `staggered` has its own oracle in test_passes_samplings.
+UNIFORM = tuple(s for s in SAMPLINGS if s != "staggered")
+
+
 def rewritten(
     case: Case,
     captured: Captured,
@@ -135,7 +140,7 @@ def test_pixart(dialect: str) -> None:
     case = pixart()
     captured = capture(*case, dialect)
     assert captured.count("scaled_dot_product_attention") == 4
-    for sampling in SAMPLINGS:
+    for sampling in UNIFORM:
         rewritten(case, captured.copy(), {TOKENS: (0, GRID, FACTORS)}, sampling, sites=2)
 
 
@@ -150,7 +155,7 @@ def test_dit(dialect: str) -> None:
 def test_sd3_pools_the_image_and_keeps_the_text(dialect: str) -> None:
     case = sd3()
     captured = capture(*case, dialect)
-    for sampling in SAMPLINGS:
+    for sampling in UNIFORM:
         segments = {TOKENS + TEXT: (0, GRID, FACTORS)}
         rewritten(case, captured.copy(), segments, sampling, sites=2)
 
