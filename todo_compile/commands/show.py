@@ -78,12 +78,12 @@ def models_command(json: Json = False) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in ("name", "trained at", "key tokens", "parameters", "hub id", "licence"):
         table.add_column(header, no_wrap=True)
-    for row in rows:
+    for row, entry in zip(rows, REGISTRY.values(), strict=True):
         table.add_row(
             str(row["name"]),
             str(row["native_pixels"]),
             f"{row['native_kv_tokens']:,}",
-            f"{int(row['parameters']) / 1e6:,.0f} M",
+            f"{entry.parameters / 1e6:,.0f} M",
             str(row["hub_id"] or "in this package"),
             str(row["licence"]),
         )

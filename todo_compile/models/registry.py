@@ -2,12 +2,15 @@
 
 The configurations are those of ``unet/config.json`` in the hub repositories; a key that is absent
 there is absent here, and diffusers' default applies, as it does when diffusers reads the file.
+One model, ``demo``, ships inside the package with its weights; its configuration is read there.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,17 +23,18 @@ class RegistryEntry:
 
     Attributes:
         name: what ``--model`` takes.
-        hub_id: repository on the Hugging Face hub that serves it today.
+        hub_id: repository on the Hugging Face hub that serves it today; None if it is in no hub.
         former_hub_ids: addresses it had before; looked up in the local cache too, never online.
         description: one line for people.
         licence: licence of the weights, for information.
         config: the UNet's configuration as in its ``config.json``.
         parameters: number of parameters of the UNet.
         vae_scale: pixels per latent cell on each axis.
+        folder: a complete pipeline in diffusers' format that ships with this package.
     """
 
     name: str
-    hub_id: str
+    hub_id: str | None
     former_hub_ids: tuple[str, ...]
     description: str
     licence: str
@@ -38,6 +42,7 @@ class RegistryEntry:
     parameters: int
     vae_scale: int = 8
     component: str = "unet"
+    folder: Path | None = None
 
     @property
     def native(self) -> Native:
@@ -147,6 +152,11 @@ _SDXL: dict[str, Any] = {
     "use_linear_projection": True,
 }
 
+DEMO = Path(__file__).resolve().parent / "demo"
+"""Folder of the small trained pipeline that ships with this package."""
+
+_DEMO: dict[str, Any] = json.loads((DEMO / "unet" / "config.json").read_text(encoding="utf-8"))
+
 REGISTRY: Mapping[str, RegistryEntry] = MappingProxyType(
     {
         entry.name: entry
@@ -178,6 +188,16 @@ REGISTRY: Mapping[str, RegistryEntry] = MappingProxyType(
                 licence="CreativeML Open RAIL++-M",
                 config=MappingProxyType(_SDXL),
                 parameters=2_567_463_684,
+            ),
+            RegistryEntry(
+                name="demo",
+                hub_id=None,
+                former_hub_ids=(),
+                description="A small Stable Diffusion of 24 emoji subjects, in this package",
+                licence="Apache-2.0, trained on MIT pictures",
+                config=MappingProxyType(_DEMO),
+                parameters=5_002_976,
+                folder=DEMO,
             ),
         )
     }

@@ -38,8 +38,8 @@ class Source:
         component: what part of the pipeline it is: ``unet`` or ``transformer``, and from
             `components`: ``vae_decoder``, ``text_encoder``, ``text_encoder_2``.
         config: the component's configuration (``config.json``).
-        folder: folder with the component's files; None unless `kind` is ``folder``.
-        hub_ids: repositories that have the weights, today's first; empty for a folder.
+        folder: folder with the component's files, for a local or packaged model; else None.
+        hub_ids: repositories that have the weights, today's first; empty where `folder` is set.
         vae_scale: pixels per latent cell on each axis.
         entry: the registry's entry, if it is a registered model.
         pipeline: diffusers class of the pipeline that it belongs to; empty if unknown.
@@ -131,7 +131,8 @@ def _registered(entry: RegistryEntry) -> Source:
         identifier=entry.name,
         component=entry.component,
         config=entry.config,
-        hub_ids=(entry.hub_id, *entry.former_hub_ids),
+        folder=None if entry.folder is None else entry.folder / entry.component,
+        hub_ids=() if entry.hub_id is None else (entry.hub_id, *entry.former_hub_ids),
         vae_scale=entry.vae_scale,
         entry=entry,
     )
