@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from todo_compile.compiler import versions
+from todo_compile.jobs import versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,49 +18,30 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import todo_compile
+from todo_compile.generate import GAIN, generate
+from todo_compile.metrics import fidelity
+from todo_compile.models import Resolution
 from todo_compile.models.registry import DEMO
 
 PROMPTS = ("a strawberry pattern", "a cactus pattern")
-GAIN = 8
-"""What differences are multiplied by before they are shown."""
+GUIDANCE = 3.0
 _CAPTION = 40
 _INK, _PAPER = (40, 40, 46), (255, 255, 255)
 
 
-class OnnxUNet:
-    """A UNet in an ONNX file, with as much of diffusers' interface as its pipeline uses.
+class Clock:
+    """Seconds spent in a module's calls."""
 
-    Attributes:
-        seconds: spent in the network so far.
-    """
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.seconds = self._start = 0.0
+        module.register_forward_pre_hook(self._begin)
+        module.register_forward_hook(self._end)
 
-    def __init__(self, path: Path, config: Any, threads: int) -> None:
-        import onnxruntime
+    def _begin(self, *_: object) -> None:
+        self._start = time.perf_counter()
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        self.names = [entry.name for entry in self.session.get_inputs()]
-        self.config = config
-        self.dtype = torch.float32
-        self.device = torch.device("cpu")
-        self.seconds = 0.0
-
-    def __call__(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        **_: object,
-    ) -> tuple[torch.Tensor]:
-        start = time.perf_counter()
-        values = (sample, timestep.reshape(1).float(), encoder_hidden_states)
-        feeds = {name: value.numpy() for name, value in zip(self.names, values, strict=True)}
-        (out,) = self.session.run(None, feeds)
-        self.seconds += time.perf_counter() - start
-        return (torch.from_numpy(np.asarray(out)),)
+    def _end(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start
 
 
 @dataclass(frozen=True)
@@ -73,30 +53,26 @@ class Drawn:
 
 
 def draw(
-    pipe: Any, unet: OnnxUNet, prompts: Sequence[str], *, res: int, steps: int, seed: int
+    pipe: Any, unet: torch.nn.Module, prompts: Sequence[str], *, res: int, steps: int, seed: int
 ) -> Drawn:
     """Draw `prompts` one by one, number i from `seed` + i."""
     pipe.unet = unet
+    size = Resolution(res, res)
     # Memory is touched and kernels are chosen in the first call, which therefore does not count.
-    _warm(pipe, res)
-    unet.seconds = 0.0
+    generate(pipe, "", steps=1, guidance=GUIDANCE, resolution=size)
+    clock = Clock(unet)
     pictures = [
-        pipe(
+        generate(
+            pipe,
             prompt,
-            height=res,
-            width=res,
-            num_inference_steps=steps,
-            guidance_scale=3.0,
-            generator=torch.Generator().manual_seed(seed + index),
-            output_type="np",
-        ).images[0]
+            steps=steps,
+            guidance=GUIDANCE,
+            seed=seed + index,
+            resolution=size,
+        ).pixels
         for index, prompt in enumerate(prompts)
     ]
-    return Drawn(np.stack(pictures), unet.seconds / len(prompts))
-
-
-def _warm(pipe: Any, res: int) -> None:
-    pipe("", height=res, width=res, num_inference_steps=1, guidance_scale=3.0, output_type="latent")
+    return Drawn(np.stack(pictures), clock.seconds / len(prompts))
 
 
 def compose(
@@ -107,7 +83,7 @@ def compose(
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
     for row, prompt in enumerate(prompts):
-        mse, psnr = drift(dense.pictures[row], small.pictures[row])
+        found = fidelity(small.pictures[row], dense.pictures[row])
         difference = np.clip(np.abs(dense.pictures[row] - small.pictures[row]) * GAIN, 0, 1)
         columns = (
             (dense.pictures[row], f"dense: {dense.seconds:.1f} s\n“{prompt}”"),
@@ -115,7 +91,7 @@ def compose(
                 small.pictures[row],
                 f"{what}: {small.seconds:.1f} s\n{dense.seconds / small.seconds:.2f} x as fast",
             ),
-            (difference, f"difference x {GAIN}\nMSE {mse:.1e}, PSNR {psnr:.1f} dB"),
+            (difference, f"difference x {GAIN}\nMSE {found.mse:.1e}, PSNR {found.psnr:.1f} dB"),
         )
         top = row * (cell + _CAPTION)
         for column, (picture, caption) in enumerate(columns):
@@ -124,12 +100,6 @@ def compose(
             sheet.paste(image.resize((cell, cell), Image.Resampling.LANCZOS), (left, top))
             pen.multiline_text((left + 2, top + cell + 3), caption, fill=_INK, font=font)
     return sheet
-
-
-def drift(dense: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """(MSE, PSNR in dB) of pictures in [0, 1]; PSNR is infinite where they are equal."""
-    mse = float(np.mean((dense.astype(np.float64) - other) ** 2))
-    return mse, float("inf") if mse == 0 else -10 * float(np.log10(mse))
 
 
 def main() -> None:
@@ -158,17 +128,16 @@ def main() -> None:
     print(f"compiled in {time.perf_counter() - began:.1f} s")
     pipe: Any = StableDiffusionPipeline.from_pretrained(DEMO, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    config = SimpleNamespace(**dict(pipe.unet.config))
     drawn: dict[str, Drawn] = {}
     for name, path in paths.items():
-        unet = OnnxUNet(path, config, args.threads)
+        unet = todo_compile.load(path, provider="cpu", threads=args.threads)
         drawn[name] = draw(pipe, unet, args.prompts, res=args.res, steps=args.steps, seed=args.seed)
         print(f"{name}: {drawn[name].seconds:.2f} s a picture in the network")
     sheet = compose(drawn["dense"], drawn["downsampled"], args.prompts, "downsampled")
     sheet.save(args.out, optimize=True)
     for row, prompt in enumerate(args.prompts):
-        mse, psnr = drift(drawn["dense"].pictures[row], drawn["downsampled"].pictures[row])
-        print(f"{prompt}: MSE {mse:.2e}, PSNR {psnr:.1f} dB")
+        found = fidelity(drawn["downsampled"].pictures[row], drawn["dense"].pictures[row])
+        print(f"{prompt}: MSE {found.mse:.2e}, PSNR {found.psnr:.1f} dB")
     print(f"{args.out}, after {time.perf_counter() - began:.0f} s")
 
 

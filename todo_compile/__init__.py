@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from todo_compile.api import plan as plan
     from todo_compile.api import rewrite as rewrite
+    from todo_compile.assembly import BundleResult as BundleResult
     from todo_compile.backend import clear_reports as clear_reports
     from todo_compile.backend import reports as reports
-    from todo_compile.bundles import BundleResult as BundleResult
     from todo_compile.bundles import compile_bundle as compile_bundle
     from todo_compile.compiler import CompileResult as CompileResult
     from todo_compile.compiler import compile as compile
@@ -43,7 +43,7 @@ _HOMES = {
     "load_pipeline": "runtime.pipeline",
     "plan": "api",
     "rewrite": "api",
-    "BundleResult": "bundles",
+    "BundleResult": "assembly",
     "compile_bundle": "bundles",
     "compile": "compiler",
     "CompileResult": "compiler",

@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile.api import dtype_of
 from todo_compile.config import PlanOptions
-from todo_compile.jobs import (
-    ENGINE_SUFFIXES,
-    SUFFIXES,
-    Job,
-    check_used,
-    passes_hash,
-    prepare,
-    versions,
-)
+from todo_compile.jobs import Job, check_used, prepare
 from todo_compile.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,10 +28,6 @@ if TYPE_CHECKING:
     from todo_compile.export.tensorrt import EngineInfo
     from todo_compile.models import ExampleInputs
     from todo_compile.passes.report import Report
-
-__all__ = [
-    "ENGINE_SUFFIXES", "SUFFIXES", "CompileResult", "build", "compile", "passes_hash", "versions",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)

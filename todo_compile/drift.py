@@ -18,27 +18,24 @@ computed: the local error, for all sites together about the price of their atten
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from todo_compile.capture import capture
 from todo_compile.config import Factor, PlanOptions, Sampling
-from todo_compile.errors import ModelError
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.passes.report import Report, SiteReport
 from todo_compile.passes.sites import find_sites
+from todo_compile.replay import descendants, first_tensor, lifted_tensors, run, wanted_nodes
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.export import ExportedProgram
 
 
 def relative_error(got: torch.Tensor, dense: torch.Tensor) -> float:
@@ -129,8 +126,8 @@ class DriftMeter:
             if node.name in self._kept:
                 kept[node.name] = value
 
-        output = _run(self._module, self._module.graph, values, keep)
-        return DenseStep(self, kept, _first(output))
+        output = run(self._module, self._module.graph, values, keep)
+        return DenseStep(self, kept, first_tensor(output))
 
     def _inputs(self, args: Sequence[Any]) -> dict[str, Any]:
         names = [
@@ -141,6 +138,7 @@ class DriftMeter:
         return dict(zip(names, args, strict=True))
 
     def _variant(self, options: PlanOptions) -> _Variant:
+        options = replace(options, hoist=False)  # pooled at the site, only what follows differs
         found = self._variants.get(options)
         if found is None:
             graph = copy.deepcopy(self._module.graph)  # of nodes; tensors are not copied
@@ -151,7 +149,7 @@ class DriftMeter:
                 native_kv_tokens=self._bound,
                 token_grids=self._grids,
             )
-            changed = _descendants(module.graph, lambda n: self._text.get(n.name) != _text(n))
+            changed = descendants(module.graph, lambda n: self._text.get(n.name) != _text(n))
             found = _Variant(module.graph, report, changed)
             self._variants[options] = found
         return found
@@ -161,7 +159,7 @@ class DriftMeter:
         names = {s.name for s in self.sites}
         keep = {self._results[name] for name in names}
         for name in names:
-            alone = PlanOptions(factors=(), sites=((name, _smallest(self, name)),), hoist=False)
+            alone = PlanOptions(factors=(), sites=((name, _smallest(self, name)),))
             variant = self._variant(alone)
             for node in variant.changed:
                 keep |= {n.name for n in node.all_input_nodes if n not in variant.changed}
@@ -189,8 +187,8 @@ class DenseStep:
 
     def run(self, options: PlanOptions) -> torch.Tensor:
         """The model's output under a plan, from this step's inputs."""
-        variant = self.meter._variant(replace(options, hoist=False))  # pyright: ignore[reportPrivateUsage]
-        return _first(self._finish(variant))
+        variant = self.meter._variant(options)  # pyright: ignore[reportPrivateUsage]
+        return first_tensor(self._finish(variant))
 
     def single(
         self,
@@ -213,7 +211,7 @@ class DenseStep:
         """
         if factor == (1, 1):
             return SiteError(0.0, 0.0 if output else None)
-        options = PlanOptions(factors=(), sites=((site, factor),), sampling=sampling, hoist=False)
+        options = PlanOptions(factors=(), sites=((site, factor),), sampling=sampling)
         variant = self.meter._variant(options)  # pyright: ignore[reportPrivateUsage]
         name = self.meter.result_of(site)
         local: list[float] = []
@@ -223,7 +221,7 @@ class DenseStep:
                 local.append(relative_error(value, self.kept[name]))
 
         result = self._finish(variant, look, None if output else name)
-        error = relative_error(_first(result), self.output) if output else None
+        error = relative_error(first_tensor(result), self.output) if output else None
         return SiteError(local[0], error)
 
     def _finish(
@@ -233,8 +231,8 @@ class DenseStep:
         last: str | None = None,
     ) -> Any:
         graph = variant.graph
-        wanted = _wanted(graph, variant.changed, self.kept, last)
-        return _run(self.meter._module, graph, self.kept, look, wanted, last)  # pyright: ignore[reportPrivateUsage]
+        wanted = wanted_nodes(graph, variant.changed, self.kept, last)
+        return run(self.meter._module, graph, self.kept, look, wanted, last)  # pyright: ignore[reportPrivateUsage]
 
 
 # Many steps --------------------------------------------------------------------------------------
@@ -362,7 +360,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-# Graphs ------------------------------------------------------------------------------------------
+# Nodes ------------------------------------------------------------------------------------------
 def _downsamplable(site: SiteReport) -> bool:
     if site.action != "dense" or site.kind not in ("self", "joint") or site.grid is None:
         return False
@@ -379,100 +377,3 @@ def _smallest(meter: DriftMeter, name: str) -> Factor:
 def _text(node: Node) -> str:
     """Equal for a node and its copy in a graph where nothing about it was rewritten."""
     return f"{node.op} {node.target} {node.args} {node.kwargs}"
-
-
-def _descendants(graph: torch.fx.Graph, start: Callable[[Node], bool]) -> frozenset[Node]:
-    """Nodes for which `start` holds, and all that depends on them."""
-    found: set[Node] = set()
-    for node in graph.nodes:
-        if start(node) or any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return frozenset(found)
-
-
-def _wanted(
-    graph: torch.fx.Graph, changed: frozenset[Node], kept: Mapping[str, Any], last: str | None
-) -> frozenset[Node]:
-    """Nodes to compute: those that differ, and what they need that was not kept."""
-    ends = [n for n in graph.nodes if (n.op == "output" if last is None else n.name == last)]
-    wanted: set[Node] = set()
-    pending: list[Node] = list(ends)
-    while pending:
-        node = pending.pop()
-        if node in wanted or (node.name in kept and node not in changed):
-            continue
-        wanted.add(node)
-        pending += node.all_input_nodes
-    return frozenset(wanted)
-
-
-def _run(
-    module: GraphModule,
-    graph: torch.fx.Graph,
-    values: Mapping[str, Any],
-    look: Callable[[Node, Any], None] | None = None,
-    wanted: frozenset[Node] | None = None,
-    last: str | None = None,
-) -> Any:
-    """Run `graph`, or the `wanted` nodes of it, starting from `values` by name."""
-    nodes = [n for n in graph.nodes if wanted is None or n in wanted]
-    remaining = {n: sum(u in wanted for u in n.users) if wanted else len(n.users) for n in nodes}
-    env: dict[Node, Any] = {}
-
-    def value(node: Node) -> Any:
-        return env[node] if node in env else values[node.name]
-
-    with torch.no_grad():
-        for node in nodes:
-            result: Any
-            if node.op == "placeholder":
-                result = values[node.name]
-            elif node.op == "get_attr":
-                result = module
-                for part in str(node.target).split("."):
-                    result = getattr(result, part)
-            else:
-                args, kwargs = map_arg((node.args, dict(node.kwargs)), value)  # type: ignore[misc]
-                if node.op == "output":
-                    return args[0]
-                if node.op == "call_method":
-                    result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                elif node.op == "call_function":
-                    result = node.target(*args, **kwargs)  # type: ignore[operator]
-                else:
-                    result = module.get_submodule(str(node.target))(*args, **kwargs)
-            env[node] = result
-            if look is not None:
-                look(node, result)
-            if node.name == last:
-                return result
-            for source in node.all_input_nodes:  # memory is given back as soon as it can be
-                if source in remaining:
-                    remaining[source] -= 1
-                    if remaining[source] == 0:
-                        env.pop(source, None)
-    return None
-
-
-def lifted_tensors(program: ExportedProgram) -> dict[str, Any]:
-    """Placeholder → parameter, buffer or constant of an exported program, in order.
-
-    Raises:
-        ModelError: the program keeps something else among its inputs.
-    """
-    found: dict[str, Any] = {}
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            continue
-        target = spec.target or ""
-        held: Any = program.state_dict.get(target, program.constants.get(target))
-        if held is None:
-            raise ModelError(f"The captured model keeps {target!r} in a way that drift cannot run.")
-        found[str(spec.arg.name)] = held
-    return found
-
-
-def _first(output: Any) -> torch.Tensor:
-    found = output[0] if isinstance(output, (list, tuple)) else output
-    assert isinstance(found, torch.Tensor)
-    return found

@@ -129,14 +129,9 @@ def verify(
 
 
 def pinned(options: PlanOptions, report: Report) -> PlanOptions:
-    """`options` with the factor that every level got: a smaller grid would be planned gentler."""
-    factors = {site.level: site.factor for site in report.sites if site.level}
-    if not any(factor != (1, 1) for factor in factors.values()):
-        return options
-    levels = range(1, max(factors) + 1)
-    return replace(
-        options, kv_tokens=None, factors=tuple(factors.get(level, (1, 1)) for level in levels)
-    )
+    """`options` with the factor that every site got: a smaller grid would be planned gentler."""
+    sites = tuple((s.name, s.factor) for s in report.sites if s.action == "rewritten")
+    return replace(options, kv_tokens=None, factors=(), sites=sites)
 
 
 def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> Any:

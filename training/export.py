@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from training import autoencoder, denoiser, text
+from training.subjects import SUBJECTS
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -97,6 +98,9 @@ def export(folder: Path, target: Path) -> int:
         os.replace(made / name, target / name)
     os.replace(made / "model_index.json", target / "model_index.json")
     shutil.rmtree(made)
+    # What `benchmarks/fidelity.py` asks a model for unless told otherwise.
+    prompts = "\n".join(subject.one for subject in SUBJECTS)
+    (target / "prompts.txt").write_text(prompts + "\n", encoding="utf-8")
     record = json.dumps(trained.denoiser, indent=2)
     (target / "training.json").write_text(record + "\n", encoding="utf-8")
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

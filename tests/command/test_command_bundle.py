@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import todo_compile
-from todo_compile import bundles, compiler
+from todo_compile import assembly, compiler
 from todo_compile.cli import main
 from todo_compile.errors import BundleError, ExportError
 from todo_compile.export.bundle import check_bundle, read_bundle
@@ -370,7 +370,7 @@ def test_share_of_the_steps(pipeline: Path, tmp_path: Path, capsys: Any, after: 
 _HANGING = """
 import sys, time
 from pathlib import Path
-from todo_compile import bundles, compiler
+from todo_compile import assembly, compiler
 from todo_compile.cli import main
 where = sys.argv.pop(1)
 def hang():
@@ -384,7 +384,7 @@ def rewritten(job):
 compiler._rewritten = rewritten
 if where.startswith("move"):
     left = int(where.removeprefix("move"))
-    replace = bundles.os.replace
+    replace = assembly.os.replace
     def slow(source, goal):
         global left
         if ".parts" in str(source) and "tmp-" not in str(source):
@@ -392,7 +392,7 @@ if where.startswith("move"):
                 hang()
             left -= 1
         replace(source, goal)
-    bundles.os.replace = slow
+    assembly.os.replace = slow
 if where == "finish":
     from todo_compile.export import bundle
     bundle.write_bundle = lambda *_: hang()
@@ -477,7 +477,7 @@ def test_registry_needs_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         jobs.update(self.jobs)
         raise ExportError("stop")
 
-    monkeypatch.setattr(bundles._Build, "run", run)
+    monkeypatch.setattr(assembly.Assembly, "run", run)
     with pytest.raises(ExportError, match="stop"):
         todo_compile.compile_bundle(
             "sdxl", res=2048, out=tmp_path / "b", kind="onnx", weights="random", batch=4

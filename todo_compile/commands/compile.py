@@ -30,7 +30,7 @@ from todo_compile.config import PlanOptions
 from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
-    from todo_compile.bundles import BundleResult
+    from todo_compile.assembly import BundleResult
     from todo_compile.compiler import CompileResult
     from todo_compile.console import ConsoleProgress
 
