@@ -36,9 +36,8 @@ train: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
-# test_slow_runtime.py (SD1.5 in onnxruntime) has not been seen to finish yet: run it by hand.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow --ignore tests/slow/test_slow_runtime.py
+	$(BIN)/python -m pytest -q -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
