@@ -37,7 +37,8 @@ class BundleResult:
     Attributes:
         folder: the bundle.
         bundle: what its ``bundle.json`` says.
-        results: of the components by name; a dense twin is ``unet.dense``.
+        results: of the outputs by name: ``unet``, its dense twin ``unet.dense``, at a further
+            resolution ``unet.2048x1152`` and ``unet.2048x1152.dense``.
         reused: nothing had to be built or moved.
     """
 
@@ -66,7 +67,9 @@ class Assembly:
         sweep(self.folder / BUNDLE_JSON)
         results: dict[str, CompileResult] = {}
         for name, job in self.jobs.items():
-            results[name] = self._component(job, results.get(name.removesuffix(DENSE)))
+            # The first output of a component has the weights; the others share them.
+            first = name.partition(".")[0]
+            results[name] = self._component(job, results.get(first))
         old = self._intact()
         bundle = self._describe(results)
         if old is not None and old == bundle.model_copy(update={"created": old.created}):
@@ -83,7 +86,8 @@ class Assembly:
     def _component(self, job: Job, twin: CompileResult | None) -> CompileResult:
         """Find the component in its place or among the parts, or build it there.
 
-        A dense twin comes after the model whose weights it shares, and only fits those.
+        A twin (dense, or for another resolution) comes after the model whose weights it shares,
+        and only fits those.
         """
         from todo_compile.export.files import sweep
         from todo_compile.export.manifest import find_reusable, read
@@ -145,13 +149,17 @@ class Assembly:
         from todo_compile.export.manifest import manifest_path, now
 
         main = next(iter(self.jobs.values()))
-        entries = {
-            name: ComponentEntry(
+        # (components, dense twins) by resolution; None is the first, and what serves all.
+        sizes: dict[str | None, tuple[dict[str, ComponentEntry], dict[str, ComponentEntry]]]
+        sizes = {None: ({}, {})}
+        for name, result in results.items():
+            plain = name.removesuffix(DENSE)
+            component, _, size = plain.partition(".")
+            places = sizes.setdefault(size or None, ({}, {}))
+            places[plain != name][component] = ComponentEntry(
                 file=result.path.name, manifest_sha256=file_sha256(manifest_path(result.path))
             )
-            for name, result in results.items()
-        }
-        dense = {n.removesuffix(DENSE): entries.pop(n) for n in list(entries) if DENSE in n}
+        entries, dense = sizes.pop(None)
         return Bundle.model_validate(
             {
                 "created": now(),
@@ -164,6 +172,10 @@ class Assembly:
                 "components": entries,
                 "dense": dense,
                 "dense_after": self.dense_after,
+                "sizes": [
+                    {"resolution": size, "components": found, "dense": twins}
+                    for size, (found, twins) in sizes.items()
+                ],
                 "extras": [
                     ExtraFile(
                         name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()

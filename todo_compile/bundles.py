@@ -21,6 +21,7 @@ from todo_compile.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from todo_compile.jobs import Job
+    from todo_compile.models import Resolution
 
 SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan"}
 
@@ -28,7 +29,7 @@ SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan"}
 def compile_bundle(
     model: str,
     *,
-    res: str | int,
+    res: str | int | Sequence[str | int],
     out: str | Path,
     kind: str = "tensorrt",
     component: str = "all",
@@ -44,14 +45,16 @@ def compile_bundle(
     progress: Progress | None = None,
     **settings: Any,
 ) -> BundleResult:
-    """Compile the components of a pipeline for one resolution into one folder.
+    """Compile the components of a pipeline into one folder, for one resolution or several.
 
     Components whose own request is equal are kept. The VAE decoder is built for the images of a
     batch with guidance (half of `batch`), the text encoders for one prompt.
 
     Args:
         model: registry name, local diffusers folder, or hub id.
-        res: side in pixels, or ``"WIDTHxHEIGHT"``.
+        res: side in pixels, or ``"WIDTHxHEIGHT"``; or several of them. For every further one the
+            denoising model and the VAE decoder are built anew (in ONNX they share their weights'
+            file), the rest serves all. What runs is chosen by the size of the picture.
         out: the folder: absent, empty, or an older bundle.
         kind: ``tensorrt`` or ``onnx``.
         component: ``all``, or the only one to build.
@@ -73,30 +76,36 @@ def compile_bundle(
     Raises:
         TodoError: whatever the user can mend; an older bundle then stands as it was.
     """
+    from todo_compile.export.bundle import SIZED
     from todo_compile.models import parse_lora
 
     progress = progress or SilentProgress()
     folder = Path(out)
+    sizes = _sizes(res)
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
     _check_folder(folder)
     adapters = [parse_lora(text) for text in loras]
-    common = {"res": res, "weights": weights, "progress": progress, "loras": adapters, **settings}
+    common = {"weights": weights, "progress": progress, "loras": adapters, **settings}
     jobs: dict[str, Job] = {}
-    for name in _components(model, component, progress):
-        jobs[name] = prepare(
-            model,
-            out=folder / f"{name}{SUFFIX[kind]}",
-            component=name,
-            batch=_batch(name, batch),
-            precision=(vae_precision or precision) if name == "vae_decoder" else precision,
-            options=_options(name, options, vae_options),
-            **_own(common, name),
-        )
+    names = _components(model, component, progress)
+    for number, size in enumerate(sizes):
+        for name in names if number == 0 else [n for n in names if n in SIZED]:
+            stem = name if number == 0 else f"{name}.{size}"
+            jobs[stem] = prepare(
+                model,
+                res=str(size),
+                out=folder / f"{stem}{SUFFIX[kind]}",
+                component=name,
+                batch=_batch(name, batch),
+                precision=(vae_precision or precision) if name == "vae_decoder" else precision,
+                options=_options(name, options, vae_options),
+                **_own(common, stem),
+            )
+        if dense_after is not None:
+            stem = names[0] if number == 0 else f"{names[0]}.{size}"
+            jobs[f"{stem}{DENSE}"] = _dense_job(jobs[stem], names[0], stem, dense_after)
     check_used(adapters, list(jobs.values()))
-    if dense_after is not None:
-        name = next(iter(jobs))
-        jobs[f"{name}{DENSE}"] = _dense_job(jobs[name], name, dense_after)
     extras = _extras(jobs, progress)
     made = not folder.exists()
     folder.mkdir(exist_ok=True)
@@ -108,7 +117,28 @@ def compile_bundle(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _dense_job(job: Job, name: str, after: float) -> Job:
+def _sizes(res: str | int | Sequence[str | int]) -> list[Resolution]:
+    """The resolutions, each once.
+
+    Raises:
+        ConfigError: none, too many, or one twice.
+    """
+    from todo_compile.export.bundle import MAX_SIZES
+    from todo_compile.models import Resolution
+
+    sizes = [Resolution.parse(one) for one in ([res] if isinstance(res, (str, int)) else res)]
+    twice = [str(size) for size in dict.fromkeys(sizes) if sizes.count(size) > 1]
+    if twice:
+        raise ConfigError(f"{', '.join(twice)} is given twice.", remedy="Name each size once.")
+    if not 1 <= len(sizes) <= MAX_SIZES:
+        raise ConfigError(
+            f"A bundle for {len(sizes)} resolutions is not possible.",
+            remedy=f"Give 1 to {MAX_SIZES}.",
+        )
+    return sizes
+
+
+def _dense_job(job: Job, name: str, stem: str, after: float) -> Job:
     """The dense twin of the denoising model's job; what was checked holds for it too."""
     from todo_compile.models.components import OTHERS
 
@@ -126,9 +156,9 @@ def _dense_job(job: Job, name: str, after: float) -> Job:
     plan = {**options.describe(), "native_kv_tokens": job.source.native.kv_tokens}
     return replace(
         job,
-        out=job.out.with_name(f"{name}{DENSE}{job.out.suffix}"),
+        out=job.out.with_name(f"{stem}{DENSE}{job.out.suffix}"),
         options=options,
-        dump=None if job.dump is None else job.dump.with_name(f"{name}{DENSE}"),
+        dump=None if job.dump is None else job.dump.with_name(f"{stem}{DENSE}"),
         request={**job.request, "plan": plan},
     )
 

@@ -109,7 +109,7 @@ def test_from_a_model_in_torch(
         (["-o", "x.png", "-b", "none"], "not a finished bundle"),
         (["-o", "x.png", "-m", "."], "needs --res"),
         (["-o", "x.png", "-m", ".", "-r", "32"], "no model_index.json"),
-        (["-o", "x.png", "-b", ".", "-r", "32"], "go with --model"),
+        (["-o", "x.png", "-b", ".", "--precision", "fp16"], "goes with --model"),
         (["-o", "x.png", "-b", ".", "--dense-bundle", "."], "goes with"),
     ],
 )

@@ -18,7 +18,6 @@ from todo_compile.commands.options import (
     Precision,
     Preset,
     Quiet,
-    Res,
     SamplingOption,
     Verbose,
     make_progress,
@@ -37,7 +36,16 @@ if TYPE_CHECKING:
 
 def compile_command(
     model: Model,
-    res: Res,
+    res: Annotated[
+        list[str],
+        typer.Option(
+            "--res",
+            "-r",
+            help="Pixels: 2048, or WIDTHxHEIGHT. A bundle takes several: --res 1024 --res "
+            "2048x1152; what runs is chosen by the picture's size.",
+            rich_help_panel="What",
+        ),
+    ],
     out: Annotated[
         str,
         typer.Option(
@@ -155,7 +163,7 @@ def compile_command(
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Compile a model for one resolution to a TensorRT engine, an ONNX file, or a bundle of them.
+    """Compile a model for a resolution to a TensorRT engine, an ONNX file, or a bundle of them.
 
     An existing output is kept if everything that matters is equal, else it is rebuilt and the
     differences are named. A failure leaves the old output or none.
@@ -206,12 +214,13 @@ def compile_command(
             "--vae-precision": vae_precision,
             "--vae-factors": vae_factors,
             "--dense-after": None if dense_after is None else str(dense_after),
+            "A second --res": res[1] if len(res) > 1 else None,
         },
     )
     from todo_compile.compiler import compile as run
 
     result = run(
-        model, res=res, out=out, component=one_component(component), batch=batch, **settings
+        model, res=res[0], out=out, component=one_component(component), batch=batch, **settings
     )
     _print_output(result, progress, json=json, quiet=quiet, verbose=verbose)
 

@@ -31,7 +31,12 @@ def generate_command(
     ] = None,
     res: Annotated[
         str | None,
-        typer.Option("--res", "-r", help="With --model: pixels, 1024 or WIDTHxHEIGHT."),
+        typer.Option(
+            "--res",
+            "-r",
+            help="Pixels, 1024 or WIDTHxHEIGHT: of a bundle one of its sizes. [default: a "
+            "bundle's first; needed with --model]",
+        ),
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="With --model: fp16, bf16 or fp32. [default: fp32]")
@@ -74,8 +79,8 @@ def generate_command(
 
     if (bundle is None) == (model is None):
         raise ConfigError("Give either --bundle or --model.")
-    if model is None and (res is not None or precision is not None):
-        raise ConfigError("--res and --precision go with --model: a bundle has its own.")
+    if model is None and precision is not None:
+        raise ConfigError("--precision goes with --model: a bundle has its own.")
     if dense_bundle is not None and not (compare and bundle is not None):
         raise ConfigError("--dense-bundle goes with --bundle and --compare.")
     drawing.check_picture(out)
@@ -90,7 +95,7 @@ def generate_command(
     with progress.step("load"):
         if bundle is not None:
             shared["verify"] = verify
-            ours, dense, size = _from_bundle(bundle, dense_bundle, compare, shared)
+            ours, dense, size = _from_bundle(bundle, dense_bundle, res, compare, shared)
         else:
             assert model is not None
             batch = 2 if guidance > 1 else 1
@@ -126,26 +131,33 @@ def generate_command(
 
 
 def _from_bundle(
-    bundle: Path, dense_bundle: Path | None, compare: bool, shared: dict[str, Any]
+    bundle: Path,
+    dense_bundle: Path | None,
+    res: str | None,
+    compare: bool,
+    shared: dict[str, Any],
 ) -> tuple[Any, Any, Resolution]:
     from todo_compile import load_pipeline
     from todo_compile.export.bundle import read_bundle
     from todo_compile.models import Resolution
 
     described = read_bundle(bundle)
-    size = Resolution.parse(described.resolution)
+    size = Resolution.parse(res or described.resolution)
+    # One alone: engines of other sizes would only take memory. A size that is absent is refused.
+    shared["res"] = str(size)
     if compare and dense_bundle is None and not described.dense:
         raise ConfigError(
             f"{bundle} has no dense twin to compare with.",
             remedy="Build it with --dense-after, or build another bundle with --factors off and "
             "give it as --dense-bundle.",
         )
-    if dense_bundle is not None and read_bundle(dense_bundle).resolution != described.resolution:
-        raise ConfigError(
-            f"{dense_bundle} was built for {read_bundle(dense_bundle).resolution}, "
-            f"{bundle} for {described.resolution}.",
-            remedy="Build both for one resolution.",
-        )
+    if dense_bundle is not None:
+        others = read_bundle(dense_bundle).resolutions
+        if str(size) not in others:
+            raise ConfigError(
+                f"{dense_bundle} was built for {', '.join(others)}, not for {size}.",
+                remedy="Build both for one resolution.",
+            )
     ours = load_pipeline(bundle, **shared)
     if not compare:
         return ours, None, size

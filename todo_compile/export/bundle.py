@@ -36,6 +36,12 @@ BUNDLE_JSON = "bundle.json"
 Component = Literal["unet", "transformer", "vae_decoder", "text_encoder", "text_encoder_2"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 """Names that components can have, in the order in which they are built."""
+Denoiser = Literal["unet", "transformer"]
+SizedComponent = Literal["unet", "transformer", "vae_decoder"]
+SIZED: tuple[SizedComponent, ...] = get_args(SizedComponent)
+"""Components that are built for one resolution each; text has none."""
+MAX_SIZES = 32
+"""Most resolutions in one bundle."""
 MAX_EXTRA_BYTES = 64 * 2**20
 """Largest file that is copied along: tokenizers have 1 to 4 MB; weights must not slip in."""
 
@@ -60,6 +66,7 @@ def relative_name(name: str) -> str:
 
 
 _Name = Annotated[str, AfterValidator(plain_name)]
+_Pixels = Annotated[str, Field(pattern=r"^\d{1,5}x\d{1,5}$")]
 
 
 class _Frozen(BaseModel):
@@ -81,6 +88,20 @@ class ExtraFile(_Frozen):
     sha256: Annotated[str, _HASH]
 
 
+class Size(_Frozen):
+    """What a bundle has for one more resolution; all else serves every resolution.
+
+    Attributes:
+        resolution: ``WIDTHxHEIGHT`` in pixels.
+        components: the denoising model and the VAE decoder, as far as the bundle has them.
+        dense: dense twins by the component's name.
+    """
+
+    resolution: _Pixels
+    components: Annotated[dict[SizedComponent, ComponentEntry], Field(min_length=1)]
+    dense: dict[Denoiser, ComponentEntry] = {}
+
+
 class Bundle(_Frozen):
     """What ``bundle.json`` says.
 
@@ -88,7 +109,7 @@ class Bundle(_Frozen):
         format: version of this layout.
         created: UTC time.
         model: registry name, folder or hub id that it was built from.
-        resolution: ``WIDTHxHEIGHT`` in pixels.
+        resolution: ``WIDTHxHEIGHT`` in pixels; the first, where there are several.
         batch: of the denoising model; its half is the number of images with guidance.
         precision: of the denoising model; a component's manifest has its own.
         kind: what the components are.
@@ -97,31 +118,42 @@ class Bundle(_Frozen):
         dense: dense twins of components, by the component's name (``--dense-after``).
         dense_after: share of the steps after which the dense twin takes over; None if there is
             none.
+        sizes: components for further resolutions.
         extras: light files that were copied along.
     """
 
     format: int = FORMAT
     created: str
     model: str
-    resolution: Annotated[str, Field(pattern=r"^\d{1,5}x\d{1,5}$")]
+    resolution: _Pixels
     batch: Annotated[int, Field(ge=1)]
     precision: str
     kind: Literal["onnx", "tensorrt"]
     pipeline_class: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,99}$")]
     components: Annotated[dict[Component, ComponentEntry], Field(min_length=1)]
-    dense: dict[Literal["unet", "transformer"], ComponentEntry] = {}
+    dense: dict[Denoiser, ComponentEntry] = {}
     dense_after: Annotated[float, Field(ge=0, le=1)] | None = None
+    sizes: Annotated[list[Size], Field(max_length=MAX_SIZES - 1)] = []
     extras: Annotated[list[ExtraFile], Field(max_length=64)] = []
 
     def entries(self) -> Iterator[tuple[Component, ComponentEntry]]:
-        """(component, entry) of every component, then of every dense twin."""
+        """(component, entry) of every component and every dense twin, at every resolution."""
         yield from self.components.items()
         yield from self.dense.items()
+        for size in self.sizes:
+            yield from size.components.items()
+            yield from size.dense.items()
+
+    @property
+    def resolutions(self) -> list[str]:
+        """All resolutions that it serves, the first one first."""
+        return [self.resolution, *(size.resolution for size in self.sizes)]
 
     def summary(self) -> list[str]:
         """The bundle in a few lines for people."""
         lines = [
-            f"bundle         {self.model} at {self.resolution}, batch {self.batch}, {self.kind}",
+            f"bundle         {self.model} at {', '.join(self.resolutions)}, batch {self.batch}, "
+            f"{self.kind}",
             f"components     {', '.join(e.file for _, e in self.entries())}",
         ]
         if self.dense_after is not None:

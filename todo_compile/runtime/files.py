@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from todo_compile.errors import BundleError, ConfigError, EngineError
-from todo_compile.export.bundle import Bundle, check_bundle, component_manifest, inside, read_bundle
+from todo_compile.export.bundle import (
+    SIZED,
+    Bundle,
+    check_bundle,
+    component_manifest,
+    inside,
+    read_bundle,
+)
 from todo_compile.export.manifest import Manifest, check_files, read
+from todo_compile.models.resolution import Resolution
 
 Verify = Literal["full", "size"]
 _REBUILD = "Build it again with todo-compile, or copy the output and its manifest anew."
@@ -113,26 +121,30 @@ class OpenBundle:
     Attributes:
         folder: of the bundle.
         bundle: its description.
-        components: by name.
-        dense: dense twins by the component's name.
+        components: by name; for each the outputs, one for every resolution that it is built for,
+            the bundle's first resolution first.
+        dense: dense twins by the component's name, likewise.
     """
 
     folder: Path
     bundle: Bundle
-    components: dict[str, Output]
-    dense: dict[str, Output]
+    components: dict[str, tuple[Output, ...]]
+    dense: dict[str, tuple[Output, ...]]
 
 
-def open_bundle(folder: Path, verify: Verify = "full") -> OpenBundle:
+def open_bundle(
+    folder: Path, verify: Verify = "full", *, res: str | int | None = None
+) -> OpenBundle:
     """Check a bundle with everything in it; nothing of its components is interpreted.
 
     Args:
         folder: the bundle, or its ``bundle.json``.
         verify: as for `open_output`.
+        res: take what the bundle has for this resolution alone; None takes all.
 
     Raises:
         BundleError: it is no bundle, or anything in it is missing, damaged or foreign.
-        ConfigError: another `verify`.
+        ConfigError: another `verify`, or a resolution that the bundle does not have.
     """
     hashes = _hashes(verify)
     bundle = read_bundle(folder)
@@ -140,12 +152,21 @@ def open_bundle(folder: Path, verify: Verify = "full") -> OpenBundle:
     wrong = check_bundle(bundle, folder, hashes=hashes)
     if wrong:
         raise BundleError(f"{folder} is not what was built: {'; '.join(wrong)}.", remedy=_REBUILD)
-    components: dict[str, Output] = {}
-    dense: dict[str, Output] = {}
-    for found, entries in ((components, bundle.components), (dense, bundle.dense)):
-        for name, entry in entries.items():
-            manifest = component_manifest(folder, name, entry)
-            found[name] = Output(inside(folder, entry.file), manifest)
+    components: dict[str, tuple[Output, ...]] = {}
+    dense: dict[str, tuple[Output, ...]] = {}
+    chosen = None if res is None else str(Resolution.parse(res))
+    if chosen is not None and chosen not in bundle.resolutions:
+        raise ConfigError(
+            f"{folder} has nothing for {chosen}.",
+            remedy=f"It has {', '.join(bundle.resolutions)}.",
+        )
+    for size in (bundle, *bundle.sizes):
+        for found, entries in ((components, size.components), (dense, size.dense)):
+            for name, entry in entries.items():
+                if name in SIZED and chosen not in (None, size.resolution):
+                    continue
+                output = Output(inside(folder, entry.file), component_manifest(folder, name, entry))
+                found[name] = (*found.get(name, ()), output)
     return OpenBundle(folder, bundle, components, dense)
 
 

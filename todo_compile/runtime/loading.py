@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.errors import BundleError, ConfigError
 from todo_compile.export.bundle import is_bundle
+from todo_compile.runtime.by_size import SessionBySize
 from todo_compile.runtime.files import Origin, Output, Verify, open_bundle, open_output
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def load(
     threads: int | None = None,
     cuda_graph: bool = False,
     runtime_cache: str | Path | None = None,
+    res: str | int | None = None,
 ) -> Any:
     """A compiled component as the diffusers module that it was made from.
 
@@ -49,6 +52,8 @@ def load(
         threads: of onnxruntime on the CPU; None for one a core.
         cuda_graph: TensorRT: record the kernels once, replay them at every call.
         runtime_cache: TensorRT for RTX: file that keeps the kernels compiled for this GPU.
+        res: only for a bundle of several resolutions: take this one alone. Without, the engine is
+            chosen by the size of each call; it is loaded when it is first needed, and stays.
 
     Raises:
         BundleError: the file or its manifest is missing, damaged, or not what was built.
@@ -66,34 +71,42 @@ def load(
         "runtime_cache": Path(runtime_cache) if runtime_cache is not None else None,
     }
     if not is_bundle(path):
-        return wrap(open_output(path, verify), **options)
-    opened = open_bundle(path, verify)
+        if res is not None:
+            raise ConfigError(
+                "res chooses from a bundle of several resolutions.",
+                remedy=f"Leave it out: {path.name} has one.",
+            )
+        return wrap([open_output(path, verify)], **options)
+    opened = open_bundle(path, verify, res=res)
     if component not in opened.components:
         raise ConfigError(
             f"{path} has no {component}.", remedy=f"It has {', '.join(opened.components)}."
         )
     return wrap_pair(
         opened.components[component],
-        opened.dense.get(component),
+        opened.dense.get(component, ()),
         opened.bundle.dense_after,
         **options,
     )
 
 
 def wrap_pair(
-    output: Output, dense: Output | None, dense_after: float | None, **options: Any
+    outputs: Sequence[Output], dense: Sequence[Output], dense_after: float | None, **options: Any
 ) -> Any:
     """`wrap`, with a dense twin that takes over late in the schedule if there is one."""
-    first = wrap(output, **options)
-    if dense is None or dense_after is None:
+    first = wrap(outputs, **options)
+    if not dense or dense_after is None:
         return first
     from todo_compile.runtime.switching import SwitchedDenoiser
 
+    cache = options.get("runtime_cache")
+    if cache is not None:  # one file for each engine
+        options["runtime_cache"] = cache.with_name(f"{dense[0].path.name}.cache")
     return SwitchedDenoiser(first, wrap(dense, **options), dense_after)
 
 
 def wrap(
-    output: Output,
+    outputs: Sequence[Output],
     *,
     provider: str | None = None,
     threads: int | None = None,
@@ -103,23 +116,31 @@ def wrap(
     batching: Batching = "split",
     cast: bool = False,
 ) -> Component:
-    """The component of a checked output.
+    """The component of checked outputs: one, or one for each resolution.
 
     Raises:
         BundleError: no pipeline has such a component.
         EngineError: it cannot run here.
         ConfigError: an option does not go with it.
     """
-    if encoder is not None and output.origin.component != "vae_decoder":
+    first = outputs[0]
+    if encoder is not None and first.origin.component != "vae_decoder":
         encoder = None
-    session = open_session(
-        output,
-        provider=provider,
-        threads=threads,
-        cuda_graph=cuda_graph,
-        runtime_cache=runtime_cache,
-    )
-    return adapt(session, output.origin, encoder=encoder, batching=batching, cast=cast)
+
+    def open_one(output: Output) -> Session:
+        cache = runtime_cache
+        if cache is not None and output is not first:  # one file for each engine
+            cache = cache.with_name(f"{output.path.name}.cache")
+        return open_session(
+            output,
+            provider=provider,
+            threads=threads,
+            cuda_graph=cuda_graph,
+            runtime_cache=cache,
+        )
+
+    session = open_one(first) if len(outputs) == 1 else SessionBySize(outputs, open_one)
+    return adapt(session, first.origin, encoder=encoder, batching=batching, cast=cast)
 
 
 def adapt(

@@ -38,6 +38,7 @@ def load_pipeline(
     cuda_graph: bool = False,
     runtime_cache: str | Path | None = None,
     dense: bool = False,
+    res: str | int | None = None,
     **components: Any,
 ) -> Any:
     """A bundle as a diffusers pipeline.
@@ -48,7 +49,7 @@ def load_pipeline(
             …) or a class name of diffusers; None takes the bundle's own.
         pipeline_class: another one for the same components: a class or its name in diffusers, such
             as ``StableDiffusionImg2ImgPipeline``.
-        provider, verify, batching, cast, threads, cuda_graph: as for `load`.
+        provider, verify, batching, cast, threads, cuda_graph, res: as for `load`.
         encoder: torch VAE whose encoder image-to-image uses.
         runtime_cache: folder for one cache file a component; see `load`.
         dense: run the dense twin alone, from the first step on.
@@ -60,7 +61,7 @@ def load_pipeline(
         ConfigError: an option or a component is not known.
         ModelError: diffusers or transformers is absent.
     """
-    opened = open_bundle(Path(path), verify)
+    opened = open_bundle(Path(path), verify, res=res)
     if dense and not opened.dense:
         raise ConfigError(
             f"{path} has no dense twin.", remedy="Build the bundle with --dense-after."
@@ -79,11 +80,11 @@ def load_pipeline(
             parts[name] = make_scheduler(scheduler, _folder(opened, "scheduler"))
         elif name in _TOKENIZERS and name not in parts and _folder(opened, name):
             parts[name] = _tokenizer(opened, name)
-    for name, output in opened.components.items():
+    for name, outputs in opened.components.items():
         place = _PLACES.get(name, name)
         if place in parts or place not in wanted:
             continue
-        cache = Path(runtime_cache) / f"{output.path.name}.cache" if runtime_cache else None
+        cache = Path(runtime_cache) / f"{outputs[0].path.name}.cache" if runtime_cache else None
         options: dict[str, Any] = {
             "provider": provider,
             "batching": batching,
@@ -93,11 +94,11 @@ def load_pipeline(
             "cuda_graph": cuda_graph,
             "runtime_cache": cache,
         }
-        twin = opened.dense.get(name) if name in _DENOISERS else None
-        if dense and twin is not None:
-            parts[place] = wrap(twin, **options)
+        twins = opened.dense.get(name, ()) if name in _DENOISERS else ()
+        if dense and twins:
+            parts[place] = wrap(twins, **options)
         else:
-            parts[place] = wrap_pair(output, twin, opened.bundle.dense_after, **options)
+            parts[place] = wrap_pair(outputs, twins, opened.bundle.dense_after, **options)
     pipeline = _construct(made_of, wanted, parts, opened)
     for name in _DENOISERS:
         follow = getattr(getattr(pipeline, name, None), "follow", None)
