@@ -145,7 +145,7 @@ def test_one_size_alone(sized: Path) -> None:
     assert pipe.vae.session.inputs["latent_sample"].shape == (1, 4, 8, 24)
     with pytest.raises(ConfigError, match="nothing for 64x64") as caught:
         todo_compile.load_pipeline(sized, res=64)
-    assert "32x32, 48x16" in caught.value.remedy
+    assert "32x32, 48x16" in str(caught.value.remedy)
     with pytest.raises(ConfigError, match="bundle of several"):
         todo_compile.load(sized / "unet.onnx", res=32)
 
