@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.api import dtype_of
 from todo_compile.config import PlanOptions
 from todo_compile.jobs import Job, check_used, prepare
-from todo_compile.progress import Progress
+from todo_compile.progress import Progress, Step
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -169,6 +169,8 @@ def build(
         if engine:
             built = _engine(job, stage, onnx)
             files: tuple[str, ...] = (job.out.name,)
+            for name in info.files:
+                stage.discard(name)
         else:
             files = info.files  # weights first: whoever finds the model finds what it refers to
             shared = _share(twin, onnx) if twin is not None and len(files) > 1 else ()
@@ -177,6 +179,7 @@ def build(
                 stage.publish(name)
             if data_name(job.out) not in files:
                 stage.retire(data_name(job.out))
+        stage.complete(files)
         with job.progress.step("manifest"):
             entries = [manifests.file_entry(stage.folder / name) for name in files]
             entries += [manifests.file_entry(path) for path in shared]
@@ -240,19 +243,27 @@ def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
     from todo_compile.capture import capture
     from todo_compile.passes.pipeline import rewrite_graph
 
+    shown: list[Step] = []  # where the background's progress goes
+
+    def tell(done: int, total: int) -> None:
+        if shown:
+            shown[0].update(done, total)
+
     with job.progress.step("load model") as step:
-        loaded = models.load(
+        loaded = models.start_load(
             job.source,
             job.weights,
             dtype=dtype_of(job.precision),
-            hashed=False,
             loras=job.loras,
-            report=step.update,
+            report=tell,
         )
         step.note(f"{loaded.parameters / 1e6:,.0f} M parameters")
     example = models.example_inputs(loaded, job.resolution, batch=job.batch)
     with job.progress.step("capture"):
         program = capture(example.wrapper, example.args)
+    with job.progress.step("weights") as step:  # what is left of filling them
+        shown.append(step)
+        loaded.finish()
     with job.progress.step("passes") as step:
         report = rewrite_graph(
             program.graph_module,

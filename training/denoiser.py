@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import random
+import signal
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,12 +53,14 @@ class Recipe:
     channels: tuple[int, ...] = (40, 80, 160)
     heads: tuple[int, ...] = (1, 2, 4)
     mix: tuple[Shape, ...] = (
-        Shape(1, 1, 16, 0.78),
-        Shape(2, 2, 4, 0.14),
-        Shape(1, 2, 8, 0.03),
-        Shape(2, 1, 8, 0.03),
-        Shape(2, 3, 3, 0.01),
-        Shape(4, 4, 1, 0.01),
+        Shape(1, 1, 16, 0.58),
+        Shape(2, 2, 4, 0.18),
+        Shape(1, 2, 8, 0.04),
+        Shape(2, 1, 8, 0.04),
+        Shape(2, 3, 3, 0.03),
+        Shape(3, 2, 3, 0.03),
+        Shape(3, 3, 2, 0.04),
+        Shape(4, 4, 1, 0.06),
     )
     rate: float = 1.5e-3
     steps: int = 0
@@ -189,7 +192,8 @@ class Trainer:
         """Train to the end of the recipe, saving every `save_every` seconds."""
         saved = time.monotonic()
         losses: list[torch.Tensor] = []
-        while self.progress.fraction(self.recipe) < 1:
+        stop = _asked_to_stop()
+        while self.progress.fraction(self.recipe) < 1 and not stop:
             losses.append(self._step())
             if _rank():
                 continue
@@ -297,6 +301,14 @@ class Trainer:
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [*self.unet.parameters(), *self.text.parameters()]
+
+
+def _asked_to_stop() -> list[int]:
+    """Fills when SIGTERM or Ctrl-C comes: the step is finished and saved, nothing is lost."""
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda caught, _: received.append(caught))
+    return received
 
 
 def _rank() -> int:

@@ -49,7 +49,8 @@ def no_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fp32(model: Path, out: Path, *more: str) -> list[str]:
-    return ["-m", str(model), "-r", "64", "-o", str(out), "--precision", "fp32", *more]
+    size = [] if "--res" in more else ["-r", "64"]
+    return ["-m", str(model), *size, "-o", str(out), "--precision", "fp32", *more]
 
 
 def test_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

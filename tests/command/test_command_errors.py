@@ -34,7 +34,8 @@ def refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         folder = tmp_path / "out"
         folder.mkdir(exist_ok=True)
         capsys.readouterr()
-        base = ["-m", str(model), "-r", "64", "-o", str(folder / out)]
+        size = [] if "-r" in more else ["-r", "64"]
+        base = ["-m", str(model), *size, "-o", str(folder / out)]
         status = main([*base, *more])
         captured = capsys.readouterr()
         text = " ".join(captured.err.split())

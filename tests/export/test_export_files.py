@@ -107,6 +107,43 @@ def test_killed_between_moves_no_manifest_vouches_for_a_mixture(
         assert (tmp_path / "m.onnx").read_text() == (tmp_path / "m.onnx.data").read_text()
 
 
+def test_what_is_complete_early_is_flushed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(files, "flush", lambda path: flushed.append(path.name))
+    with files.staged(tmp_path / "a.plan") as stage:
+        stage.publish("a.plan").write_text("engine")
+        stage.scratch("model.onnx").write_text("not needed any more")
+        stage.discard("model.onnx")
+        assert not (stage.folder / "model.onnx").exists()
+        stage.complete(["a.plan"])
+        stage.publish("a.plan.json").write_text("manifest")
+    assert sorted(flushed) == ["a.plan", "a.plan.json"]
+
+
+def test_flush_that_fails_early_keeps_the_old_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.plan"
+    target.write_text("old")
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "flush", full)
+
+    def attempt() -> None:
+        with files.staged(target) as stage:
+            stage.publish("a.plan").write_text("new")
+            stage.complete(["a.plan"])
+
+    with pytest.raises(BundleError, match="Disk full"):
+        attempt()
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.plan"]
+
+
 def test_retired_companion_goes_with_the_old_output(tmp_path: Path):
     target = tmp_path / "m.onnx"
     with staged(target) as stage:

@@ -14,7 +14,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,6 +118,7 @@ class Stage:
         self.folder = folder
         self._published: list[str] = []
         self._retired: list[str] = []
+        self._flushes: dict[str, Future[None]] = {}
 
     def publish(self, name: str) -> Path:
         """Where to write the file that shall stand as `name` beside the target.
@@ -133,6 +135,21 @@ class Stage:
         self._check(name)
         return self.folder / name
 
+    def discard(self, name: str) -> None:
+        """Remove a scratch file early: what is gone need not be written to the disk any more."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def complete(self, names: Sequence[str]) -> None:
+        """Say that these published files have their content: it goes to the disk meanwhile."""
+        pool = ThreadPoolExecutor(1, "flush")
+        for name in names:
+            self._flushes[name] = pool.submit(flush, self.folder / name)
+        pool.shutdown(wait=False)
+
+    def settle(self) -> None:
+        """Wait for what `complete` started. Called by `staged`."""
+        wait(self._flushes.values())
+
     def retire(self, name: str) -> None:
         """Remove `name` beside the target: the old output had such a file, the new one has not."""
         self._check(name)
@@ -147,7 +164,11 @@ class Stage:
     def commit(self) -> None:
         """Move everything published out, in order. Called by `staged`."""
         for name in self._published:
-            flush(self.folder / name)
+            early = self._flushes.get(name)
+            if early is not None:
+                early.result()
+            else:
+                flush(self.folder / name)
         home = self.target.parent
         # Between the first and the last move old and new must not be taken for one set. So what
         # refers to other files goes first and comes back last: killed here, there is no output.
@@ -182,8 +203,11 @@ def staged(target: Path, *, needs: int = 0) -> Generator[Stage]:
         folder, lock = _make_stage(target)
         try:
             stage = Stage(target, folder)
-            yield stage
-            stage.commit()
+            try:
+                yield stage
+                stage.commit()
+            finally:
+                stage.settle()
         finally:
             # The lock file cannot be removed on Windows while it is open. In the gap another
             # sweep may take the folder: it is ours to lose by now.

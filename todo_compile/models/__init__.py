@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from todo_compile.models.inputs import input_specs as input_specs
     from todo_compile.models.loading import LoadedModel as LoadedModel
     from todo_compile.models.loading import load as load
+    from todo_compile.models.loading import start_load as start_load
     from todo_compile.models.lora import Lora as Lora
     from todo_compile.models.lora import parse_lora as parse_lora
     from todo_compile.models.registry import REGISTRY as REGISTRY
@@ -49,6 +50,7 @@ _HOMES = {
     "parse_lora": "lora",
     "LoadedModel": "loading",
     "load": "loading",
+    "start_load": "loading",
     "REGISTRY": "registry",
     "RegistryEntry": "registry",
     "Resolution": "resolution",

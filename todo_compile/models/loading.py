@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ from todo_compile.models.weights import Weights, weights_hash
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+_HEADERS_SECONDS = 0.2
+"""How long `start_load` looks whether filling fails: reading headers takes a tenth of it."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -33,6 +37,7 @@ class LoadedModel:
         weights_hash: identity of those weights; None for a fake model or if not asked for.
         parameters: number of parameters.
         fake: the fake mode that the module's tensors belong to; None for a real model.
+        filling: fills the weights in the background, see `start_load`; None when they are there.
     """
 
     module: nn.Module = field(repr=False)
@@ -42,6 +47,16 @@ class LoadedModel:
     weights_hash: str | None
     parameters: int
     fake: AbstractContextManager[object] | None = field(default=None, repr=False)
+    filling: Future[None] | None = field(default=None, repr=False)
+
+    def finish(self) -> None:
+        """Wait for the weights.
+
+        Raises:
+            ModelError: they do not work.
+        """
+        if self.filling is not None:
+            self.filling.result()
 
     @property
     def class_name(self) -> str:
@@ -85,13 +100,50 @@ def load(
     if weights is None:
         raise ValueError("load needs weights unless fake=True")
     module = build(source.config, dtype)
+    _fill(module, source, weights, loras, report)
+    identity = weights_hash(weights) if hashed else None
+    return LoadedModel(module, source, dtype, weights, identity, _count(module))
+
+
+def start_load(
+    source: Source,
+    weights: Weights,
+    *,
+    dtype: torch.dtype,
+    loras: Sequence[Lora] = (),
+    report: Callable[[int, int], None] | None = None,
+) -> LoadedModel:
+    """As `load`, but the weights are filled in the background; `LoadedModel.finish` waits for them.
+
+    Tracing looks at shapes alone, so it can go on meanwhile: it keeps one core busy for as long as
+    filling keeps the disk or another core. Whoever reads values must call `finish` first.
+
+    Args and errors as `load`. What is wrong with the names and shapes in a checkpoint is found at
+    once, by its header; what is wrong with its content may be raised by `finish`.
+    """
+    module = build(source.config, dtype)
+    pool = ThreadPoolExecutor(1, "weights")
+    filling = pool.submit(_fill, module, source, weights, loras, report)
+    pool.shutdown(wait=False)
+    wait([filling], timeout=_HEADERS_SECONDS)
+    if filling.done():
+        filling.result()
+    return LoadedModel(module, source, dtype, weights, None, _count(module), filling=filling)
+
+
+def _fill(
+    module: nn.Module,
+    source: Source,
+    weights: Weights,
+    loras: Sequence[Lora],
+    report: Callable[[int, int], None] | None,
+) -> None:
+    """Fill in place: tensors that were handed on stay the module's."""
     if weights.kind == "random":
         randomise(module, weights.seed)
     else:
         load_checkpoint(module, weights.files, report)
     fuse(module, loras, source.component)
-    identity = weights_hash(weights) if hashed else None
-    return LoadedModel(module, source, dtype, weights, identity, _count(module))
 
 
 def _count(module: nn.Module) -> int:
