@@ -101,6 +101,14 @@ def subsample(
     return torch.cat([before, pooled, after], dim=-1).movedim(-1, dim)
 
 
+def mass(grid: Pair, factors: Pair, before: int, after: int) -> torch.Tensor:
+    """Bias on the scores of joint attention: log of how many tokens each key stands for."""
+    counts = F.avg_pool2d(
+        torch.ones(1, *grid), factors, factors, ceil_mode=True, divisor_override=1
+    )
+    return torch.cat([torch.ones(before), counts.flatten(), torch.ones(after)]).log()
+
+
 def attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -159,6 +167,7 @@ class OracleProcessor:
         if attn.group_norm is not None:
             x = attn.group_norm(x.mT).mT
         text = encoder_hidden_states
+        bias: torch.Tensor | None = None
         if text is not None and attn.norm_cross is not None:
             text = attn.norm_encoder_hidden_states(text)
         if attn.added_kv_proj_dim is not None:
@@ -168,6 +177,9 @@ class OracleProcessor:
             value = torch.cat([attn.add_v_proj(text), attn.to_v(own)], dim=1)
             if attn.only_cross_attention:
                 key, value = attn.add_k_proj(text), attn.add_v_proj(text)
+            elif own is not x:
+                tokens = x.shape[1]
+                bias = mass(self.grids[tokens], self.factors[tokens], text.shape[1], 0)
         else:
             own = self.pooled(x) if text is None else text
             key, value = attn.to_k(own), attn.to_v(own)
@@ -179,7 +191,7 @@ class OracleProcessor:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
             key = attn.norm_k(key)
-        out = attention(query, key, value, scale=attn.scale).transpose(1, 2).flatten(2)
+        out = attention(query, key, value, scale=attn.scale, bias=bias).transpose(1, 2).flatten(2)
         out = attn.to_out[0](out)
         if image is not None:
             out = out.mT.reshape(image)
@@ -190,13 +202,14 @@ class OracleProcessor:
 
 @contextmanager
 def pooled_fused_attention(
-    segments: Mapping[int, tuple[int, Pair, Pair]], sampling: str
+    segments: Mapping[int, tuple[int, Pair, Pair]], sampling: str, *, keep_mass: bool = True
 ) -> Generator[list[int]]:
     """Every fused attention in eager mode, with keys and values subsampled where they enter it.
 
     Args:
         segments: number of keys → (tokens before the image's, grid, factors); others stay dense.
         sampling: which token stands for a cell.
+        keep_mass: pooled keys beside text weigh as the tokens that they stand for.
 
     Yields:
         The key counts that were subsampled, one for each attention.
@@ -219,6 +232,10 @@ def pooled_fused_attention(
         keys = key.shape[-2]
         if keys in segments and query.shape[-2] != 1:
             offset, grid, factors = segments[keys]
+            rest = keys - offset - grid[0] * grid[1]
+            if keep_mass and (offset or rest):
+                bias = mass(grid, factors, offset, rest)
+                attn_mask = bias if attn_mask is None else attn_mask + bias
             key, value = (
                 subsample(t, t.dim() - 2, grid, factors, sampling, offset) for t in (key, value)
             )

@@ -88,6 +88,8 @@ class PlanOptions:
         sites: (site, factor) for single sites, by module path or by name in the graph as reports
             give them; they win over `kv_tokens` and `factors`. Accepts a mapping.
         hoist: move pooling above the key and value projections (off: for comparison only).
+        keep_mass: in joint attention over text and image, let pooled keys weigh as the tokens that
+            they stand for (off: for comparison only).
 
     Raises:
         ConfigError: a value is out of range.
@@ -98,6 +100,7 @@ class PlanOptions:
     sampling: Sampling = "nearest"
     hoist: bool = True
     sites: tuple[tuple[str, Factor], ...] = ()
+    keep_mass: bool = True
 
     def __post_init__(self) -> None:
         if not _positive_or_none(self.kv_tokens):
@@ -130,6 +133,8 @@ class PlanOptions:
             "sampling": self.sampling,
             "hoist": self.hoist,
         }
+        if not self.keep_mass:
+            described["keep_mass"] = False
         if self.sites:  # absent otherwise: manifests without them stay what they were
             described["sites"] = {name: list(factor) for name, factor in self.sites}
         return described

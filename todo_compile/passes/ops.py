@@ -378,6 +378,7 @@ SLICE: Callable[..., Any] = _aten.slice.Tensor
 MEAN: Callable[..., Any] = _aten.mean.dim
 CAT: Callable[..., Any] = _aten.cat.default
 ADD: Callable[..., Any] = _aten.add.Tensor
+NEW_FULL: Callable[..., Any] = _aten.new_full.default
 MUL: Callable[..., Any] = _aten.mul.Tensor
 CAST: Callable[..., Any] = _aten.to.dtype
 EMPTY_OPS = frozenset(("empty", "zeros", "full", "new_empty", "new_zeros"))

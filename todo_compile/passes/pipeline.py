@@ -226,11 +226,12 @@ def _factor(decision: Decision) -> tuple[int, int]:
 
 
 def _sampling(decision: Decision) -> str:
-    """The sampling with the phase of the image's rows and columns."""
+    """The sampling with the phase of the image's rows and columns, and whether mass is kept."""
     if decision.pooling is None:
         return ""
     turned = decision.grid.column_major
-    return (decision.pooling.transposed() if turned else decision.pooling).description
+    said = (decision.pooling.transposed() if turned else decision.pooling).description
+    return f"{said}, mass kept" if decision.keeps_mass else said
 
 
 def _row(

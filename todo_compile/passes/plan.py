@@ -27,6 +27,7 @@ from todo_compile.errors import ConfigError
 from todo_compile.passes.axes import Dim, same
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grids import GridMap, grid_of, image_segment
+from todo_compile.passes.mass import mass_obstacle
 from todo_compile.passes.pooling import Pooling, pooled_size, stagger_pattern
 from todo_compile.passes.sites import AttentionSite
 
@@ -70,6 +71,8 @@ class Decision:
     pooling: Pooling | None = None
     keys: int = 0
     """Key tokens before the rewrite, text included."""
+    keeps_mass: bool = False
+    """Pooled keys weigh as the tokens that they stand for, see `mass`."""
 
 
 def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> SiteGrid:
@@ -357,7 +360,10 @@ def _decide(
     if site.mask_axis is not None and not pooling.picks_tokens:
         reason = "an attention mask over the keys cannot be averaged"
         return Decision(site, grid, "refused", reason, level)
+    mass = grid.kind == "joint" and options.keep_mass
+    if mass and (reason := mass_obstacle(context, site)):
+        return Decision(site, grid, "refused", reason, level)
     shape = context.shape(site.key.node)
     assert shape is not None
     keys = int(shape[site.key.tokens])
-    return Decision(site, grid, "rewritten", because, level, pooling, keys)
+    return Decision(site, grid, "rewritten", because, level, pooling, keys, mass)

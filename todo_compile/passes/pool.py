@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.mass import keep_mass
 from todo_compile.passes.plan import Decision
 from todo_compile.passes.pooling import Pooling, pool_tokens
 from todo_compile.passes.sites import AttentionSite
@@ -28,7 +29,7 @@ def insert_pools(context: GraphContext, decisions: Sequence[Decision]) -> list[N
     pools: list[Node] = []
     for decision in decisions:
         if decision.pooling is not None:
-            pools += _pool_site(context, decision.site, decision.pooling)
+            pools += _pool_site(context, decision, decision.pooling)
     return pools
 
 
@@ -49,7 +50,8 @@ def new_pool(
         )
 
 
-def _pool_site(context: GraphContext, site: AttentionSite, pooling: Pooling) -> list[Node]:
+def _pool_site(context: GraphContext, decision: Decision, pooling: Pooling) -> list[Node]:
+    site = decision.site
     score = site.anchor if site.score is None else site.score.node
     pools: list[Node] = []
 
@@ -70,6 +72,8 @@ def _pool_site(context: GraphContext, site: AttentionSite, pooling: Pooling) -> 
         _shrink_placeholder(context, site, keys)
     for node, axis in site.scores:
         _shrink(context, node, axis, keys)
+    if decision.keeps_mass:
+        keep_mass(context, site, pooling, keys)
     context.mark(site.output)
     return pools
 
