@@ -213,6 +213,8 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
 
     config = builder.create_builder_config()
     cache = _configure(trt, config, request, events)
+    if request["batches"] is not None:
+        _add_profile(builder, network, config, request["batches"])
     monitor = _monitor(trt, events)
     config.progress_monitor = monitor
     events.send("phase", name="build")
@@ -266,6 +268,21 @@ def _configure(trt: Any, config: Any, request: dict[str, Any], events: _Events) 
     cache = config.create_timing_cache(b"")
     config.set_timing_cache(cache, False)
     return cache
+
+
+def _add_profile(builder: Any, network: Any, config: Any, batches: list[int]) -> None:
+    """Tell the builder the least, usual and largest batch of every input that has one."""
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        first, *rest = (int(side) for side in tensor.shape)
+        if first != -1:
+            continue
+        # Since TensorRT 10 a wrong shape raises; before, it said so by what it returned.
+        if profile.set_shape(tensor.name, *((batch, *rest) for batch in batches)) is False:
+            raise _Refused(f"the library refuses batches {batches} of {tensor.name}")
+    if config.add_optimization_profile(profile) < 0:
+        raise _Refused(f"the library refuses a profile for batches {batches}")
 
 
 def _save_cache(config: Any, path: Path) -> None:
