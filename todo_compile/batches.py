@@ -103,15 +103,13 @@ def halved(batch: Batch) -> Batch:
 def pieces(count: int, least: int, most: int) -> list[int]:
     """How to run `count` items in calls of `least` to `most`: the items in each.
 
-    As many full calls as possible, since that is what an engine is tuned for by default. A rest
-    that is too small takes items from the call before it; where that one has none to spare, the
-    last number stays below `least` and the caller fills up.
+    As few calls as possible, of them as many full ones as leave enough for the others. If `count`
+    is too small for that, the last number is below `least` and the caller fills up.
     """
-    full, rest = divmod(count, most)
-    sizes = [most] * full
-    if not rest:
-        return sizes
-    lacking = least - rest
-    if lacking > 0 and full and most - lacking >= least:
-        return [*sizes[:-1], most - lacking, least]
-    return [*sizes, rest]
+    calls = -(-count // most)
+    if calls * least > count:
+        return [*[most] * (calls - 1), count - most * (calls - 1)]
+    sizes: list[int] = []
+    for later in reversed(range(calls)):
+        sizes.append(min(most, count - sum(sizes) - later * least))
+    return sizes

@@ -215,6 +215,7 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
     cache = _configure(trt, config, request, events)
     if request["batches"] is not None:
         _add_profile(builder, network, config, request["batches"])
+        _allow_decomposition(trt, network)
     monitor = _monitor(trt, events)
     config.progress_monitor = monitor
     events.send("phase", name="build")
@@ -283,6 +284,22 @@ def _add_profile(builder: Any, network: Any, config: Any, batches: list[int]) ->
             raise _Refused(f"the library refuses batches {batches} of {tensor.name}")
     if config.add_optimization_profile(profile) < 0:
         raise _Refused(f"the library refuses a profile for batches {batches}")
+
+
+def _allow_decomposition(trt: Any, network: Any) -> None:
+    """Let attention that has no fused kernel (a VAE's 512 channels) be built from products.
+
+    With fixed shapes the library does so by itself; with a range it refuses, unless told. Where a
+    kernel is found it is taken all the same.
+    """
+    kind = getattr(trt.LayerType, "ATTENTION_OUTPUT", None)
+    if kind is None:
+        return  # a classic TensorRT that knows no attention layer decomposes always
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == kind:
+            layer.__class__ = trt.IAttentionOutputLayer  # the bindings' way to cast
+            layer.attention.decomposable = True
 
 
 def _save_cache(config: Any, path: Path) -> None:

@@ -100,7 +100,7 @@ def check_feeds(
         if spec.batches is not None:
             batches.setdefault(int(value.shape[0]), name)
             if len(batches) > 1:
-                said = " and ".join(f"{found} of {one}" for one, found in batches.items())
+                said = " and ".join(f"{size} of {one}" for size, one in batches.items())
                 raise InputError(
                     f"The inputs have different batches, {said}; {built_for}.",
                     remedy="All inputs of a call need the same batch.",
