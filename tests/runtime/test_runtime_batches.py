@@ -71,6 +71,9 @@ def test_every_batch_equals_the_oracle(ranged: Path) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert float((other - expected).abs().max()) > 1e-3
     twin = todo_compile.load(ranged / "unet.dense.onnx")
+    sample, timestep, text = feeds(3).values()
+    with torch.no_grad():
+        other = dense(sample, timestep.expand(3), text).sample
     torch.testing.assert_close(twin(sample, 7, text).sample, other, rtol=1e-4, atol=1e-5)
 
 
