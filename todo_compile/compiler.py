@@ -144,6 +144,7 @@ def build(
     from todo_compile.export import manifest as manifests
     from todo_compile.export.files import staged
     from todo_compile.export.onnx import data_name, export_onnx
+    from todo_compile.export.tensors import tensors
 
     engine = job.library is not None
     with staged(job.out) as stage:
@@ -162,7 +163,7 @@ def build(
             from todo_compile.verification import verify
 
             verification = verify(job, program, report, onnx, example)
-        inputs = manifests.tensors(example.specs, example.batches)
+        inputs = tensors(example.specs, example.batches)
         outputs = _outputs(job, program, example.output_names)
         del program, example
         _release_memory()
@@ -229,7 +230,7 @@ def _share(twin: Path, onnx: Path) -> tuple[Path, ...]:
 
 def _outputs(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
     """Shapes and dtypes of a graph's outputs; with a range of batches all of them have it."""
-    from todo_compile.export.manifest import Tensor
+    from todo_compile.export.tensors import Tensor
 
     batches = job.batch if isinstance(job.batch, BatchRange) else None
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
@@ -247,7 +248,7 @@ def _outputs(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list
 
 def _as_built(found: Sequence[Any], planned: Sequence[Any]) -> list[Any]:
     """An engine's tensors by the builder's word, with the ranges that they were planned for."""
-    from todo_compile.export.manifest import tensors
+    from todo_compile.export.tensors import tensors
 
     batches = {spec.name: spec.batches for spec in planned}
     return tensors(found, [batches.get(spec.name) for spec in found])

@@ -17,7 +17,6 @@ from todo_compile.export.inspect import inspect
 from todo_compile.export.manifest import (
     FORMAT,
     Manifest,
-    Tensor,
     check_files,
     differences,
     file_entry,
@@ -26,6 +25,7 @@ from todo_compile.export.manifest import (
     read,
     write,
 )
+from todo_compile.export.tensors import Tensor
 
 REQUEST = {"model": "sd15", "resolution": "1024x1024", "plan": {"factors": (4, 2)}, "batch": 2}
 

@@ -23,6 +23,7 @@ from todo_compile.config import PlanOptions
 from todo_compile.errors import BundleError, ConfigError, InputError
 from todo_compile.export import manifest as manifests
 from todo_compile.export import onnx as onnx_export
+from todo_compile.export.tensors import Tensor, tensors
 from todo_compile.runtime.component import PaddedBatchWarning
 from todo_compile.runtime.files import Origin
 from todo_compile.runtime.loading import adapt
@@ -145,9 +146,9 @@ def test_parts_get_the_batch_that_is_theirs(ranged: Path) -> None:
         "vae_decoder": "1..2",
         "text_encoder": 1,
     }
-    tensors = manifests.read(ranged / "vae_decoder.onnx").outputs
-    assert tensors[0].shape == (-1, 3, 32, 32)
-    assert tensors[0].batches == BatchRange(1, 2, 2)
+    (picture,) = manifests.read(ranged / "vae_decoder.onnx").outputs
+    assert picture.shape == (-1, 3, 32, 32)
+    assert picture.batches == BatchRange(1, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -209,11 +210,11 @@ class Doubles:
     device = torch.device("cpu")
 
     def __init__(self) -> None:
-        tensors = manifests.tensors(
-            [manifests.Tensor(name=n, shape=(4, 2), dtype="float32") for n in ("x", "y")],
+        made = tensors(
+            [Tensor(name=n, shape=(4, 2), dtype="float32") for n in ("x", "y")],
             [BatchRange(3, 4, 4)] * 2,
         )
-        self.inputs, self.outputs = {"latent_sample": tensors[0]}, {"y": tensors[1]}
+        self.inputs, self.outputs = {"latent_sample": made[0]}, {"y": made[1]}
         self.runs: list[int] = []
 
     def run(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ import torch
 from todo_compile.batches import BatchRange
 from todo_compile.errors import BundleError, EngineError, InputError
 from todo_compile.export import manifest as manifests
+from todo_compile.export.tensors import Tensor
 from todo_compile.runtime import tensorrt_session
 from todo_compile.runtime.files import Output
 from todo_compile.runtime.tensorrt_session import TensorRTSession
@@ -171,7 +172,7 @@ def output(
     path.write_bytes(content)
     shape = (1, 4) if batches is None else (-1, 4)
     tensors = [
-        manifests.Tensor(name=name, shape=shape, dtype="float32", batches=batches)
+        Tensor(name=name, shape=shape, dtype="float32", batches=batches)
         for name in ("sample", "out_sample")
     ]
     document = manifests.Manifest(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,19 +19,14 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
-    model_validator,
 )
 
-from todo_compile.batches import BatchRange, parse_batch
-from todo_compile.errors import BundleError, ConfigError
+from todo_compile.errors import BundleError
 from todo_compile.export.files import disk_errors, flush, format_bytes
+from todo_compile.export.tensors import Tensor
 
 FORMAT = 1
 _MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
@@ -59,67 +54,6 @@ class FileEntry(_Frozen):
     name: Annotated[str, AfterValidator(plain_name)]
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-def _batch_range(value: object) -> BatchRange | None:
-    if value is None:
-        return None
-    try:
-        found = parse_batch(value)
-    except ConfigError as error:
-        raise ValueError(error.message) from error
-    if not isinstance(found, BatchRange):
-        raise ValueError(f"{value!r} is no range")
-    return found
-
-
-class Tensor(_Frozen):
-    """An input or output of the engine.
-
-    Attributes:
-        name: in the engine.
-        shape: its sizes. The first is -1 if it may be any of `batches`; no other is ever.
-        dtype: "float16".
-        batches: the range of the first size, a string such as ``1..4`` in the file. None for a
-            tensor of fixed shape, whose entry has no such key.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    batches: Annotated[BatchRange | None, BeforeValidator(_batch_range), PlainSerializer(str)] = (
-        None
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Tensor:
-        wanted = 0 if self.batches is None else 1
-        if self.shape[:1].count(-1) != wanted or min(self.shape[1:], default=0) < 0:
-            raise ValueError(f"the shape {self.shape} does not fit batches {self.batches}")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values = handler(self)
-        if self.batches is None:  # as it was before there were ranges
-            del values["batches"]
-        return values
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether the engine takes `shape` here."""
-        if self.batches is None:
-            return shape == self.shape
-        return bool(shape) and shape[0] in self.batches and shape[1:] == self.shape[1:]
-
-    def at(self, batch: int) -> tuple[int, ...]:
-        """The shape for a batch; a fixed one stays what it is."""
-        return self.shape if self.batches is None else (batch, *self.shape[1:])
-
-    @property
-    def text(self) -> str:
-        """The shape for people: ``1..4, 4, 64, 64``."""
-        first = [] if self.batches is None else [f"{self.batches.least}..{self.batches.most}"]
-        return ", ".join([*first, *map(str, self.shape[len(first) :])])
 
 
 class MemoryUse(_Frozen):
@@ -352,21 +286,3 @@ def find_reusable(output: Path, request: Mapping[str, Any]) -> Reuse:
         return Reuse(False, tuple(changed))
     wrong = check_files(manifest, output.parent)
     return Reuse(not wrong, tuple(wrong))
-
-
-def tensors(specs: Sequence[Any], batches: Sequence[BatchRange | None] = ()) -> list[Tensor]:
-    """`Tensor` entries of anything with name, shape and dtype.
-
-    Args:
-        specs: the tensors.
-        batches: for each the range of its first size; empty if all are fixed.
-    """
-    return [
-        Tensor(
-            name=spec.name,
-            shape=tuple(spec.shape) if batch is None else (-1, *spec.shape[1:]),
-            dtype=str(spec.dtype).removeprefix("torch."),
-            batches=batch,
-        )
-        for spec, batch in zip(specs, batches or [None] * len(specs), strict=True)
-    ]
