@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from todo_compile.export import manifest as manifests
 from todo_compile.export.onnx import export_onnx
+from todo_compile.export.tensors import Tensor as Spec
+from todo_compile.export.tensors import tensors
 from todo_compile.models import Resolution, input_specs, resolve
 from todo_compile.progress import SilentProgress
 from todo_compile.runtime.loading import load
@@ -64,8 +66,8 @@ def output(folder: Path) -> Path:
         sites=[],
         totals={},
         files=[manifests.file_entry(path)],
-        inputs=manifests.tensors(specs),
-        outputs=[manifests.Tensor(name="out_sample", shape=specs[0].shape, dtype="float32")],
+        inputs=tensors(specs),
+        outputs=[Spec(name="out_sample", shape=specs[0].shape, dtype="float32")],
         seconds={},
     )
     manifests.write(document, manifests.manifest_path(path))

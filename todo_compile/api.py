@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile.batches import Batch, BatchLike, BatchRange, largest, parse_batch
 from todo_compile.config import PlanOptions
 
 if TYPE_CHECKING:
@@ -43,6 +44,25 @@ def default_batch(source: Source) -> int:
     return 1 if source.component in OTHERS else 2
 
 
+def check_batch(source: Source, batch: BatchLike | None) -> Batch:
+    """The batch of a component: what was asked for, or its default.
+
+    Raises:
+        ConfigError: it is no batch, or a range for a text encoder.
+    """
+    from todo_compile.errors import ConfigError
+
+    if batch is None:
+        return default_batch(source)
+    found = parse_batch(batch)
+    if isinstance(found, BatchRange) and source.component.startswith("text_encoder"):
+        raise ConfigError(
+            f"A text encoder has no range of batches such as {found}.",
+            remedy="Give one number: 1 serves any number of prompts, one after the other.",
+        )
+    return found
+
+
 def check_options(source: Source, options: PlanOptions | None) -> PlanOptions:
     """The options for a component: a text encoder has nothing to downsample.
 
@@ -67,7 +87,7 @@ def plan(
     *,
     res: str | int,
     component: str = "unet",
-    batch: int | None = None,
+    batch: BatchLike | None = None,
     precision: str = "fp16",
     options: PlanOptions | None = None,
     dump: str | Path | None = None,
@@ -80,7 +100,7 @@ def plan(
         component: ``unet`` (whatever denoises), ``vae_decoder``, ``text_encoder`` or
             ``text_encoder_2``.
         batch: None takes 2 for the denoising model (one image with classifier-free guidance) and
-            1 for the others.
+            1 for the others. Of a range (``"1..4"``) the figures are those of the largest.
         precision: ``fp16``, ``bf16`` or ``fp32``; decides bytes.
         options: how factors are chosen; see `PlanOptions.create`.
         dump: folder for the graph before and after every pass.
@@ -96,9 +116,11 @@ def plan(
     source = models.resolve_component(str(model), component)
     resolution = models.Resolution.parse(res)
     options = check_options(source, options)
-    batch = default_batch(source) if batch is None else batch
+    chosen = check_batch(source, batch)
+    models.input_specs(source, resolution, batch=chosen, dtype=dtype_of(precision))  # possible
     loaded = models.load(source, dtype=dtype_of(precision), fake=True)
-    example = models.example_inputs(loaded, resolution, batch=batch)
+    # A range is planned by its largest: the plan is the same for every batch (the tests say so).
+    example = models.example_inputs(loaded, resolution, batch=largest(chosen))
     assert loaded.fake is not None
     with loaded.fake:
         program = capture(example.wrapper, example.args)

@@ -165,7 +165,7 @@ class Assembly:
                 "created": now(),
                 "model": main.source.identifier,
                 "resolution": str(main.resolution),
-                "batch": main.batch,
+                "batch": main.request["batch"],
                 "precision": main.precision,
                 "kind": self.kind,
                 "pipeline_class": main.source.pipeline or "StableDiffusionPipeline",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.assembly import DENSE, LOCK, Assembly, BundleResult, only_one
+from todo_compile.batches import Batch, BatchLike, halved, parse_batch
 from todo_compile.config import PlanOptions
 from todo_compile.errors import BundleError, ConfigError
 from todo_compile.jobs import SUFFIXES, check_used, prepare
@@ -34,7 +35,7 @@ def compile_bundle(
     kind: str = "tensorrt",
     component: str = "all",
     weights: str = "auto",
-    batch: int = 2,
+    batch: BatchLike = 2,
     precision: str | None = None,
     vae_precision: str | None = None,
     options: PlanOptions | None = None,
@@ -59,7 +60,7 @@ def compile_bundle(
         kind: ``tensorrt`` or ``onnx``.
         component: ``all``, or the only one to build.
         weights: as for `compiler.compile`; for all components.
-        batch: of the denoising model.
+        batch: of the denoising model; as for `compiler.compile`, a range too.
         precision: of all components; None takes fp16, and fp32 for SDXL's own autoencoder.
         vae_precision: of the VAE decoder; None takes `precision`.
         options: how factors of the denoising model are chosen.
@@ -82,6 +83,7 @@ def compile_bundle(
     progress = progress or SilentProgress()
     folder = Path(out)
     sizes = _sizes(res)
+    calls = parse_batch(batch)
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
     _check_folder(folder)
@@ -97,7 +99,7 @@ def compile_bundle(
                 res=str(size),
                 out=folder / f"{stem}{SUFFIX[kind]}",
                 component=name,
-                batch=_batch(name, batch),
+                batch=_batch(name, calls),
                 precision=(vae_precision or precision) if name == "vae_decoder" else precision,
                 options=_options(name, options, vae_options),
                 **_own(common, stem),
@@ -211,10 +213,10 @@ def _components(model: str, choice: str, progress: Progress) -> list[str]:
     return names
 
 
-def _batch(name: str, batch: int) -> int:
+def _batch(name: str, batch: Batch) -> Batch:
     if name.startswith("text_encoder"):
         return 1
-    return max(1, batch // 2) if name == "vae_decoder" else batch
+    return halved(batch) if name == "vae_decoder" else batch
 
 
 def _options(

@@ -9,24 +9,40 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from todo_compile.batches import NAME, BatchRange
 from todo_compile.errors import CaptureError
 
 
 def capture(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    batches: Sequence[BatchRange | None] = (),
 ) -> ExportedProgram:
-    """Trace `module` into a pre-dispatch ATen graph of fixed shapes; computes nothing.
+    """Trace `module` into a pre-dispatch ATen graph; computes nothing.
+
+    All sizes are fixed but the batch, where `batches` gives a range of it.
 
     Args:
         module: in eval mode; real or under a fake mode.
         args, kwargs: example inputs; their shapes become the graph's.
+        batches: for each of `args` (there are no `kwargs` then) the range of its first size, of
+            which it has the most; None for a fixed one.
 
     Raises:
-        CaptureError: the module cannot be traced (data-dependent control flow, unsupported calls).
+        CaptureError: the module cannot be traced (data-dependent control flow, unsupported calls,
+            or it does something else for one batch than for another).
     """
     try:
         with torch.no_grad():
-            return torch.export.export(module, tuple(args), dict(kwargs or {}), strict=False)
+            return torch.export.export(
+                module,
+                tuple(args),
+                dict(kwargs or {}),
+                strict=False,
+                dynamic_shapes=_dynamic_shapes(batches),
+            )
     except Exception as error:  # torch.export has no common base of its errors
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(
@@ -34,3 +50,15 @@ def capture(
             remedy="torch.export must be able to trace it: no .item(), no branches on tensor "
             'values. torch.compile(module, backend="todo_inductor") tolerates more.',
         ) from error
+
+
+def _dynamic_shapes(batches: Sequence[BatchRange | None]) -> tuple[Any, ...] | None:
+    """The ranges as torch.export takes them; None, as if nothing was given, where there are none.
+
+    All inputs have the same batch: one `Dim`, which the graph then relies on.
+    """
+    found = next((batch for batch in batches if batch is not None), None)
+    if found is None:
+        return None
+    size = torch.export.Dim(NAME, min=found.least, max=found.most)
+    return tuple(None if batch is None else {0: size} for batch in batches)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.api import dtype_of
+from todo_compile.batches import BatchLike, BatchRange, largest
 from todo_compile.config import PlanOptions
 from todo_compile.jobs import Job, check_used, prepare
 from todo_compile.progress import Progress, Step
@@ -56,7 +57,7 @@ def compile(
     out: str | Path,
     component: str = "unet",
     weights: str = "auto",
-    batch: int | None = None,
+    batch: BatchLike | None = None,
     precision: str | None = None,
     opset: int | None = None,
     options: PlanOptions | None = None,
@@ -80,7 +81,8 @@ def compile(
             ``text_encoder_2``. For all of them in one folder see `bundles.compile_bundle`.
         weights: ``auto``, ``random[:SEED]``, or a path.
         batch: None takes 2 for the denoising model (one image with classifier-free guidance) and
-            1 for the others.
+            1 for the others. ``"1..4"`` or ``(1, 4)``: every batch from 1 to 4, with TensorRT's
+            kernels chosen for 4; ``"1..2..4"``: chosen for 2.
         precision: ``fp16``, ``bf16`` or ``fp32``. None takes fp16, and fp32 for SDXL's own
             autoencoder, which leaves the range of fp16.
         opset: 18 to 23; None takes 23, which keeps attention as one operator.
@@ -142,6 +144,7 @@ def build(
     from todo_compile.export import manifest as manifests
     from todo_compile.export.files import staged
     from todo_compile.export.onnx import data_name, export_onnx
+    from todo_compile.export.tensors import tensors
 
     engine = job.library is not None
     with staged(job.out) as stage:
@@ -160,8 +163,8 @@ def build(
             from todo_compile.verification import verify
 
             verification = verify(job, program, report, onnx, example)
-        inputs = manifests.tensors(example.specs)
-        outputs = _outputs(program, example.output_names)
+        inputs = tensors(example.specs, example.batches)
+        outputs = _outputs(job, program, example.output_names)
         del program, example
         _release_memory()
         built = None
@@ -191,8 +194,8 @@ def build(
             sites=[_site_facts(s) for s in report.to_dict()["sites"]],
             totals=report.to_dict()["totals"],
             files=entries,
-            inputs=manifests.tensors(built.inputs) if built else inputs,
-            outputs=manifests.tensors(built.outputs) if built else outputs,
+            inputs=_as_built(built.inputs, inputs) if built else inputs,
+            outputs=_as_built(built.outputs, outputs) if built else outputs,
             library=f"{built.library} {built.version}" if built else None,
             targets=list(built.targets) if built else [],
             memory=manifests.MemoryUse(
@@ -225,16 +228,30 @@ def _share(twin: Path, onnx: Path) -> tuple[Path, ...]:
     return (data,) if data.exists() and share_weights(onnx, twin) else ()
 
 
-def _outputs(program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
-    """Shapes and dtypes of a graph's outputs."""
-    from todo_compile.export.manifest import Tensor
+def _outputs(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
+    """Shapes and dtypes of a graph's outputs; with a range of batches all of them have it."""
+    from todo_compile.export.tensors import Tensor
 
+    batches = job.batch if isinstance(job.batch, BatchRange) else None
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
     values = [v.meta["val"] for v in output.args[0]]
     return [
-        Tensor(name=name, shape=tuple(value.shape), dtype=str(value.dtype).removeprefix("torch."))
+        Tensor(
+            name=name,
+            shape=tuple(value.shape) if batches is None else (-1, *value.shape[1:]),
+            dtype=str(value.dtype).removeprefix("torch."),
+            batches=batches,
+        )
         for name, value in zip(names, values, strict=True)
     ]
+
+
+def _as_built(found: Sequence[Any], planned: Sequence[Any]) -> list[Any]:
+    """An engine's tensors by the builder's word, with the ranges that they were planned for."""
+    from todo_compile.export.tensors import tensors
+
+    batches = {spec.name: spec.batches for spec in planned}
+    return tensors(found, [batches.get(spec.name) for spec in found])
 
 
 def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
@@ -260,7 +277,7 @@ def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
         step.note(f"{loaded.parameters / 1e6:,.0f} M parameters")
     example = models.example_inputs(loaded, job.resolution, batch=job.batch)
     with job.progress.step("capture"):
-        program = capture(example.wrapper, example.args)
+        program = capture(example.wrapper, example.args, batches=example.batches)
     with job.progress.step("weights") as step:  # what is left of filling them
         shown.append(step)
         loaded.finish()
@@ -271,6 +288,7 @@ def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
             native_kv_tokens=job.source.native.kv_tokens,
             dump=job.dump,
             explicit_casts=True,
+            batch=largest(job.batch),
         )
         program.validate()
         step.note(report.summary())
@@ -293,7 +311,11 @@ def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
         targets=job.targets,
         log=job.out.with_name(f"{job.out.name}.log"),
         progress=job.progress,
-        options=EngineOptions(weight_streaming=job.weight_streaming, timing_cache=job.timing_cache),
+        options=EngineOptions(
+            weight_streaming=job.weight_streaming,
+            timing_cache=job.timing_cache,
+            batches=job.batch if isinstance(job.batch, BatchRange) else None,
+        ),
     )
 
 
@@ -321,7 +343,7 @@ def _model_facts(job: Job) -> dict[str, Any]:
         "random_weights": job.weights.kind == "random",
         "config": dict(job.source.config),
         "resolution": str(job.resolution),
-        "batch": job.batch,
+        "batch": job.request["batch"],
         "precision": job.precision,
     }
 

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.api import check_options, default_batch, dtype_of
+from todo_compile.api import check_batch, check_options, dtype_of
+from todo_compile.batches import Batch, BatchLike, BatchRange
 from todo_compile.config import PlanOptions
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.progress import Progress, SilentProgress
@@ -32,7 +33,7 @@ class Job:
     weights: Weights
     weights_hash: str
     out: Path
-    batch: int
+    batch: Batch
     precision: str
     opset: int
     options: PlanOptions
@@ -54,7 +55,7 @@ def prepare(
     out: str | Path,
     component: str = "unet",
     weights: str = "auto",
-    batch: int | None = None,
+    batch: BatchLike | None = None,
     precision: str | None = None,
     opset: int | None = None,
     options: PlanOptions | None = None,
@@ -94,8 +95,10 @@ def prepare(
     options = check_options(source, options)
     precision = _precision(source, precision, progress)
     dtype = dtype_of(precision)
-    batch = default_batch(source) if batch is None else batch
-    specs = models.input_specs(source, resolution, batch=batch, dtype=dtype)  # it can take them
+    chosen_batch = check_batch(source, batch)
+    specs = models.input_specs(
+        source, resolution, batch=chosen_batch, dtype=dtype
+    )  # it can take them
     engine = path.suffix in ENGINE_SUFFIXES
     gpu = current_gpu() if engine else None
     chosen = choose_library(library, gpu=gpu) if engine else None
@@ -116,7 +119,7 @@ def prepare(
         "weights": digest,
         "loras": [lora.describe() for lora in adapters],
         "resolution": str(resolution),
-        "batch": batch,
+        "batch": _plain(chosen_batch),
         "precision": precision,
         "opset": opset or 23,
         "plan": {**options.describe(), "native_kv_tokens": source.native.kv_tokens},
@@ -128,10 +131,15 @@ def prepare(
         "passes": passes_hash(),
     }
     return Job(
-        source, resolution, found, digest, path, batch, precision, opset or 23, options, chosen,
-        targets, Path(timing_cache) if timing_cache else None, weight_streaming, verify,
+        source, resolution, found, digest, path, chosen_batch, precision, opset or 23, options,
+        chosen, targets, Path(timing_cache) if timing_cache else None, weight_streaming, verify,
         Path(dump) if dump else None, adapters, progress, request,
     )  # fmt: skip
+
+
+def _plain(batch: Batch) -> int | str:
+    """As manifests have it: a range in the spelling that it is asked for in."""
+    return str(batch) if isinstance(batch, BatchRange) else batch
 
 
 def check_used(loras: Sequence[Lora], jobs: Sequence[Job]) -> None:

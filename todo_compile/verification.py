@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile.batches import BatchRange, largest
 from todo_compile.errors import ConfigError, ExportError
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def verify(
             "onnxruntime's CPU provider has no bf16 kernels, so bf16 cannot be verified here.",
             remedy="Verify with --precision fp32, which has the same graph, or leave out --verify.",
         )
+    # The report's figures are those of the largest batch.
     budget = available_bytes() // 2
     if score_bytes(report) <= budget:
         return _checked(job, program, onnx, example, str(job.resolution))
@@ -183,12 +185,13 @@ def _at(job: Any, resolution: Any, options: PlanOptions, stage: Path) -> dict[st
     dtype = dtype_of(job.precision)
     loaded = models.load(job.source, job.weights, dtype=dtype, hashed=False, loras=job.loras)
     example = models.example_inputs(loaded, resolution, batch=job.batch)
-    program = capture(example.wrapper, example.args)
+    program = capture(example.wrapper, example.args, batches=example.batches)
     rewrite_graph(
         program.graph_module,
         options,
         native_kv_tokens=job.source.native.kv_tokens,
         explicit_casts=True,
+        batch=largest(job.batch),
     )
     with tempfile.TemporaryDirectory(prefix="verify-", dir=stage) as folder:
         onnx = Path(folder) / "model.onnx"
@@ -206,19 +209,16 @@ def _at(job: Any, resolution: Any, options: PlanOptions, stage: Path) -> dict[st
 def _checked(
     job: Any, program: ExportedProgram, onnx: Path, example: Any, resolution: str
 ) -> dict[str, Any]:
-    import torch
-
+    batches = (job.batch.least, job.batch.most) if isinstance(job.batch, BatchRange) else ()
     with job.progress.step("verify") as step:
-        with torch.no_grad():
-            expected = program.module()(*example.args)
-        if not isinstance(expected, (tuple, list)):
-            expected = (expected,)
-        feeds = dict(zip(example.input_names, example.args, strict=True))
-        found = [compare(*pair) for pair in zip(run_onnx(onnx, feeds), expected, strict=True)]
+        module = program.module()
+        calls = [example.rows(batch) for batch in batches] or [example.args]
+        found = [one for args in calls for one in _errors(module, onnx, example, args)]
         # The worst output speaks for all; NaN is worse than any number.
+        of = f", batches {' and '.join(map(str, batches))}" if batches else ""
         errors = max(found, key=lambda e: (math.isnan(e.relative_l2), e.relative_l2))
         summary = (
-            f"onnxruntime against torch at {resolution}: max {errors.max_abs:.2e}, "
+            f"onnxruntime against torch at {resolution}{of}: max {errors.max_abs:.2e}, "
             f"mean {errors.mean_abs:.2e}, relative L2 {errors.relative_l2:.2e}"
         )
         step.note(summary)
@@ -229,3 +229,15 @@ def _checked(
             remedy="Nothing was written. Try another --opset or --precision, and report it.",
         )
     return {"resolution": resolution, "summary": summary, "tolerance": tolerance, **asdict(errors)}
+
+
+def _errors(module: Any, onnx: Path, example: Any, args: Sequence[Tensor]) -> list[Errors]:
+    """Errors of each output for one call."""
+    import torch
+
+    with torch.no_grad():
+        expected = module(*args)
+    if not isinstance(expected, (tuple, list)):
+        expected = (expected,)
+    feeds = dict(zip(example.input_names, args, strict=True))
+    return [compare(*pair) for pair in zip(run_onnx(onnx, feeds), expected, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from todo_compile.batches import BatchRange
 from todo_compile.errors import BundleError
 from todo_compile.export.files import staged
 from todo_compile.export.inspect import inspect
@@ -24,6 +25,7 @@ from todo_compile.export.manifest import (
     read,
     write,
 )
+from todo_compile.export.tensors import Tensor
 
 REQUEST = {"model": "sd15", "resolution": "1024x1024", "plan": {"factors": (4, 2)}, "batch": 2}
 
@@ -203,3 +205,43 @@ def test_inspect_intact_and_damaged(output: Path):
 def test_inspect_what_is_no_output(tmp_path: Path, name: str):
     with pytest.raises(BundleError, match=r"is a folder|does not exist"):
         inspect(tmp_path / name)
+
+
+def test_a_tensor_of_fixed_shape_is_written_as_it_was_before_there_were_ranges() -> None:
+    old = {"name": "x", "shape": [2, 4], "dtype": "float16"}
+    tensor = Tensor.model_validate(old)
+    assert tensor.model_dump(mode="json") == old
+    assert tensor.fits((2, 4))
+    assert not tensor.fits((1, 4))
+    assert (tensor.at(7), tensor.text) == ((2, 4), "2, 4")
+
+
+def test_a_tensor_with_a_range() -> None:
+    written = {"name": "x", "shape": [-1, 4], "dtype": "float16", "batches": "1..2..4"}
+    tensor = Tensor.model_validate(written)
+    assert tensor.batches == BatchRange(1, 2, 4)
+    assert tensor.model_dump(mode="json") == written
+    shapes = [(1, 4), (4, 4), (0, 4), (5, 4), (-1, 4), (4, 5), (4,), (4, 4, 1), ()]
+    assert [s for s in shapes if tensor.fits(s)] == [(1, 4), (4, 4)]
+    assert (tensor.at(3), tensor.text) == ((3, 4), "1..4, 4")
+
+
+@pytest.mark.parametrize(
+    ("shape", "batches"),
+    [
+        ([-1, 4], None),  # any batch at all is nothing we build
+        ([2, 4], "1..4"),
+        ([-1, -1], "1..4"),
+        ([4, -1], None),
+        ([], "1..4"),
+        ([-1, 4], "4..1"),
+        ([-1, 4], "3"),
+        ([-1, 4], {"least": 1}),
+    ],
+)
+def test_a_tensor_that_contradicts_itself_is_refused(shape: list[int], batches: object) -> None:
+    values = {"name": "x", "shape": shape, "dtype": "float16"}
+    if batches is not None:
+        values["batches"] = batches
+    with pytest.raises(ValidationError):
+        Tensor.model_validate(values)

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from todo_compile.batches import BatchRange
 from todo_compile.errors import BundleError, EngineError, InputError
 from todo_compile.export import manifest as manifests
+from todo_compile.export.tensors import Tensor
 from todo_compile.runtime import tensorrt_session
 from todo_compile.runtime.files import Output
 from todo_compile.runtime.tensorrt_session import TensorRTSession
@@ -28,12 +30,13 @@ _USED = {
         "create_execution_context",
         "create_runtime_config",
         "get_tensor_name",
+        "get_tensor_profile_shape",
         "get_tensor_shape",
         "num_io_tensors",
     ),
     "IRuntimeConfig": ("create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy"),
     "IRuntimeCache": ("serialize", "deserialize"),
-    "IExecutionContext": ("set_tensor_address", "execute_async_v3"),
+    "IExecutionContext": ("set_input_shape", "set_tensor_address", "execute_async_v3"),
     "CudaGraphStrategy": ("WHOLE_GRAPH_CAPTURE",),
     "EngineValidity": ("INVALID",),
 }
@@ -46,7 +49,7 @@ def test_the_names_are_those_of_the_real_bindings() -> None:
             assert hasattr(getattr(trt, owner), name), f"{owner}.{name}"
     source = Path(tensorrt_session.__file__).read_text(encoding="utf-8")
     used = set(re.findall(r"(?:_runtime|engine|_context|config|_cache)\.(\w+)\(", source))
-    assert {"deserialize_cuda_engine", "execute_async_v3", "serialize"} <= used
+    assert {"deserialize_cuda_engine", "execute_async_v3", "serialize", "set_input_shape"} <= used
     assert used <= {name for names in _USED.values() for name in names}
 
 
@@ -55,6 +58,7 @@ class Engine:
 
     num_io_tensors = 2
     shape: tuple[int, ...] = (1, 4)
+    profile = ((1, 4), (3, 4), (3, 4))
     cuda_graph_strategy: Any = None
 
     def __init__(self) -> None:
@@ -62,6 +66,9 @@ class Engine:
         self.bound: list[dict[str, int]] = []
         self.cached: bytes | None = None
         self.works = True
+        self.takes = True
+        self.rows = 1
+        self.shapes: list[tuple[int, ...]] = []
 
     def get_tensor_name(self, index: int) -> str:
         return ("sample", "out_sample")[index]
@@ -69,6 +76,16 @@ class Engine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         del name
         return self.shape
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> tuple[tuple[int, ...], ...]:
+        assert (name, index) == ("sample", 0)
+        return self.profile
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert name == "sample"
+        self.shapes.append(shape)
+        self.rows = shape[0]
+        return self.takes
 
     def create_runtime_config(self) -> Engine:
         return self
@@ -96,8 +113,9 @@ class Engine:
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 77  # its own, never the default one
         self.bound.append(dict(self.places))
-        read, write = ((ctypes.c_float * 4).from_address(self.places[n]) for n in self.places)
-        for index in range(4):
+        count = 4 * self.rows
+        read, write = ((ctypes.c_float * count).from_address(self.places[n]) for n in self.places)
+        for index in range(count):
             write[index] = read[index] + 1
         return self.works
 
@@ -110,6 +128,9 @@ class Stream:
 
     def wait_stream(self, other: Any) -> None:
         self.waited.append(other)
+
+    def synchronize(self) -> None:
+        self.waited.append("all")
 
 
 @pytest.fixture
@@ -144,11 +165,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return made
 
 
-def output(folder: Path, content: bytes = b"plan and more") -> Output:
+def output(
+    folder: Path, content: bytes = b"plan and more", batches: BatchRange | None = None
+) -> Output:
     path = folder / "u.plan"
     path.write_bytes(content)
+    shape = (1, 4) if batches is None else (-1, 4)
     tensors = [
-        manifests.Tensor(name=name, shape=(1, 4), dtype="float32")
+        Tensor(name=name, shape=shape, dtype="float32", batches=batches)
         for name in ("sample", "out_sample")
     ]
     document = manifests.Manifest(
@@ -215,5 +239,73 @@ def test_refusals(engine: Engine, tmp_path: Path) -> None:
         session.run({"sample": torch.zeros(1, 4)})
     assert caught.value.remedy
     engine.shape = (1, 5)
+    with pytest.raises(BundleError, match="does not describe its tensors"):
+        TensorRTSession(output(tmp_path))
+
+
+RANGE = BatchRange(1, 3, 3)
+
+
+def test_a_range_sets_the_shape_before_it_runs(engine: Engine, tmp_path: Path) -> None:
+    engine.shape = (-1, 4)
+    session = TensorRTSession(output(tmp_path, batches=RANGE))
+    for batch in (1, 3, 3, 2):
+        sample = torch.full((batch, 4), float(batch))
+        found = session.run({"sample": sample})["out_sample"]
+        assert torch.equal(found, sample + 1)
+    assert engine.shapes == [(1, 4), (3, 4), (2, 4)]  # only where it changes
+    with pytest.raises(InputError, match=r"instead of \(1..3, 4\)"):
+        session.run({"sample": torch.zeros(4, 4)})
+    assert len(engine.bound) == 4
+    engine.takes = False
+    for _ in range(2):  # also the second time: what was refused is not taken as set
+        with pytest.raises(EngineError, match="refuses a batch of 1 for sample"):
+            session.run({"sample": torch.zeros(1, 4)})
+    assert len(engine.bound) == 4
+
+
+def test_a_recording_is_for_one_batch(engine: Engine, tmp_path: Path) -> None:
+    engine.shape = (-1, 4)
+    session = TensorRTSession(output(tmp_path, batches=RANGE), cuda_graph=True)
+    for batch in (2, 2, 3, 2):
+        sample = torch.full((batch, 4), float(batch))
+        assert torch.equal(session.run({"sample": sample})["out_sample"], sample + 1)
+    assert engine.shapes == [(2, 4), (3, 4), (2, 4)]
+    assert engine.bound[0] == engine.bound[1]
+    assert engine.bound[1] != engine.bound[2]
+
+
+def test_classic_tensorrt_records_anew_for_another_batch(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch records; a recording of another batch is never replayed."""
+    recorded: list[int] = []
+
+    class Graph:
+        def __init__(self) -> None:
+            recorded.append(engine.rows)
+            self.made_for = engine.rows
+
+        def replay(self) -> None:
+            assert engine.rows == self.made_for
+            engine.execute_async_v3(77)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(Engine, "create_execution_context", lambda self, *_: self)
+    monkeypatch.delattr(Engine, "create_runtime_config")
+    engine.shape = (-1, 4)
+    session = TensorRTSession(output(tmp_path, batches=RANGE), cuda_graph=True)
+    for batch in (2, 2, 3, 3, 2):
+        sample = torch.full((batch, 4), float(batch))
+        assert torch.equal(session.run({"sample": sample})["out_sample"], sample + 1)
+    assert recorded == [2, 3, 2]
+
+
+def test_an_engine_of_another_range_is_refused(engine: Engine, tmp_path: Path) -> None:
+    engine.shape = (-1, 4)
+    engine.profile = ((1, 4), (1, 4), (2, 4))
+    with pytest.raises(BundleError, match="states other batches of sample"):
+        TensorRTSession(output(tmp_path, batches=RANGE))
     with pytest.raises(BundleError, match="does not describe its tensors"):
         TensorRTSession(output(tmp_path))

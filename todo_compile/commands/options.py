@@ -32,10 +32,12 @@ Res = Annotated[
 ]
 
 Batch = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         help="UNet batch. Classifier-free guidance runs the prompt and the empty prompt "
-        "together: one image needs 2. [default: 2; VAE decoder and text encoder: 1]",
+        "together: one image needs 2. A range takes every batch in it: 1..4 (1..2..4 tunes the "
+        "engine for 2, else for the most). [default: 2; VAE decoder and text encoder: 1]",
+        metavar="N|MIN..MAX",
         rich_help_panel="What",
     ),
 ]

@@ -51,6 +51,7 @@ def plan_command(
 ) -> None:
     """Show what compiling would do to every attention site. Needs no weights, writes nothing."""
     from todo_compile.api import plan as run
+    from todo_compile.batches import BatchRange, parse_batch
     from todo_compile.console import print_json, sites_table, totals_table
 
     options = plan_options(kv_tokens, factors, sampling, preset)
@@ -67,8 +68,11 @@ def plan_command(
         from todo_compile.plots import plot_plan
 
         plot_plan(report, plot, f"{model} at {res}: {report.summary()}")
+    calls = None if batch is None else parse_batch(batch)
+    several = isinstance(calls, BatchRange)
     if json:
-        print_json(report.to_dict())
+        more = {"batch": str(calls), "figures_for_batch": calls.most} if several else {}
+        print_json({**report.to_dict(), **more})
         return
     out = Console(width=None if sys.stdout.isatty() else 160)
     out.print(sites_table(report, every=every))
@@ -76,6 +80,8 @@ def plan_command(
     out.print(totals_table(report))
     out.print()
     out.print(report.summary(), highlight=False)
+    if several:
+        out.print(f"figures are for batch {calls.most} of {calls}", highlight=False)
     if verbose:
         print_passes(report)
     if report.rewritten == 0 and (miss := report.nearest_miss()):

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.export import ExportedProgram
 
+from todo_compile.export._dynamic import fix_reshapes
+
 if TYPE_CHECKING:
     from torch.fx import Graph, Node
 
@@ -40,6 +42,7 @@ def lowered(program: ExportedProgram) -> ExportedProgram | None:
     graph = copy.deepcopy(program.graph)
     for node in list(graph.nodes):
         _write_out(graph, node)
+    fix_reshapes(graph)
     graph.lint()
     return _Decomposed(
         root=program.graph_module,

@@ -213,6 +213,9 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
 
     config = builder.create_builder_config()
     cache = _configure(trt, config, request, events)
+    if request["batches"] is not None:
+        _add_profile(builder, network, config, request["batches"])
+        _allow_decomposition(trt, network)
     monitor = _monitor(trt, events)
     config.progress_monitor = monitor
     events.send("phase", name="build")
@@ -266,6 +269,37 @@ def _configure(trt: Any, config: Any, request: dict[str, Any], events: _Events) 
     cache = config.create_timing_cache(b"")
     config.set_timing_cache(cache, False)
     return cache
+
+
+def _add_profile(builder: Any, network: Any, config: Any, batches: list[int]) -> None:
+    """Tell the builder the least, usual and largest batch of every input that has one."""
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        first, *rest = (int(side) for side in tensor.shape)
+        if first != -1:
+            continue
+        # Since TensorRT 10 a wrong shape raises; before, it said so by what it returned.
+        if profile.set_shape(tensor.name, *((batch, *rest) for batch in batches)) is False:
+            raise _Refused(f"the library refuses batches {batches} of {tensor.name}")
+    if config.add_optimization_profile(profile) < 0:
+        raise _Refused(f"the library refuses a profile for batches {batches}")
+
+
+def _allow_decomposition(trt: Any, network: Any) -> None:
+    """Let attention that has no fused kernel (a VAE's 512 channels) be built from products.
+
+    With fixed shapes the library does so by itself; with a range it refuses, unless told. Where a
+    kernel is found it is taken all the same.
+    """
+    kind = getattr(trt.LayerType, "ATTENTION_OUTPUT", None)
+    if kind is None:
+        return  # a classic TensorRT that knows no attention layer decomposes always
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == kind:
+            layer.__class__ = trt.IAttentionOutputLayer  # the bindings' way to cast
+            layer.attention.decomposable = True
 
 
 def _save_cache(config: Any, path: Path) -> None:

@@ -47,6 +47,7 @@ MAX_EXTRA_BYTES = 64 * 2**20
 
 _REBUILD = "Build the bundle again with todo-compile."
 _MAX_BYTES = 2**20
+_BATCHES = r"^\d{1,5}(\.\.\d{1,5}){1,2}$"
 _HASH = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -110,7 +111,8 @@ class Bundle(_Frozen):
         created: UTC time.
         model: registry name, folder or hub id that it was built from.
         resolution: ``WIDTHxHEIGHT`` in pixels; the first, where there are several.
-        batch: of the denoising model; its half is the number of images with guidance.
+        batch: of the denoising model; its half is the number of images with guidance. A range is
+            a string such as ``1..4``.
         precision: of the denoising model; a component's manifest has its own.
         kind: what the components are.
         pipeline_class: the diffusers pipeline that they make up.
@@ -126,7 +128,7 @@ class Bundle(_Frozen):
     created: str
     model: str
     resolution: _Pixels
-    batch: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=_BATCHES)]
     precision: str
     kind: Literal["onnx", "tensorrt"]
     pipeline_class: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,99}$")]

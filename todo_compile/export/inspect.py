@@ -72,7 +72,7 @@ class Inspection:
 
 
 def _tensors(kind: str, specs: Sequence[Any]) -> list[str]:
-    return [f"{kind:<14} {s.name} {s.dtype}[{', '.join(map(str, s.shape))}]" for s in specs]
+    return [f"{kind:<14} {s.name} {s.dtype}[{s.text}]" for s in specs]
 
 
 def inspect(path: Path, *, layers: bool = False) -> Inspection:

@@ -10,16 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from todo_compile.errors import BundleError
 from todo_compile.export.files import disk_errors, flush, format_bytes
+from todo_compile.export.tensors import Tensor
 
 FORMAT = 1
 _MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
@@ -49,14 +56,6 @@ class FileEntry(_Frozen):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Tensor(_Frozen):
-    """An input or output of the engine."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class MemoryUse(_Frozen):
     """Bytes that the engine takes when it runs, as the builder reports them."""
 
@@ -77,7 +76,7 @@ class Manifest(_Frozen):
         sites: decision for every attention site.
         totals: predicted FLOPs and bytes, dense and rewritten.
         files: main file first.
-        inputs, outputs: tensors with fixed shapes.
+        inputs, outputs: its tensors; see `Tensor.shape` where it takes a range of batches.
         library: builder of the engine with version; None for ONNX.
         targets: GPU architectures; empty for ONNX.
         memory: as the builder reports it; None for ONNX.
@@ -287,11 +286,3 @@ def find_reusable(output: Path, request: Mapping[str, Any]) -> Reuse:
         return Reuse(False, tuple(changed))
     wrong = check_files(manifest, output.parent)
     return Reuse(not wrong, tuple(wrong))
-
-
-def tensors(specs: Sequence[Any]) -> list[Tensor]:
-    """`Tensor` entries of anything with name, shape and dtype."""
-    return [
-        Tensor(name=s.name, shape=tuple(s.shape), dtype=str(s.dtype).removeprefix("torch."))
-        for s in specs
-    ]

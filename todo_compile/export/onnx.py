@@ -64,7 +64,8 @@ def export_onnx(
 ) -> OnnxInfo:
     """Translate `program` to ONNX and write it to `path`, big weights to ``NAME.onnx.data``.
 
-    Opset 23 keeps fused attention as ``Attention``; lower ones spell it out. Not atomic by
+    A dynamic batch becomes a symbolic first size called "batch" of inputs and outputs. Opset 23
+    keeps fused attention as ``Attention``; lower ones spell it out. Not atomic by
     itself: give it a path in a `files.Stage`. `program` is left as it was.
 
     Args:
@@ -86,9 +87,12 @@ def export_onnx(
             remedy=f"Choose {OPSETS.start} to {OPSETS.stop - 1}; 23 takes least GPU memory.",
         )
     _require_packages()
+    from todo_compile.export._dynamic import name_batch
+
     with progress.step("onnx"), _quiet(progress):
         model = _translate(program, opset, input_names, output_names, progress)
         _simplify(model)
+        name_batch(model)
     size = weight_bytes(model)
     with progress.step("onnx weights") as step, disk_errors(path, needs=size):
         names = [path.name]

@@ -14,6 +14,7 @@ from todo_compile.export._child import Outcome, run_worker
 from todo_compile.export.files import disk_full, format_bytes
 
 if TYPE_CHECKING:
+    from todo_compile.batches import BatchRange
     from todo_compile.export.library import Library
     from todo_compile.export.targets import Targets
     from todo_compile.progress import Progress, Step
@@ -31,6 +32,8 @@ class EngineOptions:
         workspace_bytes: the most scratch memory a layer may take; None for the library's default.
         timing_cache: file that classic TensorRT reads and writes; RTX has none and says so.
         detailed: keep layer names in the engine, for `inspect`.
+        batches: the range of the inputs' batch, for an optimisation profile; None where the ONNX
+            file's shapes are fixed.
         keep_log: keep the log beside the output also when all went well.
     """
 
@@ -38,12 +41,13 @@ class EngineOptions:
     workspace_bytes: int | None = None
     timing_cache: Path | None = None
     detailed: bool = False
+    batches: BatchRange | None = None
     keep_log: bool = False
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and type ("float16") of an input or output."""
+    """Name, shape (-1 for a batch of several sizes) and type ("float16") of an input or output."""
 
     name: str
     shape: tuple[int, ...]
@@ -112,6 +116,7 @@ def build_engine(
     # Beside the engine while it runs: with the stage it goes away by itself.
     running_log = plan.with_name(f"{plan.name}.log")
     running_log.write_text(f"{LOG_HEADER}\n", encoding="utf-8")
+    batches = options.batches
     request = {
         "do": "build",
         "library": library.name,
@@ -122,6 +127,7 @@ def build_engine(
         "workspace_bytes": options.workspace_bytes,
         "timing_cache": None if options.timing_cache is None else str(options.timing_cache),
         "detailed": options.detailed,
+        "batches": None if batches is None else [batches.least, batches.tuned, batches.most],
     }
     with progress.step("engine") as step:
         outcome = run_worker(request, log=running_log, on_event=_listener(progress, step))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from todo_compile.batches import Batch, BatchRange, largest
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models import wrappers
 from todo_compile.models.architecture import (
@@ -34,6 +35,8 @@ from todo_compile.models.source import Source
 
 _T5_TOKENS = {True: 120, False: 300}  # PixArt-α (with size conditions) and -Σ pipelines' defaults
 _MAX_BATCH = 64
+# From 64 on, diffusers makes other memory layouts before it upsamples: no graph is for both.
+_MAX_RANGE = 63
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class InputSpec:
 
     Attributes:
         name: parameter of the wrapper's ``forward``, and name in the exported graph.
-        shape: all sizes are fixed.
+        shape: at the largest batch, where there is a range of them.
         dtype: the model's, or fp32/int64 where said in this module's docstring.
         fill: how `example_inputs` makes it up: ``normal`` N(0,1), ``timestep`` 500, ``label`` 0,
             ``ones``, ``sizes``: image size, crop, target size, or ``tokens``: random ones, then
@@ -67,6 +70,7 @@ class ExampleInputs:
         args: one tensor for each spec; fake if the model is.
         output_names: names for the outputs of an exported file.
         latent: (height, width) of the latent grid.
+        batches: for each input the range that its first size may have; None for a fixed one.
     """
 
     wrapper: nn.Module = field(repr=False)
@@ -74,6 +78,12 @@ class ExampleInputs:
     args: tuple[torch.Tensor, ...] = field(repr=False)
     output_names: tuple[str, ...]
     latent: tuple[int, int]
+    batches: tuple[BatchRange | None, ...] = ()
+
+    def rows(self, count: int) -> tuple[torch.Tensor, ...]:
+        """The tensors for a batch of `count`, which their range allows."""
+        pairs = zip(self.args, self.batches, strict=True)
+        return tuple(value if batch is None else value[:count] for value, batch in pairs)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -82,21 +92,22 @@ class ExampleInputs:
 
 
 def example_inputs(
-    model: LoadedModel, resolution: Resolution, *, batch: int = 2, seed: int = 0
+    model: LoadedModel, resolution: Resolution, *, batch: Batch = 2, seed: int = 0
 ) -> ExampleInputs:
     """Inputs of `model` for images of `resolution`.
 
     Args:
         model: real or fake; the inputs are of the same kind.
         resolution: in pixels.
-        batch: of the denoising model; classifier-free guidance doubles the number of images.
+        batch: of the denoising model; classifier-free guidance doubles the number of images. Of a
+            range the tensors have the most.
         seed: of the values, which do not depend on the dtype except for rounding.
 
     Raises:
         ConfigError: a resolution or batch that the model cannot take.
         ModelError: conditions that are not supported.
     """
-    specs, wrapper = _plan(model.source, resolution, batch, model.dtype)
+    specs, wrapper = _plan(model.source, resolution, _checked(batch), model.dtype)
     with model.fake or nullcontext():
         generator = None if model.fake is not None else torch.Generator().manual_seed(seed)
         args = tuple(_tensor(spec, resolution, generator) for spec in specs)
@@ -106,14 +117,45 @@ def example_inputs(
         args=args,
         output_names=wrappers.output_names(wrapper),
         latent=_latent(model.source, resolution),
+        batches=_batches(model.source, resolution, batch, model.dtype, specs),
     )
 
 
 def input_specs(
-    source: Source, resolution: Resolution, *, batch: int = 2, dtype: torch.dtype
+    source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
 ) -> tuple[InputSpec, ...]:
     """The inputs alone, without a model; as `example_inputs`."""
-    return _plan(source, resolution, batch, dtype)[0]
+    return _plan(source, resolution, _checked(batch), dtype)[0]
+
+
+def _checked(batch: Batch) -> int:
+    """The largest of the batches.
+
+    Raises:
+        ConfigError: a range that no single graph can serve.
+    """
+    if isinstance(batch, BatchRange) and batch.most > _MAX_RANGE:
+        raise ConfigError(
+            f"A range of batches up to {batch.most} is not possible.",
+            remedy=f"It can end at {_MAX_RANGE}; larger calls are cut into pieces.",
+        )
+    return largest(batch)
+
+
+def _batches(
+    source: Source,
+    resolution: Resolution,
+    batch: Batch,
+    dtype: torch.dtype,
+    specs: tuple[InputSpec, ...],
+) -> tuple[BatchRange | None, ...]:
+    """Which inputs have the batch: those whose first size differs at the range's other end."""
+    if not isinstance(batch, BatchRange):
+        return (None,) * len(specs)
+    least = _plan(source, resolution, batch.least, dtype)[0]
+    return tuple(
+        batch if a.shape[0] != b.shape[0] else None for a, b in zip(specs, least, strict=True)
+    )
 
 
 def side_multiple(source: Source) -> int:

@@ -22,9 +22,10 @@ TENSOR_LIMIT = 2**31 - 1
 """Elements in one tensor beyond which TensorRT refuses a network."""
 
 
-def _count(sizes: Iterable[Size]) -> int:
-    """Elements; a dynamic size counts as one, so that ratios still hold."""
-    return math.prod(s if isinstance(s, int) else 1 for s in sizes)
+def _count(context: GraphContext, sizes: Iterable[Size]) -> int:
+    """Elements; a dynamic size counts as one, so that ratios still hold, or as the batch that
+    figures are wanted for."""
+    return math.prod(map(context.number, sizes))
 
 
 def flops(context: GraphContext, node: Node) -> int:
@@ -36,21 +37,23 @@ def flops(context: GraphContext, node: Node) -> int:
     if name in ("linear", "addmm"):
         weight = ops.tensor_arg(node, 1 if name == "linear" else 2, "weight", "mat2")
         known = context.shape(weight) if weight is not None else None
-        return 2 * _count(shape) * int(known[-1 if name == "linear" else 0]) if known else 0
+        return (
+            2 * _count(context, shape) * int(known[-1 if name == "linear" else 0]) if known else 0
+        )
     if name in ("conv2d", "conv1d", "conv3d", "convolution"):
         weight = ops.tensor_arg(node, 1, "weight")
         known = context.shape(weight) if weight is not None else None
-        return 2 * _count(shape) * _count(known[1:]) if known else 0
+        return 2 * _count(context, shape) * _count(context, known[1:]) if known else 0
     if name == "scaled_dot_product_attention":
         query, key, _ = map(context.shape, fused_operands(node))
         if query is None or key is None:
             return 0
-        return 2 * (_count(query) + _count(shape)) * _count(key[-2:-1])
+        return 2 * (_count(context, query) + _count(context, shape)) * _count(context, key[-2:-1])
     if (pair := product(context, node)) is not None:
         sizes: dict[int | str, int] = {}
         for operand, labels in ((pair.left, pair.left_labels), (pair.right, pair.right_labels)):
             for label, size in zip(labels, context.shape(operand) or (), strict=False):
-                sizes[label] = max(sizes.get(label, 1), _count([size]))
+                sizes[label] = max(sizes.get(label, 1), context.number(size))
         return 2 * math.prod(sizes.values())
     return 0
 
@@ -118,9 +121,8 @@ def site_cost(context: GraphContext, site: AttentionSite) -> SiteCost | None:
     if not all(isinstance(s, int) for s in named):
         return None
     rest = [s for i, s in enumerate(query) if i not in (site.query.tokens, site.query.channels)]
-    rest = [s if isinstance(s, int) else 1 for s in rest]
     return SiteCost(
-        batch=_count(rest),
+        batch=_count(context, rest),
         query_tokens=int(query[site.query.tokens]),
         key_tokens=int(key[site.key.tokens]),
         head_dim=int(key[site.key.channels]),

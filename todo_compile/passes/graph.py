@@ -33,14 +33,20 @@ class GraphContext:
         module: the graph module; edited in place.
         token_grids: number of tokens → (rows, columns), for graphs whose image tokens arrive
             already packed, so that no 4-D tensor in the graph proves the grid.
+        batch: what a dynamic size counts as in `number`; None for one item.
     """
 
     def __init__(
-        self, module: GraphModule, *, token_grids: dict[int, tuple[int, int]] | None = None
+        self,
+        module: GraphModule,
+        *,
+        token_grids: dict[int, tuple[int, int]] | None = None,
+        batch: int | None = None,
     ) -> None:
         self.module = module
         self.graph = module.graph
         self.token_grids = token_grids or {}
+        self.batch = batch
         nodes = list(self.graph.nodes)
         self.value_key = "val" if any("val" in n.meta for n in nodes) else "example_value"
         self._shapes: dict[Node, tuple[Size, ...]] = {}
@@ -145,6 +151,14 @@ class GraphContext:
                 found.add(current)
                 pending += [u for u in current.users if ops.op(u) in ops.VIEWS]
         return frozenset(found)
+
+    def number(self, size: Size) -> int:
+        """A size for figures: a dynamic one counts as one, or as at the `batch` of this graph."""
+        if isinstance(size, int):
+            return size
+        if self.batch is None:
+            return 1
+        return int(size.subs(dict.fromkeys(size.free_symbols, self.batch)))
 
     @property
     def is_dynamic(self) -> bool:

@@ -69,6 +69,7 @@ def rewrite_graph(
     dump: Path | None = None,
     explicit_casts: bool = False,
     specialise: bool = False,
+    batch: int | None = None,
 ) -> Report:
     """Find, plan and rewrite the attention of a graph, in place.
 
@@ -82,6 +83,7 @@ def rewrite_graph(
         explicit_casts: also write out implicit type promotion, for ONNX and TensorRT.
         specialise: fix dynamic image sides to the sizes at hand where attention can then be
             rewritten; the caller's compiler must guard on them (Dynamo does).
+        batch: where it is dynamic, the one that figures are reported for; None for one item.
 
     Returns:
         What was done to every site.
@@ -91,7 +93,7 @@ def rewrite_graph(
         PassError: a pass broke the graph (a bug); the graph must not be used.
     """
     options = options or PlanOptions()
-    context = GraphContext(module, token_grids=token_grids)
+    context = GraphContext(module, token_grids=token_grids, batch=batch)
     run = _Run(context, options, Dumper(dump) if dump is not None else None)
     if run.dumper is not None:
         run.dumper.write("captured", context)
@@ -213,7 +215,7 @@ def _report(run: _Run, dense: _Dense) -> Report:
         totals,
         run.options.describe(),
         len(run.context.graph.nodes),
-        per_item=run.context.is_dynamic,
+        per_item=run.context.is_dynamic and run.context.batch is None,
     )
 
 

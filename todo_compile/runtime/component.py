@@ -1,7 +1,7 @@
 """What every loaded component has in common: diffusers takes it for the module it was made from.
 
-A session takes one batch and one type. Here other batches are cut into the engine's, and a cast is
-made where the user asked for it.
+A session takes one batch, or a range, and one type. Here other batches are cut into the engine's,
+and a cast is made where the user asked for it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from todo_compile.batches import pieces
 from todo_compile.errors import ConfigError, InputError
 from todo_compile.runtime.session import dtype_named
 
@@ -34,8 +35,9 @@ class Component(nn.Module):
     Args:
         session: runs it.
         origin: what it was made from.
-        batching: ``split`` cuts larger batches into the engine's and fills up the last one (with a
-            warning, once); ``strict`` refuses every batch but the engine's.
+        batching: ``split`` cuts larger batches into the engine's (of a range, its largest) and
+            fills up what is too small for it (with a warning, once); ``strict`` refuses every
+            batch that the engine does not have.
         cast: inputs of another float type are cast to the engine's and the result back. Without,
             they are refused, as by torch.
 
@@ -62,7 +64,9 @@ class Component(nn.Module):
         self._warned = False
         main = next(iter(session.inputs.values()))
         results = next(iter(session.outputs.values()))
-        self._batch = main.shape[0]
+        self._least = self._most = main.shape[0]
+        if main.batches is not None:
+            self._least, self._most = main.batches.least, main.batches.most
         # A text encoder's inputs are integers; its type is that of what comes out.
         self._dtype = dtype_named(main.dtype if "float" in main.dtype else results.dtype)
         # Settable, since diffusers replaces it in old checkpoints' pipelines.
@@ -133,7 +137,7 @@ class Component(nn.Module):
         feeds, back = self._casted(feeds)
         first = next(value for name, value in feeds.items() if name not in shared)
         count = int(first.shape[0]) if first.ndim else 0
-        if count in (0, self._batch) or self._batching == "strict":
+        if not count or self._least <= count <= self._most or self._batching == "strict":
             results = self.session.run(feeds)  # which refuses what does not fit
         else:
             results = self._in_pieces(feeds, shared, count)
@@ -159,8 +163,8 @@ class Component(nn.Module):
     def _in_pieces(
         self, feeds: Mapping[str, Tensor], shared: frozenset[str], count: int
     ) -> dict[str, Tensor]:
-        size = self._batch
-        spare = -count % size
+        sizes = pieces(count, self._least, self._most)
+        spare = max(0, self._least - sizes[-1])
         if spare and not self._warned:
             self._warned = True
             warnings.warn(
@@ -170,14 +174,17 @@ class Component(nn.Module):
                 PaddedBatchWarning,
                 stacklevel=4,
             )
-        pieces: list[dict[str, Tensor]] = []
-        for start in range(0, count, size):
+        found: list[dict[str, Tensor]] = []
+        start = 0
+        for size in sizes:
+            filled = max(size, self._least)
             piece = {
-                name: value if name in shared else _rows(name, value, start, size, count)
+                name: value if name in shared else _rows(name, value, start, filled, count)
                 for name, value in feeds.items()
             }
-            pieces.append(self.session.run(piece))
-        return {name: torch.cat([p[name] for p in pieces])[:count] for name in pieces[0]}
+            found.append(self.session.run(piece))
+            start += size
+        return {name: torch.cat([p[name] for p in found])[:count] for name in found[0]}
 
 
 def _rows(name: str, value: Tensor, start: int, size: int, count: int) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from todo_compile.errors import ModelError
-from todo_compile.export.manifest import Tensor as Spec
-from todo_compile.export.manifest import tensors
+from todo_compile.export.tensors import Tensor as Spec
+from todo_compile.export.tensors import tensors
 from todo_compile.runtime.files import Origin
 from todo_compile.runtime.loading import adapt
 from todo_compile.runtime.schedulers import make_scheduler

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from todo_compile.batches import NAME
 from todo_compile.errors import BundleError, EngineError
-from todo_compile.runtime.session import check_feeds, dtype_named
+from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from todo_compile.export.manifest import Tensor as Spec
+    from todo_compile.export.tensors import Tensor as Spec
     from todo_compile.runtime.files import Output
 
 # The numbers of ONNX's TensorProto.DataType, and onnxruntime's spelling of each.
@@ -75,18 +76,19 @@ class OnnxSession:
         check_feeds(feeds, self._inputs, self._device, self._output.built_for)
         # Held until the run is over: a copy made by `contiguous` belongs to nobody else.
         held = {name: feeds[name].contiguous() for name in self._inputs}
+        batch = batch_of(feeds, self._inputs)
         results = {
-            name: torch.empty(spec.shape, dtype=dtype_named(spec.dtype), device=self._device)
+            name: torch.empty(spec.at(batch), dtype=dtype_named(spec.dtype), device=self._device)
             for name, spec in self._outputs.items()
         }
         binding: Any = self._session.io_binding()
         place, index = self._device.type, self._device.index or 0
         for name, spec in self._inputs.items():
             number, pointer = _TYPES[spec.dtype][0], held[name].data_ptr()
-            binding.bind_input(name, place, index, number, list(spec.shape), pointer)
+            binding.bind_input(name, place, index, number, list(spec.at(batch)), pointer)
         for name, spec in self._outputs.items():
             number, pointer = _TYPES[spec.dtype][0], results[name].data_ptr()
-            binding.bind_output(name, place, index, number, list(spec.shape), pointer)
+            binding.bind_output(name, place, index, number, list(spec.at(batch)), pointer)
         self._execute(binding, [*held.values(), *results.values()])
         return results
 
@@ -203,13 +205,18 @@ def _check_signature(session: Any, output: Output) -> None:
         if unknown:
             raise BundleError(f"The manifest of {output.path.name} has a tensor of {unknown[0]}.")
         stated = {s.name: (list(s.shape), _TYPES[s.dtype][1]) for s in wanted}
-        actual = {node.name: (list(node.shape), node.type) for node in found}
+        actual = {node.name: (_plain_shape(node.shape), node.type) for node in found}
         if stated != actual:
             raise BundleError(
                 f"The manifest of {output.path.name} does not describe its {kind}: "
                 f"{stated} against {actual} in the file.",
                 remedy="Build it again with todo-compile.",
             )
+
+
+def _plain_shape(shape: list[Any]) -> list[Any]:
+    """A shape as manifests have it: -1 for the batch, if it is symbolic."""
+    return [-1 if size == NAME else size for size in shape]
 
 
 def _first_line(error: Exception) -> str:

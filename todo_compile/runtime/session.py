@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from todo_compile.export.manifest import Tensor as Spec
+    from todo_compile.export.tensors import Tensor as Spec
 
 
 class Session(Protocol):
@@ -88,13 +88,23 @@ def check_feeds(
             f"The engine was called {' and '.join(parts)}; {built_for}.",
             remedy=f"Its inputs are {', '.join(specs)}.",
         )
+    batches: dict[int, str] = {}
     for name, spec in specs.items():
         value = feeds[name]
-        if tuple(value.shape) != spec.shape:
+        if not spec.fits(tuple(value.shape)):
+            wanted = spec.shape if spec.batches is None else f"({spec.text})"
             raise InputError(
-                f"{name} has the shape {tuple(value.shape)} instead of {spec.shape}; {built_for}.",
-                remedy=_shape_remedy(name, tuple(value.shape), spec.shape),
+                f"{name} has the shape {tuple(value.shape)} instead of {wanted}; {built_for}.",
+                remedy=_shape_remedy(name, tuple(value.shape), spec),
             )
+        if spec.batches is not None:
+            batches.setdefault(int(value.shape[0]), name)
+            if len(batches) > 1:
+                said = " and ".join(f"{size} of {one}" for size, one in batches.items())
+                raise InputError(
+                    f"The inputs have different batches, {said}; {built_for}.",
+                    remedy="All inputs of a call need the same batch.",
+                )
         if value.dtype != dtype_named(spec.dtype):
             raise InputError(
                 f"{name} is {str(value.dtype).removeprefix('torch.')} instead of {spec.dtype}; "
@@ -114,12 +124,26 @@ def check_feeds(
             )
 
 
-def _shape_remedy(name: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+def batch_of(feeds: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> int:
+    """The batch of checked inputs; 0 where all shapes are fixed."""
+    name = next((name for name, spec in specs.items() if spec.batches is not None), None)
+    return 0 if name is None else int(feeds[name].shape[0])
+
+
+def _shape_remedy(name: str, got: tuple[int, ...], spec: Spec) -> str:
+    wanted = spec.shape
     if len(got) == len(wanted) == 4 and got[2:] != wanted[2:]:
         return (
             "An engine serves one resolution: ask for the picture size it was built for "
             "(height=, width=), or compile one with --res of your own."
         )
     if len(got) == len(wanted) and got[1:] == wanted[1:]:
-        return f"Compile with --batch {got[0]}, or load without batching='strict'."
-    return f"Hand over {name} as {wanted}."
+        return f"Compile with --batch {_reaching(spec, got[0])}, or load without batching='strict'."
+    return f"Hand over {name} as ({spec.text})."
+
+
+def _reaching(spec: Spec, batch: int) -> str:
+    """What to compile for: the batch that was wanted, or the range that has it too."""
+    if spec.batches is None:
+        return str(batch)
+    return f"{min(spec.batches.least, batch)}..{max(spec.batches.most, batch)}"

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile.errors import BundleError, EngineError
 from todo_compile.runtime.files import check_gpu, check_library
-from todo_compile.runtime.session import check_feeds, dtype_named
+from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from todo_compile.export.manifest import Tensor as Spec
+    from todo_compile.export.tensors import Tensor as Spec
     from todo_compile.runtime.files import Output
 
 
@@ -32,7 +32,8 @@ class TensorRTSession:
         output: checked, see `files.open_output`.
         provider: ``cuda`` or ``cuda:N``; None for torch's current GPU.
         cuda_graph: record the kernels once and replay them. Inputs and outputs then pass through
-            buffers that keep their addresses (copied on the GPU).
+            buffers that keep their addresses (copied on the GPU). A recording is for one batch: of
+            an engine with a range, a call with another batch than the last one records anew.
         runtime_cache: file in which TensorRT for RTX keeps the kernels that it compiled for this
             GPU; read at the start, written after the first run. Classic TensorRT needs none.
 
@@ -73,7 +74,10 @@ class TensorRTSession:
         self._replay: torch.cuda.CUDAGraph | None = None
         # RTX records by itself; with classic TensorRT torch does it.
         self._record = cuda_graph and not hasattr(self._engine, "create_runtime_config")
-        self._fixed = self._buffers() if cuda_graph else None
+        self._buffered = cuda_graph
+        self._fixed: dict[str, Tensor] = {}
+        self._fixed_for: int | None = None  # the batch that these buffers are for
+        self._shaped: int | None = None  # the batch that the context is set to
 
     @property
     def device(self) -> torch.device:
@@ -96,11 +100,14 @@ class TensorRTSession:
         self._stream.wait_stream(current)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             held = {name: feeds[name].contiguous() for name in self._inputs}
-            if self._fixed is None:
-                results = {name: self._empty(spec) for name, spec in self._outputs.items()}
+            batch = batch_of(feeds, self._inputs)
+            self._shape(batch)
+            if not self._buffered:
+                results = {name: self._empty(spec, batch) for name, spec in self._outputs.items()}
                 self._bind({**held, **results})
                 self._enqueue()
             else:
+                self._renew_buffers(batch)
                 for name, value in held.items():
                     self._fixed[name].copy_(value)
                 self._enqueue_recorded()
@@ -159,16 +166,32 @@ class TensorRTSession:
             raise self._refusal("TensorRT cannot prepare the engine to run")
         return context
 
-    def _buffers(self) -> dict[str, Tensor]:
-        specs = {**self._inputs, **self._outputs}
-        buffers = {name: self._empty(spec) for name, spec in specs.items()}
-        self._bind(buffers)
-        return buffers
+    def _shape(self, batch: int) -> None:
+        """Set the context to `batch`."""
+        if batch == self._shaped:
+            return
+        self._shaped = None  # a half-set context must not pass for a set one
+        for name, spec in self._inputs.items():
+            if spec.batches is not None and not self._context.set_input_shape(name, spec.at(batch)):
+                raise self._refusal(f"TensorRT refuses a batch of {batch} for {name}")
+        self._shaped = batch
 
-    def _empty(self, spec: Spec) -> Tensor:
+    def _renew_buffers(self, batch: int) -> None:
+        """Buffers for `batch`; what was recorded with others is of no use any more."""
+        if batch == self._fixed_for:
+            return
+        if self._fixed_for is not None:  # the GPU may still be at work on them
+            self._stream.synchronize()
+        self._fixed_for = self._replay = None
+        specs = {**self._inputs, **self._outputs}
+        self._fixed = {name: self._empty(spec, batch) for name, spec in specs.items()}
+        self._bind(self._fixed)
+        self._fixed_for = batch
+
+    def _empty(self, spec: Spec, batch: int) -> Tensor:
         import torch
 
-        return torch.empty(spec.shape, dtype=dtype_named(spec.dtype), device=self._device)
+        return torch.empty(spec.at(batch), dtype=dtype_named(spec.dtype), device=self._device)
 
     def _bind(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -294,3 +317,14 @@ def _check_signature(engine: Any, output: Output) -> None:
             f"{actual} in the engine.",
             remedy="Build it again with todo-compile.",
         )
+    for spec in output.manifest.inputs:
+        if spec.batches is None:
+            continue
+        stated = [spec.at(n) for n in (spec.batches.least, spec.batches.tuned, spec.batches.most)]
+        actual = [tuple(map(int, s)) for s in engine.get_tensor_profile_shape(spec.name, 0)]
+        if stated != actual:
+            raise BundleError(
+                f"The manifest of {output.path.name} states other batches of {spec.name} than the "
+                f"engine: {stated} against {actual}.",
+                remedy="Build it again with todo-compile.",
+            )
