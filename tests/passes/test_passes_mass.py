@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +14,9 @@ from oracle import Pair, attention, mass, subsample
 from torch import nn
 
 from todo_compile.config import PlanOptions
+from todo_compile.export.onnx import export_onnx
+from todo_compile.passes.pipeline import rewrite_graph
+from todo_compile.progress import SilentProgress
 
 TEXT = 5
 
@@ -117,6 +124,30 @@ def test_on_top_of_a_mask(spelling: str, keys: int) -> None:
     assert site.action == "rewritten", site.reason
     with torch.no_grad():
         assert_close(captured.run(), model.oracle(*given, (2, 2), "nearest", weigh=True))
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("mask", [None, (TEXT + 24, TEXT + 24)])
+def test_in_onnxruntime(tmp_path: Path, opset: int, mask: Pair | None) -> None:
+    source = torch.Generator().manual_seed(3)
+    bias = None if mask is None else torch.randn(mask, generator=source)
+    model, given = Joint("sdpa", bias).eval(), inputs(6, 4)
+    program = torch.export.export(model, tuple(given), strict=False)
+    rewrite_graph(program.graph_module, PlanOptions(factors=((2, 2),)), explicit_casts=True)
+    path = tmp_path / "joint.onnx"
+    export_onnx(
+        program,
+        path,
+        opset=opset,
+        input_names=["image", "text"],
+        output_names=["out"],
+        progress=SilentProgress(),
+    )
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = dict(zip(("image", "text"), (t.numpy() for t in given), strict=True))
+    with torch.no_grad():
+        expected = model.oracle(*given, (2, 2), "nearest", weigh=True)
+    np.testing.assert_allclose(session.run(None, feeds)[0], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_boolean_mask_without_keys_is_refused() -> None:

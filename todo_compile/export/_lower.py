@@ -69,6 +69,8 @@ def _write_out(graph: Graph, node: Node) -> None:
 
     ``aten.to.dtype`` → ``aten._to_copy`` where it changes the type, nothing where it doesn't.
     """
+    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+        _widen_mask(graph, node)
     if node.target is not torch.ops.aten.to.dtype:
         return
     source = cast("Node", node.args[0])
@@ -82,3 +84,25 @@ def _write_out(graph: Graph, node: Node) -> None:
     node.target = torch.ops.aten._to_copy.default
     node.args = (source,)
     node.kwargs = {"dtype": wanted}
+
+
+def _widen_mask(graph: Graph, node: Node) -> None:
+    """Give a mask that is the same for all queries a row for each.
+
+    ONNX's ``Attention`` broadcasts masks by its text; onnxruntime (1.32) takes them only with the
+    queries' number of rows.
+    """
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    if mask is None:
+        return
+    mask, query = cast("Node", mask), cast("Node", node.args[0])
+    shape, rows = mask.meta["val"].shape, query.meta["val"].shape[-2]
+    if len(shape) < 2 or shape[-2] != 1 or rows == 1:
+        return
+    sizes = [*shape[:-2], rows, shape[-1]]
+    if not all(isinstance(size, int) for size in sizes):
+        return  # with a batch range the exporter's own decomposition would be needed
+    with graph.inserting_before(node):
+        wide = graph.call_function(torch.ops.aten.expand.default, (mask, sizes))
+    wide.meta = {**mask.meta, "val": mask.meta["val"].expand(sizes)}
+    node.replace_input_with(mask, wide)
