@@ -42,6 +42,7 @@ def compile_bundle(
     vae_options: PlanOptions | None = None,
     dense_after: float | None = None,
     loras: Sequence[str] = (),
+    controlnet: bool = False,
     force: bool = False,
     progress: Progress | None = None,
     **settings: Any,
@@ -69,6 +70,7 @@ def compile_bundle(
         dense_after: share of the denoising steps (0 to 1) after which attention is dense; adds a
             dense twin of the denoising model. In ONNX both share their weights' file.
         loras: ``FILE[:SCALE]`` each, fused into the components that they have layers for.
+        controlnet: let the denoising model, a UNet, take a ControlNet's residuals.
         force: rebuild even what is equal.
         progress: receives steps and remarks; None is silent.
         settings: the rest of `compiler.compile`'s: opset, target, library, timing_cache,
@@ -102,6 +104,7 @@ def compile_bundle(
                 batch=_batch(name, calls),
                 precision=(vae_precision or precision) if name == "vae_decoder" else precision,
                 options=_options(name, options, vae_options),
+                controlnet=controlnet and name == names[0],  # the denoiser, or it is refused
                 **_own(common, stem),
             )
         if dense_after is not None:

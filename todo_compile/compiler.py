@@ -69,6 +69,7 @@ def compile(
     force: bool = False,
     dump: str | Path | None = None,
     loras: Sequence[str] = (),
+    controlnet: bool = False,
     progress: Progress | None = None,
 ) -> CompileResult:
     """Compile a model for one resolution: rewrite its attention and write an engine or ONNX file.
@@ -95,6 +96,7 @@ def compile(
         force: rebuild even if an equal output exists.
         dump: folder for the graph before and after every pass.
         loras: ``FILE[:SCALE]`` each, fused into the weights in order.
+        controlnet: let a UNet take a ControlNet's residuals, as further inputs.
         progress: receives steps and remarks; None is silent.
 
     Raises:
@@ -107,7 +109,7 @@ def compile(
         model, res=res, out=out, component=component, weights=weights, batch=batch,
         precision=precision, opset=opset, options=options, target=target, library=library,
         timing_cache=timing_cache, weight_streaming=weight_streaming, verify=verify, dump=dump,
-        loras=adapters, progress=progress,
+        loras=adapters, controlnet=controlnet, progress=progress,
     )  # fmt: skip
     check_used(adapters, [job])
     from todo_compile.export.files import check_target, sweep
@@ -340,6 +342,7 @@ def _model_facts(job: Job) -> dict[str, Any]:
         "weights": job.weights.description,
         "weights_hash": job.weights_hash,
         "loras": [{"file": lora.path.name, **lora.describe()} for lora in job.loras],
+        "controlnet": job.source.controlnet,
         "random_weights": job.weights.kind == "random",
         "config": dict(job.source.config),
         "resolution": str(job.resolution),

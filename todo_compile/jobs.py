@@ -66,6 +66,7 @@ def prepare(
     verify: bool = False,
     dump: str | Path | None = None,
     loras: Sequence[Lora] = (),
+    controlnet: bool = False,
     progress: Progress | None = None,
 ) -> Job:
     """Check everything that can be checked before any work, cheapest first.
@@ -92,6 +93,10 @@ def prepare(
     resolution = models.Resolution.parse(res)
     wanted = parse_targets(target)
     source = models.resolve_component(str(model), component)
+    if controlnet:
+        from todo_compile.models.controlnet import with_controlnet
+
+        source = with_controlnet(source)
     options = check_options(source, options)
     precision = _precision(source, precision, progress)
     dtype = dtype_of(precision)
@@ -115,6 +120,7 @@ def prepare(
         "architecture": found.architecture,
         "component": source.component,
         "inputs": [spec.name for spec in specs],
+        "controlnet": controlnet,
         "pipeline": source.pipeline,
         "weights": digest,
         "loras": [lora.describe() for lora in adapters],

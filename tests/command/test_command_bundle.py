@@ -289,6 +289,7 @@ def test_failed_first_build_leaves_no_bundle(
         (("--component", "text-encoder-2"), "has no text_encoder_2/config.json"),
         (("-o", "x.onnx"), "--format is for bundles"),
         (("-r", "33"), "cannot make 33x33 pixels"),
+        (("--component", "vae-decoder", "--controlnet"), "--controlnet is for UNets"),
     ],
 )
 def test_mistakes(

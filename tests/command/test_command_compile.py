@@ -388,3 +388,24 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["sd15"]["native_kv_tokens"] == 4096
     assert main(["models"]) == 0
     assert "sdxl" in capsys.readouterr().out
+
+
+def test_controlnet(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Residuals are inputs of the engine; with and without are two outputs."""
+    out = tmp_path / "x.plan"
+    with_flag = ["-m", str(model), "-r", "64", "-o", str(out), "--target", "sm89", "--controlnet"]
+    assert main([*with_flag, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    inputs = {spec["name"]: spec for spec in printed["manifest"]["inputs"]}
+    assert list(inputs)[3:] == [
+        *(f"down_block_residual_{i}" for i in range(4)),
+        "mid_block_residual",
+    ]
+    assert inputs["down_block_residual_2"]["shape"] == [2, 16, 4, 4]
+    assert inputs["mid_block_residual"]["dtype"] == "float16"
+    assert main([*with_flag, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reused"] is True
+    assert main([*with_flag[:-1], "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert "controlnet: True → False" in printed["rebuilt_because"]
+    assert len(printed["manifest"]["inputs"]) == 3

@@ -104,6 +104,15 @@ def compile_command(
             rich_help_panel="What",
         ),
     ] = None,
+    controlnet: Annotated[
+        bool,
+        typer.Option(
+            "--controlnet",
+            help="Let the UNet take a ControlNet's residuals, as further inputs: for any number of "
+            "ControlNets, which run in torch.",
+            rich_help_panel="What",
+        ),
+    ] = False,
     dense_after: Annotated[
         float | None,
         typer.Option(
@@ -185,6 +194,7 @@ def compile_command(
         "force": force,
         "dump": dump,
         "loras": lora or [],
+        "controlnet": controlnet,
         "progress": progress,
     }
     if is_folder_output(Path(out), out):

@@ -29,6 +29,7 @@ from todo_compile.models.architecture import (
     UNET,
     VAE_CLASSES,
 )
+from todo_compile.models.controlnet import residual_names, residual_shapes
 from todo_compile.models.loading import LoadedModel
 from todo_compile.models.resolution import Resolution
 from todo_compile.models.source import Source
@@ -188,7 +189,8 @@ def _plan(
         return (InputSpec("latent_sample", latent, dtype),), wrappers.VaeDecoder
     sample = (batch, int(source.config.get("in_channels", 4)), *_latent(source, resolution))
     if source.class_name == UNET:
-        return _unet(source.config, sample, dtype)
+        specs, wrapper = _unet(source.config, sample, dtype)
+        return _controlled(specs, wrapper, source) if source.controlnet else (specs, wrapper)
     if source.class_name == PIXART:
         return _pixart(source.config, sample, dtype)
     assert source.class_name == DIT
@@ -234,6 +236,21 @@ def _unet(
     if guidance is not None:  # latent consistency models: the guidance scale, embedded
         specs.append(InputSpec("timestep_cond", (batch, int(guidance)), dtype))
     return tuple(specs), wrapper
+
+
+def _controlled(
+    specs: tuple[InputSpec, ...], wrapper: type[nn.Module], source: Source
+) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
+    """The same with a ControlNet's residuals, in the model's type."""
+    batch, _, height, width = specs[0].shape
+    shapes = residual_shapes(source.config, (height, width))
+    names = residual_names(len(shapes))
+    more = [
+        InputSpec(name, (batch, *shape), specs[0].dtype)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+    own = [spec.name for spec in specs]
+    return (*specs, *more), wrappers.controlled(wrapper, own, names)
 
 
 def _text(source: Source, batch: int) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:

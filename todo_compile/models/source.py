@@ -43,6 +43,7 @@ class Source:
         vae_scale: pixels per latent cell on each axis.
         entry: the registry's entry, if it is a registered model.
         pipeline: diffusers class of the pipeline that it belongs to; empty if unknown.
+        controlnet: it takes a ControlNet's residuals as further inputs; see `controlnet`.
     """
 
     kind: Literal["registry", "folder", "hub"]
@@ -54,6 +55,7 @@ class Source:
     vae_scale: int = 8
     entry: RegistryEntry | None = field(default=None, repr=False)
     pipeline: str = ""
+    controlnet: bool = False
 
     @property
     def subfolder(self) -> str:

@@ -1,25 +1,46 @@
 """Modules with a flat signature around diffusers' components: tensors in, tensors out.
 
 An exported graph takes its input names from ``forward``'s parameters, so each signature is written
-out. The component hangs on an attribute called after it (``unet``), which is how paths in
-``nn_module_stack`` start. An optional input comes last, and is left out of the call if absent.
+out (`controlled` makes the one whose length depends on the model). The component hangs on an
+attribute called after it (``unet``), which is how paths in ``nn_module_stack`` start. An optional
+input comes last, and is left out of the call if absent.
 `output_names` says what a wrapper returns.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class TextUNet(nn.Module):
-    """A UNet conditioned on text and time (SD 1.x, SD 2.x)."""
-
+class _UNet(nn.Module):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
+
+    def _predict(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        residuals: Sequence[Tensor],
+        **conditions: Any,
+    ) -> Tensor:
+        """Noise prediction; `residuals` are a ControlNet's, the middle's last, or none."""
+        if residuals:
+            conditions["down_block_additional_residuals"] = tuple(residuals[:-1])
+            conditions["mid_block_additional_residual"] = residuals[-1]
+        return self.unet(sample, timestep, encoder_hidden_states, **conditions, return_dict=False)[
+            0
+        ]
+
+
+class TextUNet(_UNet):
+    """A UNet conditioned on text and time (SD 1.x, SD 2.x)."""
 
     def forward(
         self,
@@ -27,23 +48,17 @@ class TextUNet(nn.Module):
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         timestep_cond: Tensor | None = None,
+        *,
+        residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
-        return self.unet(
-            sample,
-            timestep,
-            encoder_hidden_states,
-            timestep_cond=timestep_cond,
-            return_dict=False,
-        )[0]
+        return self._predict(
+            sample, timestep, encoder_hidden_states, residuals, timestep_cond=timestep_cond
+        )
 
 
-class TextTimeUNet(nn.Module):
+class TextTimeUNet(_UNet):
     """A UNet with pooled text and image sizes as added conditions (SDXL)."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
 
     def forward(
         self,
@@ -53,30 +68,25 @@ class TextTimeUNet(nn.Module):
         text_embeds: Tensor,
         time_ids: Tensor,
         timestep_cond: Tensor | None = None,
+        *,
+        residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
         # diffusers concatenates text_embeds with an fp32 embedding of time_ids and lets torch
         # promote. Promoting here gives the same numbers, and a Concat that TensorRT takes.
-        added: dict[str, Any] = {
-            "text_embeds": text_embeds.to(torch.float32),
-            "time_ids": time_ids,
-        }
-        return self.unet(
+        added = {"text_embeds": text_embeds.to(torch.float32), "time_ids": time_ids}
+        return self._predict(
             sample,
             timestep,
             encoder_hidden_states,
+            residuals,
             timestep_cond=timestep_cond,
             added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+        )
 
 
-class LabelledUNet(nn.Module):
+class LabelledUNet(_UNet):
     """A UNet with class labels: unCLIP's image embedding, an upscaler's noise level."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
 
     def forward(
         self,
@@ -85,16 +95,40 @@ class LabelledUNet(nn.Module):
         encoder_hidden_states: Tensor,
         class_labels: Tensor,
         timestep_cond: Tensor | None = None,
+        *,
+        residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
-        return self.unet(
+        return self._predict(
             sample,
             timestep,
             encoder_hidden_states,
-            class_labels=class_labels,
+            residuals,
             timestep_cond=timestep_cond,
-            return_dict=False,
-        )[0]
+            class_labels=class_labels,
+        )
+
+
+def controlled(
+    base: type[nn.Module], inputs: Sequence[str], residuals: Sequence[str]
+) -> type[nn.Module]:
+    """A UNet's wrapper with a ControlNet's residuals after its own inputs.
+
+    Args:
+        base: of this module.
+        inputs: those of its inputs that are used.
+        residuals: names of the further ones, the middle's last.
+    """
+
+    def forward(self: nn.Module, *values: Tensor) -> Tensor:
+        own, more = values[: len(inputs)], values[len(inputs) :]
+        return base.forward(self, **dict(zip(inputs, own, strict=True)), residuals=more)
+
+    # How many there are depends on the model; torch.export names a graph's inputs by the signature.
+    names = ("self", *inputs, *residuals)
+    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
+    forward.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    return type(f"Controlled{base.__name__}", (base,), {"forward": forward})
 
 
 class PixArtTransformer(nn.Module):

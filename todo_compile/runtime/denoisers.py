@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from todo_compile.errors import InputError
+from todo_compile.models.controlnet import MID, residual_names, residual_shapes
 from todo_compile.runtime.component import Component
 from todo_compile.runtime.session import dtype_named
 
@@ -72,7 +74,6 @@ class _Denoiser(Component):
 
 
 _REMEDIES = {
-    "ControlNet residuals": "Use a pipeline without ControlNet, or the torch UNet.",
     "image_embeds": "IP-Adapters are not compiled in: use the torch UNet with them.",
     "cross_attention_kwargs": "A LoRA scale, for one, cannot be changed after compiling.",
     "timestep_cond": "The compiled model is not guidance-distilled.",
@@ -98,7 +99,7 @@ class CompiledUNet(_Denoiser):
         attention_mask: Tensor | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         added_cond_kwargs: dict[str, Any] | None = None,
-        down_block_additional_residuals: tuple[Tensor, ...] | None = None,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
         down_intrablock_additional_residuals: tuple[Tensor, ...] | None = None,
         encoder_attention_mask: Tensor | None = None,
@@ -109,10 +110,8 @@ class CompiledUNet(_Denoiser):
         Raises:
             InputError: the engine was not built for it.
         """
-        residuals = (
-            down_block_additional_residuals
-            if down_block_additional_residuals is not None
-            else mid_block_additional_residual
+        residuals = self._residuals(
+            sample, down_block_additional_residuals, mid_block_additional_residual
         )
         prediction = self._predict(
             {
@@ -122,9 +121,9 @@ class CompiledUNet(_Denoiser):
                 "class_labels": class_labels,
                 "timestep_cond": timestep_cond,
                 **(added_cond_kwargs or {}),
+                **residuals,
             },
             {
-                "ControlNet residuals": None if residuals is None else True,
                 "T2I-Adapter residuals": None if not down_intrablock_additional_residuals else True,
                 "attention_mask": None if attention_mask is None else True,
                 "encoder_attention_mask": None if encoder_attention_mask is None else True,
@@ -136,6 +135,50 @@ class CompiledUNet(_Denoiser):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
         return UNet2DConditionOutput(sample=prediction)
+
+    def _residuals(
+        self, sample: Tensor, down: Sequence[Tensor] | None, mid: Tensor | None
+    ) -> dict[str, Tensor]:
+        """A ControlNet's residuals by their names in the engine; zeros if the pipeline has none."""
+        if MID not in self.session.inputs:
+            if down is not None or mid is not None:
+                raise InputError(
+                    "The pipeline passes ControlNet residuals; "
+                    f"{self.origin.built_for} without it.",
+                    remedy="Compile the UNet with --controlnet, or use the torch UNet.",
+                )
+            return {}
+        height, width = sample.shape[-2:]  # not the session's: it may have several resolutions
+        shapes = residual_shapes(self.config, (height, width))
+        names = residual_names(len(shapes))
+        if down is None and mid is None:
+            make = {"dtype": sample.dtype, "device": sample.device}
+            return {
+                name: torch.zeros(len(sample), *shape, **make)
+                for name, shape in zip(names, shapes, strict=True)
+            }
+        if down is None or mid is None:
+            raise InputError(
+                "The pipeline passes only one kind of residuals (down blocks, middle block).",
+                remedy="A ControlNet makes both; T2I-Adapters are not compiled in.",
+            )
+        if len(down) != len(shapes) - 1:
+            raise InputError(
+                f"The pipeline passes {len(down)} residuals of down blocks; {self.origin.built_for}"
+                f" with {len(shapes) - 1}.",
+                remedy="Use a ControlNet for this architecture.",
+            )
+        return {
+            name: _spread(value, shape)
+            for name, shape, value in zip(names, shapes, (*down, mid), strict=True)
+        }
+
+
+def _spread(residual: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A residual in full size: ControlNets with ``global_pool_conditions`` make 1×1."""
+    if residual.ndim == 4 and tuple(residual.shape[-2:]) == (1, 1):
+        return residual.expand(-1, -1, *shape[1:])
+    return residual
 
 
 class CompiledTransformer(_Denoiser):
