@@ -79,6 +79,48 @@ def compile_bundle(
     Raises:
         TodoError: whatever the user can mend; an older bundle then stands as it was.
     """
+    folder = Path(out)
+    check_folder(folder)
+    assembly = prepare_bundle(
+        model, res=res, out=folder, kind=kind, component=component, weights=weights, batch=batch,
+        precision=precision, vae_precision=vae_precision, options=options,
+        vae_options=vae_options, dense_after=dense_after, loras=loras, controlnet=controlnet,
+        force=force, progress=progress, **settings,
+    )  # fmt: skip
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        with only_one(folder):
+            return assembly.run()
+    finally:
+        if made and not any(p.name != LOCK for p in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def prepare_bundle(
+    model: str,
+    *,
+    res: str | int | Sequence[str | int],
+    out: str | Path,
+    kind: str = "tensorrt",
+    component: str = "all",
+    weights: str = "auto",
+    batch: int = 2,
+    precision: str | None = None,
+    vae_precision: str | None = None,
+    options: PlanOptions | None = None,
+    vae_options: PlanOptions | None = None,
+    dense_after: float | None = None,
+    loras: Sequence[str] = (),
+    controlnet: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Assembly:
+    """What `compile_bundle` will do, checked; `out` is not looked at.
+
+    Args and errors as `compile_bundle`.
+    """
     from todo_compile.export.bundle import SIZED
     from todo_compile.models import parse_lora
 
@@ -88,7 +130,6 @@ def compile_bundle(
     calls = parse_batch(batch)
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
-    _check_folder(folder)
     adapters = [parse_lora(text) for text in loras]
     common = {"weights": weights, "progress": progress, "loras": adapters, **settings}
     jobs: dict[str, Job] = {}
@@ -112,14 +153,7 @@ def compile_bundle(
             jobs[f"{stem}{DENSE}"] = _dense_job(jobs[stem], names[0], stem, dense_after)
     check_used(adapters, list(jobs.values()))
     extras = _extras(jobs, progress)
-    made = not folder.exists()
-    folder.mkdir(exist_ok=True)
-    try:
-        with only_one(folder):
-            return Assembly(folder, kind, jobs, extras, dense_after, force, progress).run()
-    finally:
-        if made and not any(p.name != LOCK for p in folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)
+    return Assembly(folder, kind, jobs, extras, dense_after, force, progress)
 
 
 def _sizes(res: str | int | Sequence[str | int]) -> list[Resolution]:
@@ -175,7 +209,7 @@ def is_folder_output(out: Path, text: str = "") -> bool:
     return out.suffix not in SUFFIXES and (out.is_dir() or out.suffix == "")
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a folder that is no bundle of ours: components must not be strewn among files."""
     from todo_compile.export.bundle import BUNDLE_JSON
     from todo_compile.export.files import check_target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,12 +21,8 @@ from todo_compile.commands.options import (
     SamplingOption,
     Verbose,
     make_progress,
-    one_component,
-    plan_options,
     print_passes,
 )
-from todo_compile.config import PlanOptions
-from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
     from todo_compile.assembly import BundleResult
@@ -177,62 +173,42 @@ def compile_command(
     An existing output is kept if everything that matters is equal, else it is rebuilt and the
     differences are named. A failure leaves the old output or none.
     """
-    from todo_compile.bundles import is_folder_output
+    from todo_compile.compiler import CompileResult
+    from todo_compile.requests import Request
 
     progress = make_progress(quiet, verbose)
-    options = plan_options(kv_tokens, factors, sampling, preset)
-    settings: dict[str, Any] = {
-        "weights": weights,
-        "precision": precision,
-        "options": options,
-        "opset": opset,
-        "target": target,
-        "library": library,
-        "timing_cache": timing_cache,
-        "weight_streaming": weight_streaming,
-        "verify": verify,
-        "force": force,
-        "dump": dump,
-        "loras": lora or [],
-        "controlnet": controlnet,
-        "progress": progress,
-    }
-    if is_folder_output(Path(out), out):
-        from todo_compile.bundles import compile_bundle
-        from todo_compile.models.components import parse_choice
-
-        found = compile_bundle(
-            model,
-            res=res,
-            out=out,
-            kind=kind or "tensorrt",
-            component=parse_choice(component or "all"),
-            batch=2 if batch is None else batch,
-            vae_precision=vae_precision,
-            dense_after=dense_after,
-            vae_options=None
-            if vae_factors is None
-            else PlanOptions.create(factors=vae_factors, sampling=options.sampling),
-            **settings,
-        )
-        _print_bundle(found, progress, json=json, quiet=quiet, verbose=verbose)
-        return
-    _refuse_bundle_options(
-        out,
-        {
-            "--format": kind,
-            "--vae-precision": vae_precision,
-            "--vae-factors": vae_factors,
-            "--dense-after": None if dense_after is None else str(dense_after),
-            "A second --res": res[1] if len(res) > 1 else None,
-        },
+    request = Request(
+        model=model,
+        res=tuple(res),
+        out=out,
+        weights=weights,
+        component=component,
+        kind=kind,
+        batch=batch,
+        precision=precision,
+        vae_precision=vae_precision,
+        kv_tokens=kv_tokens,
+        factors=factors,
+        sampling=sampling,
+        preset=preset,
+        vae_factors=vae_factors,
+        lora=tuple(lora or ()),
+        controlnet=controlnet,
+        dense_after=dense_after,
+        opset=opset,
+        target=target,
+        library=library,
+        timing_cache=timing_cache,
+        weight_streaming=weight_streaming,
+        verify=verify,
+        force=force,
+        dump=dump,
     )
-    from todo_compile.compiler import compile as run
-
-    result = run(
-        model, res=res[0], out=out, component=one_component(component), batch=batch, **settings
-    )
-    _print_output(result, progress, json=json, quiet=quiet, verbose=verbose)
+    result = request.run(progress)
+    if isinstance(result, CompileResult):
+        _print_output(result, progress, json=json, quiet=quiet, verbose=verbose)
+    else:
+        _print_bundle(result, progress, json=json, quiet=quiet, verbose=verbose)
 
 
 def _print_output(
@@ -292,12 +268,3 @@ def _print_bundle(
     for line in found.bundle.summary():
         progress.console.print(line, highlight=False, markup=False)
     progress.console.print(f"{'kept' if found.reused else 'wrote'} {found.folder}", highlight=False)
-
-
-def _refuse_bundle_options(out: str, given: dict[str, str | None]) -> None:
-    for option, value in given.items():
-        if value is not None:
-            raise ConfigError(
-                f"{option} is for bundles, and {out} is a file.",
-                remedy="End --out in a slash for a bundle, or leave the option out.",
-            )

@@ -143,16 +143,3 @@ def print_passes(report: Any) -> None:
             f"  {one.name:<8} {one.count:6} in {one.seconds * 1e3:6.1f} ms  {detail}",
             highlight=False,
         )
-
-
-def one_component(text: str | None) -> str:
-    """The component that one output holds, in the API's spelling."""
-    from todo_compile.models.components import parse_choice
-
-    choice = "unet" if text is None else parse_choice(text)
-    if choice == "all":
-        raise ConfigError(
-            "All components make several outputs.",
-            remedy="Name a folder: --out bundle/ (end it in a slash), or choose one component.",
-        )
-    return choice

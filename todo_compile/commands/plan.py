@@ -22,7 +22,6 @@ from todo_compile.commands.options import (
     Res,
     SamplingOption,
     Verbose,
-    one_component,
     plan_options,
     print_passes,
 )
@@ -53,6 +52,7 @@ def plan_command(
     from todo_compile.api import plan as run
     from todo_compile.batches import BatchRange, parse_batch
     from todo_compile.console import print_json, sites_table, totals_table
+    from todo_compile.models.components import one_component
 
     options = plan_options(kv_tokens, factors, sampling, preset)
     report = run(

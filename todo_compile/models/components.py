@@ -49,6 +49,21 @@ def parse_choice(text: str) -> str:
     return name.replace("-", "_")
 
 
+def one_component(text: str | None) -> str:
+    """The component that one output holds: as `parse_choice`; None is what denoises.
+
+    Raises:
+        ConfigError: unknown, or ``all``.
+    """
+    choice = "unet" if text is None else parse_choice(text)
+    if choice == "all":
+        raise ConfigError(
+            "All components make several outputs.",
+            remedy="Name a folder: --out bundle/ (end it in a slash), or choose one component.",
+        )
+    return choice
+
+
 def resolve_component(model: str, component: str = "unet") -> Source:
     """The source of one component of `model`.
 
