@@ -315,3 +315,33 @@ def test_several_resolutions(model: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = tiny.unet()(**given).sample
     torch.testing.assert_close(unet(**given).sample, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_range_of_batches(model: Path, tmp_path: Path) -> None:
+    """Residuals have the call's batch, and are cut with it."""
+    path = compiled(
+        model,
+        tmp_path / "u.onnx",
+        batch="1..3",
+        controlnet=True,
+        options=PlanOptions.create(factors="off"),
+    )
+    unet, truth = todo_compile.load(path), tiny.unet()
+    generator = torch.Generator().manual_seed(4)
+    for batch in (1, 3, 5):
+        given = {
+            "sample": torch.randn(batch, 4, 16, 16, generator=generator),
+            "timestep": 500,
+            "encoder_hidden_states": torch.randn(batch, 77, tiny.TEXT, generator=generator),
+        }
+        more = {
+            "down_block_additional_residuals": [
+                torch.randn(batch, *one.shape[1:], generator=generator) for one in residuals()[0]
+            ],
+            "mid_block_additional_residual": torch.randn(batch, 32, 8, 8, generator=generator),
+        }
+        for options in ({}, more):
+            with torch.no_grad():
+                expected = truth(**given, **options).sample
+            found = unet(**given, **options).sample
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

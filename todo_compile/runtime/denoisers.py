@@ -152,9 +152,8 @@ class CompiledUNet(_Denoiser):
         shapes = residual_shapes(self.config, (height, width))
         names = residual_names(len(shapes))
         if down is None and mid is None:
-            make = {"dtype": sample.dtype, "device": sample.device}
             return {
-                name: torch.zeros(len(sample), *shape, **make)
+                name: torch.zeros((len(sample), *shape), dtype=sample.dtype, device=sample.device)
                 for name, shape in zip(names, shapes, strict=True)
             }
         if down is None or mid is None:
