@@ -105,7 +105,7 @@ def prepare_bundle(
     kind: str = "tensorrt",
     component: str = "all",
     weights: str = "auto",
-    batch: int = 2,
+    batch: BatchLike = 2,
     precision: str | None = None,
     vae_precision: str | None = None,
     options: PlanOptions | None = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from todo_compile.commands.build import build_command
 from todo_compile.commands.compile import compile_command
 from todo_compile.commands.drift import drift_command
 from todo_compile.commands.generate import generate_command
@@ -51,7 +52,8 @@ app = typer.Typer(
         "todo-compile plan --model sd15 --res 2048\n\n"
         "todo-compile --model sd15 --weights random --res 2048 --out engine.plan\n\n"
         "todo-compile --model ./my-model --res 1920x1080 --out unet.onnx --verify\n\n"
-        "todo-compile --model ./my-model --res 2048 --out bundle/ --format onnx"
+        "todo-compile --model ./my-model --res 2048 --out bundle/ --format onnx\n\n"
+        "todo-compile build builds.yaml"
     ),
 )
 
@@ -71,6 +73,7 @@ def _main(  # pyright: ignore[reportUnusedFunction]
 
 
 app.command("compile")(compile_command)
+app.command("build")(build_command)
 app.command("plan")(plan_command)
 app.command("generate")(generate_command)
 app.command("drift")(drift_command)

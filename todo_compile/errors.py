@@ -65,3 +65,9 @@ class InputError(TodoError):
     """An engine was asked for something that it was not built for."""
 
     exit_code = 8
+
+
+class StoppedError(TodoError):
+    """Several builds were interrupted, of which some may be finished."""
+
+    exit_code = 130

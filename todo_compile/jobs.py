@@ -67,12 +67,13 @@ def prepare(
     dump: str | Path | None = None,
     loras: Sequence[Lora] = (),
     controlnet: bool = False,
+    hashed: bool = True,
     progress: Progress | None = None,
 ) -> Job:
     """Check everything that can be checked before any work, cheapest first.
 
     Args and errors as `compiler.compile`. Of `loras` those are taken that have layers for the
-    component.
+    component. Without `hashed` the weights are not read, and the job is good for looking at only.
     """
     from todo_compile import models
     from todo_compile.export.library import choose_library, current_gpu
@@ -112,7 +113,7 @@ def prepare(
         progress.info(f"target         {', '.join(targets.names)} ({targets.reason})")
     found = models.find_weights(source, models.WeightsChoice.parse(weights), dtype=dtype)
     progress.info(f"weights        {found.description}")
-    digest = _weights_hash(found, progress)
+    digest = _weights_hash(found, progress) if hashed else ""
     text = source.component.startswith("text_encoder")
     adapters = tuple(lora for lora in loras if source.component in lora.layers)
     request: dict[str, Any] = {

@@ -53,7 +53,7 @@ class Request(BaseModel):
     weights: str = "auto"
     component: str | None = None
     kind: Annotated[str | None, Field(alias="format")] = None
-    batch: int | None = None
+    batch: Text | None = None
     precision: str | None = None
     vae_precision: str | None = None
     kv_tokens: int | None = None
@@ -102,12 +102,12 @@ class Request(BaseModel):
         return found
 
     def prepare(self, progress: Progress | None = None) -> list[Job]:
-        """Jobs for all outputs; all that can be refused without looking at ``out`` is refused.
+        """Jobs for all outputs, to look at: neither weights nor what stands at ``out`` is read.
 
         Raises:
             TodoError: whatever the user can mend.
         """
-        settings = self._settings(progress)
+        settings: dict[str, Any] = {**self._settings(progress), "hashed": False}
         if self.bundle:
             from todo_compile.bundles import prepare_bundle
 
