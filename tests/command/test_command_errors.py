@@ -210,3 +210,12 @@ def test_inspect_damaged(
     captured = capsys.readouterr()
     assert "Build the output again" in " ".join(captured.err.split())
     assert captured.out == ""
+
+
+def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """rich takes [square brackets] for markup and swallows them."""
+    for command in ("compile", "plan", "generate", "build"):
+        assert main([command, "--help"]) == 0
+        assert "[default:" in capsys.readouterr().out
+    assert main(["compile", "--help"]) == 0
+    assert "[default: tensorrt]" in capsys.readouterr().out

@@ -65,7 +65,7 @@ def compile_command(
         str | None,
         typer.Option(
             "--format",
-            help="Of a bundle: tensorrt or onnx. [default: tensorrt]",
+            help="Of a bundle: tensorrt or onnx. \\[default: tensorrt]",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -75,7 +75,7 @@ def compile_command(
         str | None,
         typer.Option(
             "--vae-precision",
-            help="Of a bundle's VAE decoder. [default: as --precision]",
+            help="Of a bundle's VAE decoder. \\[default: as --precision]",
             rich_help_panel="What",
         ),
     ] = None,
@@ -87,7 +87,7 @@ def compile_command(
         str | None,
         typer.Option(
             "--vae-factors",
-            help="Of a bundle's VAE decoder: 4, or off. [default: bounded by what it saw in "
+            help="Of a bundle's VAE decoder: 4, or off. \\[default: bounded by what it saw in "
             "training]",
             rich_help_panel="Downsampling",
         ),
@@ -121,14 +121,14 @@ def compile_command(
         int | None,
         typer.Option(
             help="ONNX opset, 18 to 23. 23 keeps attention whole and needs 4x less scratch memory "
-            "in TensorRT. [default: 23]",
+            "in TensorRT. \\[default: 23]",
             rich_help_panel="Engine",
         ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            help="GPU architectures, e.g. sm89,sm120, or current. [default: the GPU in this "
+            help="GPU architectures, e.g. sm89,sm120, or current. \\[default: the GPU in this "
             "machine; without one sm89]",
             rich_help_panel="Engine",
         ),

@@ -34,12 +34,12 @@ def generate_command(
         typer.Option(
             "--res",
             "-r",
-            help="Pixels, 1024 or WIDTHxHEIGHT: of a bundle one of its sizes. [default: a "
+            help="Pixels, 1024 or WIDTHxHEIGHT: of a bundle one of its sizes. \\[default: a "
             "bundle's first; needed with --model]",
         ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="With --model: fp16, bf16 or fp32. [default: fp32]")
+        str | None, typer.Option(help="With --model: fp16, bf16 or fp32. \\[default: fp32]")
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
@@ -49,10 +49,10 @@ def generate_command(
     seed: Annotated[int, typer.Option(help="Of the starting noise.")] = 0,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="ddim, euler, euler-a, dpm++, heun, … [default: the model's own]"),
+        typer.Option(help="ddim, euler, euler-a, dpm++, heun, … \\[default: the model's own]"),
     ] = None,
     provider: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N. [default: a GPU where there is one]")
+        str | None, typer.Option(help="cpu, cuda or cuda:N. \\[default: a GPU where there is one]")
     ] = None,
     verify: Annotated[
         str, typer.Option(help="full: hash the bundle's files first; size: compare sizes only.")

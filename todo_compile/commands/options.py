@@ -36,7 +36,7 @@ Batch = Annotated[
     typer.Option(
         help="UNet batch. Classifier-free guidance runs the prompt and the empty prompt "
         "together: one image needs 2. A range takes every batch in it: 1..4 (1..2..4 tunes the "
-        "engine for 2, else for the most). [default: 2; VAE decoder and text encoder: 1]",
+        "engine for 2, else for the most). \\[default: 2; VAE decoder and text encoder: 1]",
         metavar="N|MIN..MAX",
         rich_help_panel="What",
     ),
@@ -45,7 +45,7 @@ Batch = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="fp16, bf16 or fp32. [default: fp16; SDXL's own VAE: fp32]", rich_help_panel="What"
+        help="fp16, bf16 or fp32. \\[default: fp16; SDXL's own VAE: fp32]", rich_help_panel="What"
     ),
 ]
 
@@ -53,7 +53,7 @@ Component = Annotated[
     str | None,
     typer.Option(
         help="unet (whatever denoises), vae-decoder, text-encoder, text-encoder-2, or all (into a "
-        "folder). [default: unet; for a folder: all]",
+        "folder). \\[default: unet; for a folder: all]",
         rich_help_panel="What",
     ),
 ]
@@ -81,7 +81,7 @@ SamplingOption = Annotated[
     typer.Option(
         "--sampling",
         help=f"Which token stands for a cell: {', '.join(SAMPLINGS)} (blend takes any weight "
-        "between 0 and 1). [default: nearest]",
+        "between 0 and 1). \\[default: nearest]",
         rich_help_panel="Downsampling",
     ),
 ]
