@@ -53,7 +53,8 @@ def load_pipeline(
         encoder: torch VAE whose encoder image-to-image uses.
         runtime_cache: folder for one cache file a component; see `load`.
         dense: run the dense twin alone, from the first step on.
-        components: stand in for the bundle's, or for what it lacks: ``text_encoder=…``.
+        components: stand in for the bundle's, or for what it lacks: ``text_encoder=…``,
+            ``controlnet=…`` (of a bundle built with ``controlnet``).
 
     Raises:
         BundleError: it is no bundle, it is damaged, or lacks a part.
