@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CONSTRAINTS ?= -c constraints.txt
 OUT ?= out
 
-.PHONY: demo demo-engine train test test-slow lint bench clean
+.PHONY: demo demo-engine train test test-slow test-builds lint bench clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml constraints.txt
@@ -38,6 +38,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# The part of it that CI runs: SD1.5 at 2048 px to an engine, and at 512 px through onnxruntime.
+test-builds: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow tests/slow/test_slow_full_size.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -76,7 +76,7 @@ def make_unet(recipe: Recipe) -> Any:
 
     make: Any = UNet2DConditionModel  # its tuples are annotated as having one member
     return make(
-        # What the last third of the training saw: single tiles of 128 px.
+        # What most pictures of the training are: single tiles of 128 px.
         sample_size=16,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
