@@ -24,6 +24,8 @@ TEXT = 5
 class Joint(nn.Module):
     """Joint attention over text and the pixels of an image, in one of its spellings."""
 
+    mask: torch.Tensor | None
+
     def __init__(self, spelling: str, mask: torch.Tensor | None = None, *, first: bool = True):
         super().__init__()
         torch.manual_seed(0)

@@ -95,7 +95,7 @@ def _widen_mask(graph: Graph, node: Node) -> None:
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     if mask is None:
         return
-    mask, query = cast("Node", mask), cast("Node", node.args[0])
+    mask, query = cast("Node", mask), node.all_input_nodes[0]
     shape, rows = mask.meta["val"].shape, query.meta["val"].shape[-2]
     if len(shape) < 2 or shape[-2] != 1 or rows == 1:
         return
