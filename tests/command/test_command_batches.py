@@ -73,6 +73,7 @@ def test_the_range_is_verified_and_part_of_the_request(
     assert manifests.read(out).inputs[0].shape == (2, 4, 8, 8)
 
 
+@pytest.mark.slow
 def test_a_smaller_size_stands_in_for_the_range(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_bundle_of_a_range(pipeline: Path, tmp_path: Path) -> None:
     assert batches == {"unet": "1..4", "vae_decoder": "1..2", "text_encoder": 1}
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_its_figures_are_for(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

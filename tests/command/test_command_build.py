@@ -38,6 +38,7 @@ def statuses(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return {b["out"]: b["status"] for b in json.loads(capsys.readouterr().out)["builds"]}
 
 
+@pytest.mark.slow
 def test_one_fails_and_the_rest_is_built_kept_and_mended(
     written: Callable[[str], Path],
     pipeline: Path,

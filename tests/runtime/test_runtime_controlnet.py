@@ -179,6 +179,7 @@ def test_no_residuals_are_zeros(controlled: Path) -> None:
     assert distance(tiny.picture(pipe), tiny.picture(with_oracle(tiny.sd()))) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_odd_grid_and_lora_together(model: Path, tmp_path: Path) -> None:
     """34×42 px: 17×21 latent cells, 9×11 a level down. The LoRA is the UNet's alone."""
     adapted = tiny.unet()
@@ -297,6 +298,7 @@ def test_residuals_of_another_model_are_refused(controlled: Path) -> None:
         call(down, torch.zeros(2, 64, 8, 8))
 
 
+@pytest.mark.slow
 def test_several_resolutions(model: Path, tmp_path: Path) -> None:
     """Zeros have the size of the call, not of the engine that was loaded first."""
     todo_compile.compile_bundle(
@@ -317,6 +319,7 @@ def test_several_resolutions(model: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(unet(**given).sample, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_range_of_batches(model: Path, tmp_path: Path) -> None:
     """Residuals have the call's batch, and are cut with it."""
     path = compiled(

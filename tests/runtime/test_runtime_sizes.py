@@ -106,6 +106,7 @@ def test_pictures_of_every_size(model: Path, sized: Path, size: str) -> None:
     assert not torch.allclose(actual, plain, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_dense_twins_of_every_size(model: Path, sized: Path, size: str) -> None:
     torch_pipe = type(tiny.sd()).from_pretrained(model)
