@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile.batches import Batch, BatchLike, BatchRange, largest, parse_batch
 from todo_compile.config import PlanOptions
+from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +51,6 @@ def check_batch(source: Source, batch: BatchLike | None) -> Batch:
     Raises:
         ConfigError: it is no batch, or a range for a text encoder.
     """
-    from todo_compile.errors import ConfigError
-
     if batch is None:
         return default_batch(source)
     found = parse_batch(batch)

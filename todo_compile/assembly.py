@@ -67,9 +67,8 @@ class Assembly:
         sweep(self.folder / BUNDLE_JSON)
         results: dict[str, CompileResult] = {}
         for name, job in self.jobs.items():
-            # The first output of a component has the weights; the others share them.
-            first = name.partition(".")[0]
-            results[name] = self._component(job, results.get(first))
+            # The first output of a component has its name and the weights; the others share them.
+            results[name] = self._component(job, results.get(job.source.component))
         old = self._intact()
         bundle = self._describe(results)
         if old is not None and old == bundle.model_copy(update={"created": old.created}):
@@ -149,17 +148,15 @@ class Assembly:
         from todo_compile.export.manifest import manifest_path, now
 
         main = next(iter(self.jobs.values()))
-        # (components, dense twins) by resolution; None is the first, and what serves all.
-        sizes: dict[str | None, tuple[dict[str, ComponentEntry], dict[str, ComponentEntry]]]
-        sizes = {None: ({}, {})}
+        # (components, dense twins) by resolution; what serves all stands with the first.
+        sizes: dict[str, tuple[dict[str, ComponentEntry], dict[str, ComponentEntry]]] = {}
         for name, result in results.items():
-            plain = name.removesuffix(DENSE)
-            component, _, size = plain.partition(".")
-            places = sizes.setdefault(size or None, ({}, {}))
-            places[plain != name][component] = ComponentEntry(
+            job = self.jobs[name]
+            places = sizes.setdefault(str(job.resolution), ({}, {}))
+            places[name.endswith(DENSE)][job.source.component] = ComponentEntry(
                 file=result.path.name, manifest_sha256=file_sha256(manifest_path(result.path))
             )
-        entries, dense = sizes.pop(None)
+        entries, dense = sizes.pop(str(main.resolution))
         return Bundle.model_validate(
             {
                 "created": now(),

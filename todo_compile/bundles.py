@@ -150,7 +150,7 @@ def prepare_bundle(
             )
         if dense_after is not None:
             stem = names[0] if number == 0 else f"{names[0]}.{size}"
-            jobs[f"{stem}{DENSE}"] = _dense_job(jobs[stem], names[0], stem, dense_after)
+            jobs[f"{stem}{DENSE}"] = _dense_job(jobs[stem], dense_after)
     check_used(adapters, list(jobs.values()))
     extras = _extras(jobs, progress)
     return Assembly(folder, kind, jobs, extras, dense_after, force, progress)
@@ -177,7 +177,7 @@ def _sizes(res: str | int | Sequence[str | int]) -> list[Resolution]:
     return sizes
 
 
-def _dense_job(job: Job, name: str, stem: str, after: float) -> Job:
+def _dense_job(job: Job, after: float) -> Job:
     """The dense twin of the denoising model's job; what was checked holds for it too."""
     from todo_compile.models.components import OTHERS
 
@@ -186,12 +186,13 @@ def _dense_job(job: Job, name: str, stem: str, after: float) -> Job:
             f"{after:g} is no share of the steps between 0 and 1.",
             remedy="--dense-after 0.7: dense for the last 30 % of the steps.",
         )
-    if name in OTHERS:
+    if job.source.component in OTHERS:
         raise ConfigError(
             "--dense-after is for the denoising model, which this bundle lacks.",
             remedy="Leave it out, or build all components.",
         )
     options = replace(job.options, factors=(), kv_tokens=None, sites=())
+    stem = job.out.stem
     plan = {**options.describe(), "native_kv_tokens": job.source.native.kv_tokens}
     return replace(
         job,

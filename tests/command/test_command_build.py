@@ -184,7 +184,7 @@ builds:
     [
         (["--memory", "much"], "is no size of memory"),
         (["--jobs", "0"], "Invalid value for '--jobs'"),
-        (["--logs", "builds.yaml/x"], "for logs cannot be made"),
+        (["--logs", "builds.yaml/x"], "Name another for logs"),
     ],
 )
 def test_options(

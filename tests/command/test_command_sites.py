@@ -24,7 +24,7 @@ def test_a_dense_twin_is_dense(model: Path, tmp_path: Path) -> None:
         str(model), res=256, out=tmp_path / "unet.onnx", weights="random", options=options
     )
     assert todo_compile.plan(str(model), res=256, options=job.options).rewritten == 1
-    twin = bundles._dense_job(job, "unet", "unet", 0.7)
+    twin = bundles._dense_job(job, 0.7)
     assert todo_compile.plan(str(model), res=256, options=twin.options).rewritten == 0
     assert twin.request["plan"] != job.request["plan"]
 

@@ -18,6 +18,7 @@ from todo_compile import PlanOptions
 from todo_compile.batches import BatchRange, parse_batch
 from todo_compile.capture import capture
 from todo_compile.errors import CaptureError, ConfigError
+from todo_compile.export.onnx import export_onnx
 from todo_compile.models import (
     Resolution,
     WeightsChoice,
@@ -29,6 +30,8 @@ from todo_compile.models import (
     resolve_component,
 )
 from todo_compile.passes.pipeline import rewrite_graph
+from todo_compile.progress import SilentProgress
+from todo_compile.verification import run_onnx
 
 RANGE = BatchRange(1, 3, 3)
 
@@ -119,6 +122,20 @@ def test_one_graph_for_every_batch(
         for batch in (1, 2, 3):
             rows = module(*example.rows(batch))
             torch.testing.assert_close(rows, all_three[:batch], rtol=1e-4, atol=1e-4)
+
+    path = tmp_path / "model.onnx"
+    export_onnx(
+        program,
+        path,
+        opset=23,
+        input_names=example.input_names,
+        output_names=example.output_names,
+        progress=SilentProgress(),
+    )
+    expected = all_three[0] if isinstance(all_three, tuple) else all_three
+    for batch in (1, 3):
+        feeds = dict(zip(example.input_names, example.rows(batch), strict=True))
+        torch.testing.assert_close(run_onnx(path, feeds)[0], expected[:batch], rtol=1e-4, atol=1e-4)
 
 
 def test_limits_of_a_range() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,18 @@ def test_traced_before_the_weights_are_there(
     source, weights = find(folder, text)
     expected = models.load(source, weights, dtype=torch.float32).module.state_dict()
     go = threading.Event()
-    fill = loading._fill
+    filling = loading._filling
 
-    def late(*args: Any) -> None:
-        assert go.wait(60)
-        fill(*args)
+    def late(*args: Any) -> Callable[[], None]:
+        fill = filling(*args)
 
-    monkeypatch.setattr(loading, "_fill", late)
+        def wait_and_fill() -> None:
+            assert go.wait(60)
+            fill()
+
+        return wait_and_fill
+
+    monkeypatch.setattr(loading, "_filling", late)
     loaded = models.start_load(source, weights, dtype=torch.float32)
     example = models.example_inputs(loaded, models.Resolution(64, 64))
     program = capture(example.wrapper, example.args)
@@ -63,12 +69,11 @@ def test_what_fails_later_is_not_lost(folder: Path, monkeypatch: pytest.MonkeyPa
     source, weights = find(folder)
     go = threading.Event()
 
-    def broken(*args: Any) -> None:
-        del args
+    def broken() -> None:
         assert go.wait(60)
         raise ModelError("the disk is gone")
 
-    monkeypatch.setattr(loading, "_fill", broken)
+    monkeypatch.setattr(loading, "_filling", lambda *_: broken)
     loaded = models.start_load(source, weights, dtype=torch.float32)
     go.set()
     with pytest.raises(ModelError, match="the disk is gone"):

@@ -19,6 +19,7 @@ from todo_compile.cli import main
 from todo_compile.config import PlanOptions
 from todo_compile.errors import ConfigError, InputError
 from todo_compile.export.bundle import check_bundle, read_bundle
+from todo_compile.runtime import loading
 
 SIZES = {"32x32": (16, 16), "48x16": (8, 24)}
 """Width × height in pixels: rows and columns of the latents."""
@@ -137,6 +138,29 @@ def test_engines_are_opened_when_needed(sized: Path) -> None:
     for _ in range(2):
         unet(torch.randn(2, 4, 8, 24), **feeds)
     assert list(opened) == [(16, 16), (8, 24)]
+
+
+def test_every_engine_has_a_cache_of_its_own(
+    sized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str] = {}
+    opened = loading.open_session
+
+    def recorded(output: Any, *, runtime_cache: Path, **options: Any) -> Any:
+        seen[output.path.name] = runtime_cache.name
+        return opened(output, **options)  # onnxruntime takes no such file
+
+    monkeypatch.setattr(loading, "open_session", recorded)
+    pair = todo_compile.load(sized, verify="size", runtime_cache=tmp_path / "unet.cache")
+    feeds = {"timestep": torch.tensor([500.0]), "encoder_hidden_states": torch.randn(2, 77, 24)}
+    for one in (pair.rewritten, pair.dense):
+        one(torch.randn(2, 4, 8, 24), **feeds)
+    assert seen == {
+        "unet.onnx": "unet.cache",
+        "unet.dense.onnx": "unet.dense.onnx.cache",
+        "unet.48x16.onnx": "unet.48x16.onnx.cache",
+        "unet.48x16.dense.onnx": "unet.48x16.dense.onnx.cache",
+    }
 
 
 def test_one_size_alone(sized: Path) -> None:

@@ -77,13 +77,21 @@ def make_folders(builds: Sequence[Build]) -> None:
         ConfigError: one cannot be made.
     """
     for folder in dict.fromkeys(Path(build.out).parent for build in builds):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"The folder {folder} cannot be made: {error.strerror}.",
-                remedy="Name another out, or make the folder.",
-            ) from error
+        make_folder(folder, "Name another out, or make the folder.")
+
+
+def make_folder(folder: Path, remedy: str) -> None:
+    """A folder with those above it.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {folder} cannot be made: {error.strerror}.", remedy=remedy
+        ) from error
 
 
 def _limits(

@@ -21,10 +21,9 @@ from typing import IO, Literal
 
 import psutil
 
-from todo_compile.builds.checking import Plan
+from todo_compile.builds.checking import Plan, make_folder
 from todo_compile.builds.matrix import Build
 from todo_compile.builds.schedule import startable
-from todo_compile.errors import ConfigError
 
 Status = Literal["built", "kept", "failed", "stopped"]
 _TICK_SECONDS = 0.2
@@ -140,13 +139,7 @@ def run(
     Raises:
         ConfigError: the folder for logs cannot be made.
     """
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"The folder {logs} for logs cannot be made: {error.strerror}.",
-            remedy="Name another: --logs DIR.",
-        ) from error
+    make_folder(logs, "Name another for logs: --logs DIR.")
     waiting = dict(enumerate(plan.needs))
     running: dict[int, Running] = {}
     outcomes: dict[int, Outcome] = {}

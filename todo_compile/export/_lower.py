@@ -99,9 +99,8 @@ def _widen_mask(graph: Graph, node: Node) -> None:
     shape, rows = mask.meta["val"].shape, query.meta["val"].shape[-2]
     if len(shape) < 2 or shape[-2] != 1 or rows == 1:
         return
-    sizes = [*shape[:-2], rows, shape[-1]]
-    if not all(isinstance(size, int) for size in sizes):
-        return  # with a batch range the exporter's own decomposition would be needed
+    sizes = [-1] * len(shape)  # as they are, a dynamic batch too
+    sizes[-2] = rows
     with graph.inserting_before(node):
         wide = graph.call_function(torch.ops.aten.expand.default, (mask, sizes))
     wide.meta = {**mask.meta, "val": mask.meta["val"].expand(sizes)}

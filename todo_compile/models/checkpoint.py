@@ -24,19 +24,12 @@ _MARKS = {
 }
 
 
-def load_checkpoint(
-    module: nn.Module,
-    files: Sequence[Path],
-    report: Callable[[int, int], None] | None = None,
-) -> None:
-    """Copy the tensors of `files` into `module`, converting to its dtypes one tensor at a time.
-
-    Everything is checked (headers, keys, shapes) before the first byte is copied.
+def open_checkpoint(module: nn.Module, files: Sequence[Path]) -> dict[str, Entry]:
+    """Where the tensors of `module` lie in `files`; only headers are read.
 
     Args:
-        module: contiguous parameters on the CPU; written in place.
+        module: to be filled.
         files: safetensors files that together hold every parameter and persistent buffer.
-        report: called with (bytes done, bytes in all) after each tensor.
 
     Raises:
         ModelError: a damaged file, missing or unexpected keys, other shapes, or a checkpoint in
@@ -48,10 +41,28 @@ def load_checkpoint(
     wanted = module.state_dict()
     entries = modern_names(wanted, entries)
     check(wanted, entries, files)
+    return entries
+
+
+def fill_from(
+    module: nn.Module,
+    entries: Mapping[str, Entry],
+    report: Callable[[int, int], None] | None = None,
+) -> None:
+    """Copy the tensors of a checkpoint into `module`, converting to its dtypes one by one.
+
+    Args:
+        module: contiguous parameters on the CPU; written in place.
+        entries: from `open_checkpoint`.
+        report: called with (bytes done, bytes in all) after each tensor.
+
+    Raises:
+        ModelError: a file cannot be read to its end.
+    """
     total = sum(entry.nbytes for entry in entries.values())
     done = 0
     with torch.no_grad():
-        for name, target in wanted.items():
+        for name, target in module.state_dict().items():
             read_into(entries[name], target)
             done += entries[name].nbytes
             if report is not None:

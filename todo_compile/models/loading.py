@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from todo_compile._torch_private import fake_mode
 from todo_compile.models.build import build
-from todo_compile.models.checkpoint import load_checkpoint
+from todo_compile.models.checkpoint import fill_from, open_checkpoint
 from todo_compile.models.lora import Lora, fuse
 from todo_compile.models.randomise import randomise
 from todo_compile.models.source import Source
@@ -20,9 +20,6 @@ from todo_compile.models.weights import Weights, weights_hash
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-
-_HEADERS_SECONDS = 0.2
-"""How long `start_load` looks whether filling fails: reading headers takes a tenth of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +97,7 @@ def load(
     if weights is None:
         raise ValueError("load needs weights unless fake=True")
     module = build(source.config, dtype)
-    _fill(module, source, weights, loras, report)
+    _filling(module, source, weights, loras, report)()
     identity = weights_hash(weights) if hashed else None
     return LoadedModel(module, source, dtype, weights, identity, _count(module))
 
@@ -118,32 +115,35 @@ def start_load(
     Tracing looks at shapes alone, so it can go on meanwhile: it keeps one core busy for as long as
     filling keeps the disk or another core. Whoever reads values must call `finish` first.
 
-    Args and errors as `load`. What is wrong with the names and shapes in a checkpoint is found at
-    once, by its header; what is wrong with its content may be raised by `finish`.
+    Args and errors as `load`. What is wrong with a checkpoint's names and shapes is raised at once,
+    what is wrong with its content by `finish`.
     """
     module = build(source.config, dtype)
     pool = ThreadPoolExecutor(1, "weights")
-    filling = pool.submit(_fill, module, source, weights, loras, report)
+    filling = pool.submit(_filling(module, source, weights, loras, report))
     pool.shutdown(wait=False)
-    wait([filling], timeout=_HEADERS_SECONDS)
-    if filling.done():
-        filling.result()
     return LoadedModel(module, source, dtype, weights, None, _count(module), filling=filling)
 
 
-def _fill(
+def _filling(
     module: nn.Module,
     source: Source,
     weights: Weights,
     loras: Sequence[Lora],
     report: Callable[[int, int], None] | None,
-) -> None:
-    """Fill in place: tensors that were handed on stay the module's."""
-    if weights.kind == "random":
-        randomise(module, weights.seed)
-    else:
-        load_checkpoint(module, weights.files, report)
-    fuse(module, loras, source.component)
+) -> Callable[[], None]:
+    """What fills `module` in place, with all checked that can be without reading weights."""
+    files = weights.kind != "random"
+    entries = open_checkpoint(module, weights.files) if files else {}
+
+    def fill() -> None:
+        if files:
+            fill_from(module, entries, report)
+        else:
+            randomise(module, weights.seed)
+        fuse(module, loras, source.component)
+
+    return fill
 
 
 def _count(module: nn.Module) -> int:

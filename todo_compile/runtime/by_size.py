@@ -67,7 +67,9 @@ class SessionBySize:
             return self._first.run(feeds)  # which says what is missing
         size = _size(tuple(feeds[main].shape))
         if size not in self._outputs:
-            named = ", ".join(str(o.manifest.model.get("resolution")) for o in self._all())
+            named = ", ".join(
+                str(o.manifest.model.get("resolution")) for o in self._outputs.values()
+            )
             raise InputError(
                 f"{main} has the shape {tuple(feeds[main].shape)}; this bundle was built for "
                 f"{named} px.",
@@ -75,9 +77,6 @@ class SessionBySize:
                 "one more --res.",
             )
         return self._session(size).run(feeds)
-
-    def _all(self) -> Sequence[Output]:
-        return list(self._outputs.values())
 
     def _session(self, size: tuple[int, ...]) -> Session:
         found = self._sessions.get(size)
