@@ -97,6 +97,19 @@ def recompile_limit() -> int:
     return int(config.recompile_limit)
 
 
+def onnx_decomposed(
+    program: torch.export.ExportedProgram, opset: int
+) -> torch.export.ExportedProgram:
+    """`program` in operators that torch's ONNX exporter translates, as the exporter would make it.
+
+    Done apart, so that what it does next can be mended before.
+    """
+    from torch.onnx._internal.exporter import _fx_passes, _registration
+
+    registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+    return _fx_passes.decompose_with_registry(program, registry)
+
+
 def forget_compiled(module: torch.nn.Module) -> None:
     """Undo ``module.compile()``."""
     module._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]

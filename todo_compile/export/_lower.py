@@ -65,25 +65,37 @@ def _needs_decomposition(node: Node) -> bool:
 
 
 def _write_out(graph: Graph, node: Node) -> None:
-    """Replace a composite spelling by the operator that the exporter knows.
+    """Replace a composite spelling by operators that the exporter and its readers know."""
+    match node.target:
+        case torch.ops.aten.to.dtype:
+            _cast(graph, node)
+        case torch.ops.aten.squeeze.dim:
+            _drop_idle(graph, node)  # ONNX's Squeeze refuses sizes but 1 (PixArt has one of 48)
+        case torch.ops.aten.scaled_dot_product_attention.default:
+            _widen_mask(graph, node)
+        case _:
+            pass
 
-    ``aten.to.dtype`` → ``aten._to_copy`` where it changes the type, nothing where it doesn't.
-    """
-    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
-        _widen_mask(graph, node)
-    if node.target is not torch.ops.aten.to.dtype:
-        return
+
+def _drop_idle(graph: Graph, node: Node) -> bool:
+    """Leave out a node that changes neither type nor number of axes; whether that was so."""
     source = cast("Node", node.args[0])
-    wanted = node.meta["val"].dtype
+    before, after = source.meta["val"], node.meta["val"]
     # The program's signature knows its outputs by name, so those nodes stay.
     is_output = any(user.op == "output" for user in node.users)
-    if source.meta["val"].dtype == wanted and not is_output:
-        node.replace_all_uses_with(source)
-        graph.erase_node(node)
+    if before.dtype != after.dtype or before.dim() != after.dim() or is_output:
+        return False
+    node.replace_all_uses_with(source)
+    graph.erase_node(node)
+    return True
+
+
+def _cast(graph: Graph, node: Node) -> None:
+    """``to.dtype`` → ``_to_copy`` where it changes the type, nothing where it doesn't."""
+    if _drop_idle(graph, node):
         return
     node.target = torch.ops.aten._to_copy.default
-    node.args = (source,)
-    node.kwargs = {"dtype": wanted}
+    node.args, node.kwargs = (node.args[0],), {"dtype": node.meta["val"].dtype}
 
 
 def _widen_mask(graph: Graph, node: Node) -> None:

@@ -130,6 +130,7 @@ def _translate(
     progress: Progress,
 ) -> ir.Model:
     """The ONNX form of `program`, unoptimised, weights still torch's own memory."""
+    from todo_compile._torch_private import onnx_decomposed
     from todo_compile.export._lower import lowered
 
     fast = lowered(program)
@@ -138,7 +139,8 @@ def _translate(
             return _torch_export(fast, opset, input_names, output_names)
         except ExportError as error:
             progress.info(f"ONNX: decomposing the graph first ({error.message})")
-    return _torch_export(program, opset, input_names, output_names)
+    slow = lowered(onnx_decomposed(program, opset)) or program
+    return _torch_export(slow, opset, input_names, output_names)
 
 
 def _torch_export(
