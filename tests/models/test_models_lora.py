@@ -18,7 +18,7 @@ from torch import nn
 
 from todo_compile import models
 from todo_compile.errors import ConfigError, ModelError
-from todo_compile.models.lora import fuse, parse_lora
+from todo_compile.models.lora import fuser, parse_lora
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv1"]
 
@@ -77,7 +77,7 @@ def test_equals_peft(
     adapted.set_adapters("default", scale)
     expected, before = call(adapted), call(unet)
     lora = parse_lora(f"{path}:{scale}")
-    assert fuse(unet, [lora], "unet") == len(state(adapted)) // 2
+    assert fuser(unet, [lora], "unet")() == len(state(adapted)) // 2
     torch.testing.assert_close(call(unet), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before, expected, rtol=1e-2, atol=1e-3)
 
@@ -97,7 +97,7 @@ def test_without_alpha_it_is_the_rank(unet: UNet2DConditionModel, tmp_path: Path
     before, down, up = weight.clone(), torch.randn(2, 16), torch.randn(16, 2)
     tensors = {f"unet.{layer}.lora.down.weight": down, f"unet.{layer}.lora.up.weight": up}
     save_file(tensors, tmp_path / "x.safetensors")
-    assert fuse(unet, [parse_lora(str(tmp_path / "x.safetensors"))], "unet") == 1
+    assert fuser(unet, [parse_lora(str(tmp_path / "x.safetensors"))], "unet")() == 1
     torch.testing.assert_close(weight, before + up @ down)
 
 
@@ -110,7 +110,7 @@ def test_several_add_up_and_load_fuses(
     weights = models.find_weights(source, models.WeightsChoice.parse("auto"), dtype=torch.float32)
     loras = [parse_lora(f"{path}:0.25"), parse_lora(f"{path}:-0.75")]
     loaded = models.load(source, weights, dtype=torch.float32, loras=loras)
-    fuse(unet, [parse_lora(f"{path}:-0.5")], "unet")
+    fuser(unet, [parse_lora(f"{path}:-0.5")], "unet")()
     torch.testing.assert_close(call(loaded.module), call(unet), rtol=1e-4, atol=1e-5)
     assert loras[0].describe() != loras[1].describe()
     assert loras[0].sha256 == loras[1].sha256
@@ -147,7 +147,7 @@ def test_refused(
     says: str,
 ) -> None:
     with pytest.raises(ModelError, match=says):
-        fuse(unet, [parse_lora(edited(tmp_path / "x.safetensors", change, adapted))], "unet")
+        fuser(unet, [parse_lora(edited(tmp_path / "x.safetensors", change, adapted))], "unet")()
 
 
 @pytest.mark.parametrize("text", ["none.safetensors", "none.safetensors:0.5", "x.pt", "x:y:z"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_models import make_unet
 
 from todo_compile import models
@@ -28,12 +29,25 @@ def find(folder: Path, text: str = "auto") -> tuple[Any, Any]:
     return source, models.find_weights(source, models.WeightsChoice.parse(text))
 
 
+def save_lora(file: Path) -> models.Lora:
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    layer = make_unet().get_submodule(name.removeprefix("unet."))
+    assert isinstance(layer, torch.nn.Linear)
+    width = layer.out_features
+    parts = {"lora_A": torch.randn(2, width), "lora_B": torch.randn(width, 2)}
+    save_file({f"{name}.{side}.weight": value for side, value in parts.items()}, file)
+    return models.parse_lora(str(file))
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["after tracing", "while tracing"])
 @pytest.mark.parametrize("text", ["auto", "random:3"])
-def test_traced_before_the_weights_are_there(
-    folder: Path, text: str, monkeypatch: pytest.MonkeyPatch
+def test_filled_late(
+    folder: Path, text: str, inside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The program's tensors are filled, also while export has fake ones in their place."""
     source, weights = find(folder, text)
-    expected = models.load(source, weights, dtype=torch.float32).module.state_dict()
+    loras = [save_lora(folder / "lora.safetensors")]
+    expected = models.load(source, weights, dtype=torch.float32, loras=loras).module.state_dict()
     go = threading.Event()
     filling = loading._filling
 
@@ -47,12 +61,22 @@ def test_traced_before_the_weights_are_there(
         return wait_and_fill
 
     monkeypatch.setattr(loading, "_filling", late)
-    loaded = models.start_load(source, weights, dtype=torch.float32)
+    loaded = models.start_load(source, weights, dtype=torch.float32, loras=loras)
+    filled: list[int] = []
+
+    def fill_now(*_: object) -> None:
+        go.set()
+        loaded.finish()
+        filled.append(1)
+
+    if inside:
+        block = loaded.module.get_submodule("mid_block")
+        block.register_forward_pre_hook(fill_now)
     example = models.example_inputs(loaded, models.Resolution(64, 64))
     program = capture(example.wrapper, example.args)
+    assert bool(filled) == inside
     go.set()
     loaded.finish()
-    # The program refers to the tensors that were filled.
     for name, value in program.state_dict.items():
         assert torch.equal(value, expected[name.removeprefix("unet.")]), name
 

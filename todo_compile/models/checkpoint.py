@@ -1,4 +1,4 @@
-"""Filling a module from safetensors files, after the two were compared in full."""
+"""Filling a module's tensors from safetensors files, after the two were compared in full."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from todo_compile.errors import ModelError
 from todo_compile.models.stfile import Entry, read_header, read_into
@@ -24,11 +23,11 @@ _MARKS = {
 }
 
 
-def open_checkpoint(module: nn.Module, files: Sequence[Path]) -> dict[str, Entry]:
-    """Where the tensors of `module` lie in `files`; only headers are read.
+def open_checkpoint(wanted: Mapping[str, torch.Tensor], files: Sequence[Path]) -> dict[str, Entry]:
+    """Where the tensors of a module lie in `files`; only headers are read.
 
     Args:
-        module: to be filled.
+        wanted: the module's ``state_dict()``.
         files: safetensors files that together hold every parameter and persistent buffer.
 
     Raises:
@@ -38,21 +37,20 @@ def open_checkpoint(module: nn.Module, files: Sequence[Path]) -> dict[str, Entry
     entries: dict[str, Entry] = {}
     for file in files:
         entries.update(read_header(file))
-    wanted = module.state_dict()
     entries = modern_names(wanted, entries)
     check(wanted, entries, files)
     return entries
 
 
 def fill_from(
-    module: nn.Module,
+    wanted: Mapping[str, torch.Tensor],
     entries: Mapping[str, Entry],
     report: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Copy the tensors of a checkpoint into `module`, converting to its dtypes one by one.
+    """Copy the tensors of a checkpoint into `wanted`, converting to its dtypes one by one.
 
     Args:
-        module: contiguous parameters on the CPU; written in place.
+        wanted: contiguous tensors on the CPU; written in place.
         entries: from `open_checkpoint`.
         report: called with (bytes done, bytes in all) after each tensor.
 
@@ -62,7 +60,7 @@ def fill_from(
     total = sum(entry.nbytes for entry in entries.values())
     done = 0
     with torch.no_grad():
-        for name, target in module.state_dict().items():
+        for name, target in wanted.items():
             read_into(entries[name], target)
             done += entries[name].nbytes
             if report is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from torch import nn
 from todo_compile._torch_private import fake_mode
 from todo_compile.models.build import build
 from todo_compile.models.checkpoint import fill_from, open_checkpoint
-from todo_compile.models.lora import Lora, fuse
-from todo_compile.models.randomise import randomise
+from todo_compile.models.lora import Lora, fuser
+from todo_compile.models.randomise import randomiser
 from todo_compile.models.source import Source
 from todo_compile.models.weights import Weights, weights_hash
 
@@ -132,18 +133,24 @@ def _filling(
     loras: Sequence[Lora],
     report: Callable[[int, int], None] | None,
 ) -> Callable[[], None]:
-    """What fills `module` in place, with all checked that can be without reading weights."""
-    files = weights.kind != "random"
-    entries = open_checkpoint(module, weights.files) if files else {}
+    """What fills `module` in place, with all checked that can be without reading weights.
 
-    def fill() -> None:
-        if files:
-            fill_from(module, entries, report)
-        else:
-            randomise(module, weights.seed)
-        fuse(module, loras, source.component)
+    The tensors to fill are looked up here, never in what is returned: while a module is being
+    traced, its parameters are replaced by fake ones, and filling those would be silently wrong.
+    """
+    add_loras = fuser(module, loras, source.component)
+    if weights.kind == "random":
+        fill = randomiser(module, weights.seed)
+    else:
+        wanted = module.state_dict()
+        entries = open_checkpoint(wanted, weights.files)
+        fill = functools.partial(fill_from, wanted, entries, report)
 
-    return fill
+    def fill_and_fuse() -> None:
+        fill()
+        add_loras()
+
+    return fill_and_fuse
 
 
 def _count(module: nn.Module) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,14 +99,16 @@ def parse_lora(text: str) -> Lora:
     return Lora(path, scale, digest, layers, _alphas(path))
 
 
-def fuse(module: nn.Module, loras: Sequence[Lora], component: str) -> int:
-    """Add `loras` to the weights of `module`, in place and in order; the number of layers changed.
+def fuser(module: nn.Module, loras: Sequence[Lora], component: str) -> Callable[[], int]:
+    """What adds `loras` to the weights that `module` has now, in place and in order.
+
+    It returns the number of layers changed, and raises ModelError where a layer has another shape.
 
     Raises:
-        ModelError: a layer is not in the module, or has another shape.
+        ModelError: a layer is not in the module.
     """
     known = _names(module)
-    changed = 0
+    jobs: list[tuple[torch.Tensor, LoraLayer, Lora, str]] = []
     for lora in loras:
         found = lora.layers.get(component, {})
         unknown = [name for name in found if _find(known, name) is None]
@@ -118,9 +120,15 @@ def fuse(module: nn.Module, loras: Sequence[Lora], component: str) -> int:
                 "must be converted first: load it in diffusers and save_lora_weights.",
             )
         for name, layer in found.items():
-            _add(module.get_submodule(str(_find(known, name))), layer, lora, component, name)
-            changed += 1
-    return changed
+            weight = module.get_submodule(str(_find(known, name))).weight
+            jobs.append((cast("torch.Tensor", weight), layer, lora, name))
+
+    def add() -> int:
+        for weight, layer, lora, name in jobs:
+            _add(weight, layer, lora, component, name)
+        return len(jobs)
+
+    return add
 
 
 def _layers(path: Path, entries: dict[str, Entry]) -> dict[str, dict[str, LoraLayer]]:
@@ -200,9 +208,8 @@ def _find(known: dict[str, str], name: str) -> str | None:
     return None
 
 
-def _add(module: nn.Module, layer: LoraLayer, lora: Lora, component: str, name: str) -> None:
+def _add(weight: torch.Tensor, layer: LoraLayer, lora: Lora, component: str, name: str) -> None:
     down, up = _read(layer.down), _read(layer.up)
-    weight = cast("torch.Tensor", module.weight)
     rank = down.shape[0] if down.dim() else 0
     fits = down.dim() >= 2 and up.dim() >= 2 and up.numel() == up.shape[0] * rank
     if not fits or up.shape[0] * down[0].numel() != weight.numel() or rank == 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,20 +24,21 @@ _BIAS = 0.02  # small, but there: a rewrite that loses a bias must show in the n
 _CHUNK = 2**20  # a multiple of 4, so that the values do not depend on it
 
 
-def randomise(module: nn.Module, seed: int) -> None:
-    """Fill every parameter of `module` in place.
+def randomiser(module: nn.Module, seed: int) -> Callable[[], None]:
+    """What fills every parameter that `module` has now, in place.
 
     Weights and tables of two or more axes get variance 1/fan_in, biases of such layers ±0.02,
     norms the identity (weight 1, bias 0). The same seed gives the same values in every dtype, up to
     rounding. Buffers keep their values.
     """
-    with torch.no_grad(), ThreadPoolExecutor(2) as pool:
-        jobs = [
-            pool.submit(_fill, name, parameter, _std(module, name, parameter), seed)
-            for name, parameter in module.named_parameters()
-        ]
-        for job in jobs:
-            job.result()
+    found = [(name, p, _std(module, name, p)) for name, p in module.named_parameters()]
+
+    def fill() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            for job in [pool.submit(_fill, *each, seed) for each in found]:
+                job.result()
+
+    return fill
 
 
 def _std(module: nn.Module, name: str, parameter: torch.Tensor) -> float | None:
