@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fidelity_parts.measures import Features
 from fidelity_parts.model import Model, Pair
 from fidelity_parts.output import contact_sheet, markdown, plots
 from fidelity_parts.redundancy import study
-from fidelity_parts.settings import QUICK, RUNS
+from fidelity_parts.settings import QUICK, RUNS, Setting
 
 import todo_compile
 
@@ -46,7 +47,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--run", choices=RUNS, default="baseline")
     parser.add_argument("--quick", action="store_true", help="few pairs and settings: minutes")
     parser.add_argument("--prompts", type=Path, help="one a line")
-    parser.add_argument("--real", type=Path, help="folder of real pictures, for KID")
+    parser.add_argument(
+        "--real", type=Path, help="folder of real pictures, or of a folder for each side, for KID"
+    )
     parser.add_argument("--native", type=int, help="native side in pixels, if not the config's")
     parser.add_argument("--scales", help="multiples of the native side, e.g. 1,2")
     parser.add_argument("--pairs", type=int, help="prompt × seed pairs")
@@ -54,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=4, help="pairs drawn at once")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new after these")
-    parser.add_argument("--only", help="settings whose name holds one of these; a;b")
+    parser.add_argument("--only", help="settings by their names in the tables: a;b;…")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "fidelity")
     parser.add_argument("--name", help="of the results; default: the run's")
     parser.add_argument("--threads", type=int)
@@ -73,11 +76,7 @@ def main() -> None:
     native = given.native or model.native
     scales = tuple(int(s) for s in given.scales.split(",")) if given.scales else run.scales
     sides = [native * s for s in scales]
-    settings = [
-        s
-        for s in run.settings
-        if not given.only or any(part.strip() in s.name for part in given.only.split(";"))
-    ]
+    settings = chosen(run.settings, given.only)
     pairs = make_pairs(model.prompts(given.prompts), given.pairs or run.pairs)
     steps = given.steps or run.steps
     say(f"{given.model.name}: {native} px native, sizes {sides}, {len(pairs)} pairs, {steps} steps")
@@ -94,7 +93,11 @@ def main() -> None:
     features, missing = load_features()
     if missing:
         say(f"no perceptual distance and KID: {missing}")
-    real = load_real(given.real, features, native) if given.real and features else None
+    real = (
+        {side: load_real(given.real, features, side) for side in sides}
+        if given.real and features
+        else {}
+    )
     rows = evaluate(drawn, settings, pairs, features, real, say)
     similarity = study(model, pairs[: harness.batch], sides[0], steps, given.guidance)
     facts = {
@@ -105,6 +108,18 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     write(name, given, rows, similarity, drawn, sides, pairs, facts)
+
+
+def chosen(settings: Sequence[Setting], only: str | None) -> list[Setting]:
+    """The settings that are called so, or all."""
+    if only is None:
+        return list(settings)
+    wanted = [name.strip() for name in only.split(";")]
+    known = [s.name for s in settings]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise SystemExit(f"No setting {'; '.join(unknown)} in this run. It has: {'; '.join(known)}")
+    return [s for s in settings if s.name in wanted]
 
 
 def make_pairs(prompts: list[str], count: int) -> list[Pair]:
@@ -151,7 +166,7 @@ def write(
     (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     plots(rows, similarity, RESULTS / f"{name}.png")
     for side in sides:
-        contact_sheet(drawn, side, pairs, RESULTS / f"{name}-{side}px-sheet.png")
+        contact_sheet(drawn, side, pairs, RESULTS / f"{name}-{side}px-sheet.jpg")
     print(text)
     say(f"wrote {path} and the .md and .png beside it")
 

@@ -12,7 +12,7 @@ import torch
 
 from training import autoencoder, denoiser, latents
 from training.data import Scenes, download, download_names
-from training.evaluate import Sampling, evaluate, write
+from training.evaluate import Sampling, evaluate, save_pictures, write
 from training.export import export, load_trained, pipeline
 from training.subjects import SUBJECTS, extended, read_subjects, write_subjects
 
@@ -42,6 +42,8 @@ PRESETS: dict[str, tuple[int, denoiser.Recipe, autoencoder.Recipe]] = {
 }
 SHIPPED = Path(__file__).resolve().parent.parent / "todo_compile" / "models" / "demo"
 STEPS = ("data", "autoencoder", "denoiser", "export", "evaluate")
+PICTURES = "pictures"
+"""A step that is done only when asked for: real pictures for benchmarks/fidelity.py."""
 
 
 def main() -> None:
@@ -86,6 +88,9 @@ def main() -> None:
     if "export" in args.steps_wanted:
         size = export(run, args.out)
         print(f"{args.out}: {size / 1e6:.1f} MB")
+    if PICTURES in args.steps_wanted:
+        for side in args.sides:
+            print(save_pictures(scenes, side, args.work / PICTURES))
     if "evaluate" in args.steps_wanted:
         pipe = pipeline(load_trained(run)).to(device)
         pipe.set_progress_bar_config(disable=True)
@@ -119,7 +124,8 @@ def _arguments() -> argparse.ArgumentParser:
         formatter_class=functools.partial(argparse.HelpFormatter, width=100),
     )
     add = parser.add_argument
-    add("steps_wanted", nargs="*", default=list(STEPS), metavar="STEP", help=", ".join(STEPS))
+    steps = f"{', '.join(STEPS)}; {PICTURES} (real ones, to measure against)"
+    add("steps_wanted", nargs="*", default=list(STEPS), metavar="STEP", help=steps)
     add("--preset", choices=sorted(PRESETS), default="cpu", help="how much of everything")
     add("--subjects", type=int, help="how many subjects, instead of the preset's number")
     add("--minutes", type=float, help="length of the denoiser's training")

@@ -141,6 +141,26 @@ def sheet(
     return canvas
 
 
+def save_pictures(scenes: Scenes, side: int, folder: Path) -> Path:
+    """Write what the prompts ask for into ``folder/SIDE``: every subject once, on plain ground.
+
+    One object at the size of a tile, a pattern above it: the real pictures against which
+    ``benchmarks/fidelity.py --real`` measures.
+    """
+    into = folder / str(side)
+    into.mkdir(parents=True, exist_ok=True)
+    tiles, rng = side // TILE, random.Random(0)
+    for subject in scenes.subjects:
+        drawn = (
+            scenes.single(rng, subject, PLAIN, TILE)
+            if tiles == 1
+            else scenes.pattern(rng, subject, PLAIN, tiles, tiles)
+        )
+        picture = to_image(torch.from_numpy(drawn) / 2 + 0.5)
+        picture.save(into / f"{subject.bare.replace(' ', '-')}.png")
+    return into
+
+
 def to_image(picture: torch.Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] → an 8-bit picture."""
     values = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)

@@ -23,13 +23,13 @@ def evaluate(
     settings: Sequence[Setting],
     pairs: Sequence[Pair],
     features: Features | None,
-    real: Array | None,
+    real: Mapping[int, Array],
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Rows for tables and plots, each with its values pair by pair.
 
     Args:
-        real: features of real pictures, for KID.
+        real: by side, features of real pictures of that size, for KID; may be empty.
     """
     rows: list[dict[str, Any]] = []
     for side in dict.fromkeys(side for side, _ in drawn):
@@ -59,8 +59,8 @@ def evaluate(
                 pooled, maps = features(pictures)
                 for one, a, b in zip(values, maps, dense_features[1], strict=True):
                     one["perceptual"] = perceptual(a, b)
-                if real is not None:
-                    row["kid"] = kid(pooled, real)
+                if side in real:
+                    row["kid"] = kid(pooled, real[side])
             row["values"] = {name: [v[name] for v in values] for name in values[0]}
             row["mean"] = {name: interval(v) for name, v in row["values"].items()}
             hpf = row["mean"]["hpf"][0] / row["mean"]["hpf_dense"][0]
@@ -99,8 +99,13 @@ def _compare(rows: list[dict[str, Any]]) -> None:
 
 
 def load_real(folder: Path, features: Features, side: int, limit: int = 512) -> Array:
-    """Features of the pictures in a folder, on white where they are transparent."""
+    """Features of the pictures in a folder at `side` pixels, on white where they are transparent.
+
+    Where the folder has a folder named by the side, its pictures are taken; else all are resized.
+    """
     from PIL import Image
+
+    folder = folder / str(side) if (folder / str(side)).is_dir() else folder
 
     pictures: list[Any] = []
     for path in sorted(folder.rglob("*")):

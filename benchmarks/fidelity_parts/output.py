@@ -166,4 +166,4 @@ def contact_sheet(
                 image = Image.fromarray((layer * 255).round().astype(np.uint8)).resize((cell, cell))
                 sheet.paste(image, (label + column * cell, top + row * cell))
         top += cell * (1 if name == "dense" else 2)
-    sheet.save(path)
+    sheet.save(path, quality=72)

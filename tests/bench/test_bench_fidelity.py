@@ -93,7 +93,7 @@ def test_pictures_are_those_of_the_rewrite_and_are_drawn_once(tmp_path: Path) ->
     assert dense.flops is not None
     assert sparse.flops < late.flops < dense.flops
 
-    rows = evaluate(drawn, SETTINGS, PAIRS, None, None, lambda _: None)
+    rows = evaluate(drawn, SETTINGS, PAIRS, None, {}, lambda _: None)
     by_name = {r["name"]: r for r in rows}
     assert by_name["dense"]["mean"]["mse"] == (0.0, 0.0, 0.0)
     assert by_name[NEAREST.name]["mean"]["mse"][0] > 0
