@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+import todo_compile
 from todo_compile.jobs import versions
 
 RESULTS = Path(__file__).parent / "results"
+DEMO = Path(todo_compile.__file__).parent / "models" / "demo"
 
 
 def machine() -> dict[str, Any]:

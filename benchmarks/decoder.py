@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import save
+from common import DEMO, save
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from fidelity_parts.evaluate import real_pictures
 from fidelity_parts.intervals import interval, paired
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +30,6 @@ from todo_compile.config import PlanOptions
 from todo_compile.metrics import hpf, mse
 from todo_compile.models.wrappers import VaeDecoder
 
-DEMO = Path(todo_compile.__file__).parent / "models" / "demo"
 SAMPLINGS = ("nearest", "nearest-exact", "average", "blend:0.5")
 
 
@@ -57,26 +56,18 @@ def main() -> None:
     if not folders:
         raise SystemExit(f"{given.pictures} has no folders named by a side in pixels, as 256.")
     for folder in sorted(folders, key=lambda f: int(f.name)):
-        rows += measure(vae, load(folder, int(folder.name)), int(folder.name), given.factors)
+        side = int(folder.name)
+        pictures = np.stack(real_pictures(given.pictures, side))
+        rows += measure(vae, torch.from_numpy(pictures).permute(0, 3, 1, 2), side, given.factors)
     path = save(f"decoder-{given.name}", {"model": given.model.name, "rows": rows})
     show(rows)
     print(f"wrote {path}")
 
 
-def load(folder: Path, side: int) -> torch.Tensor:
-    """(n, 3, side, side) in [0, 1]."""
-    pictures: list[torch.Tensor] = []
-    for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as image:
-            values = np.asarray(image.convert("RGB").resize((side, side)), np.float32) / 255
-        pictures.append(torch.from_numpy(values).permute(2, 0, 1))
-    return torch.stack(pictures)
-
-
 def measure(
     vae: Any, pictures: torch.Tensor, side: int, factors: list[int]
 ) -> list[dict[str, Any]]:
-    """One row a setting, dense first."""
+    """One row a setting, dense first; `pictures` (n, 3, side, side) in [0, 1]."""
     with torch.no_grad():
         latents = torch.cat([vae.encode(2 * p[None] - 1).latent_dist.mean for p in pictures])
     decoder = VaeDecoder(vae).eval()

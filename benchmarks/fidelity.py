@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, save
-from fidelity_parts.evaluate import evaluate, load_real
+from common import DEMO, RESULTS, save
+from fidelity_parts.evaluate import evaluate, real_pictures
 from fidelity_parts.harness import Harness
 from fidelity_parts.measures import Features
 from fidelity_parts.model import Model, Pair
@@ -28,10 +28,7 @@ from fidelity_parts.output import contact_sheet, markdown, plots
 from fidelity_parts.redundancy import study
 from fidelity_parts.settings import QUICK, RUNS, Setting
 
-import todo_compile
-
 ROOT = Path(__file__).parent.parent
-DEMO = Path(todo_compile.__file__).parent / "models" / "demo"
 _START = time.monotonic()
 
 
@@ -94,7 +91,7 @@ def main() -> None:
     if missing:
         say(f"no perceptual distance and KID: {missing}")
     real = (
-        {side: load_real(given.real, features, side) for side in sides}
+        {side: features(real_pictures(given.real, side))[0] for side in sides}
         if given.real and features
         else {}
     )

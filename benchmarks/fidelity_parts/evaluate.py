@@ -98,15 +98,17 @@ def _compare(rows: list[dict[str, Any]]) -> None:
             row["against_nearest"] = paired(row["values"]["mse"], other["values"]["mse"])
 
 
-def load_real(folder: Path, features: Features, side: int, limit: int = 512) -> Array:
-    """Features of the pictures in a folder at `side` pixels, on white where they are transparent.
+def real_pictures(folder: Path, side: int, limit: int = 512) -> list[Array]:
+    """The pictures in a folder, (side, side, 3) in [0, 1], on white where they are transparent.
 
     Where the folder has a folder named by the side, its pictures are taken; else all are resized.
+
+    Raises:
+        SystemExit: there are fewer than two.
     """
     from PIL import Image
 
     folder = folder / str(side) if (folder / str(side)).is_dir() else folder
-
     pictures: list[Any] = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in (".png", ".webp", ".jpg", ".jpeg") and len(pictures) < limit:
@@ -116,5 +118,5 @@ def load_real(folder: Path, features: Features, side: int, limit: int = 512) -> 
             flat = Image.alpha_composite(white, rgba).convert("RGB").resize((side, side))
             pictures.append(np.asarray(flat, np.float32) / 255)
     if len(pictures) < 2:
-        raise SystemExit(f"{folder} holds no pictures: --real needs a folder of them.")
-    return features(pictures)[0]
+        raise SystemExit(f"{folder} holds no pictures: give a folder of at least two.")
+    return pictures

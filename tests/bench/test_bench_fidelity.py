@@ -17,9 +17,10 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 pytest.importorskip("torchmetrics")
 pytest.importorskip("scipy")
 
-from fidelity import make_pairs
+import decoder
+from fidelity import chosen, make_pairs
 from fidelity_parts import peers
-from fidelity_parts.evaluate import evaluate
+from fidelity_parts.evaluate import evaluate, real_pictures
 from fidelity_parts.harness import Harness
 from fidelity_parts.intervals import interval, paired
 from fidelity_parts.measures import kid, perceptual
@@ -188,3 +189,48 @@ def test_similarity_of_neighbours() -> None:
 
 def test_pair_keys_tell_prompt_and_seed_apart() -> None:
     assert len({Pair(p, s).key for p in ("a", "b") for s in (0, 1)}) == 4
+
+
+def test_settings_by_name() -> None:
+    settings = RUNS["tradeoff"].settings
+    assert chosen(settings, None) == list(settings)
+    names = "nearest 8; nearest 4,2"
+    assert {s.name for s in chosen(settings, names)} == {"nearest 8", "nearest 4,2"}
+    with pytest.raises(SystemExit, match="No setting nearest in this run"):
+        chosen(settings, "nearest")
+
+
+def test_real_pictures_of_the_side(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name, side, colour in (("8", 8, (255, 0, 0, 255)), ("other", 16, (0, 0, 0, 0))):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGBA", (side, side), colour).save(tmp_path / name / f"{number}.png")
+    red = real_pictures(tmp_path, 8)
+    assert len(red) == 2
+    assert red[0].shape == (8, 8, 3)
+    assert np.all(red[0] == [1, 0, 0])
+    white = real_pictures(tmp_path / "other", 4)  # resized; transparent is white
+    assert white[0].shape == (4, 4, 3)
+    assert np.all(white[0] == 1)
+    with pytest.raises(SystemExit, match="holds no pictures"):
+        real_pictures(tmp_path / "none", 8)
+
+
+def test_decoder() -> None:
+    """Every setting is told from dense, which is itself; taking attention away is undone."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval().requires_grad_(False)  # fmt: skip
+    before = vae.decoder.mid_block.attentions
+    rows = decoder.measure(vae, torch.rand(2, 3, 16, 16), 16, [2, 8])
+    names = [*(f"{s} 2" for s in decoder.SAMPLINGS), "no attention"]
+    assert [r["name"] for r in rows] == ["dense", *names]  # 8 is more than half the grid
+    assert rows[0]["to_dense"] == [0.0, 0.0]
+    assert all(min(r["to_dense"]) > 0 and r["pictures"] == 2 for r in rows[1:])
+    assert vae.decoder.mid_block.attentions is before

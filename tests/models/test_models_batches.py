@@ -121,7 +121,7 @@ def test_one_graph_for_every_batch(
         all_three = truth(*example.args)
         for batch in (1, 2, 3):
             rows = module(*example.rows(batch))
-            torch.testing.assert_close(rows, all_three[:batch], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(rows, all_three[:batch], rtol=1e-5, atol=3e-5)
 
     path = tmp_path / "model.onnx"
     export_onnx(
@@ -135,7 +135,7 @@ def test_one_graph_for_every_batch(
     expected = all_three[0] if isinstance(all_three, tuple) else all_three
     for batch in (1, 3):
         feeds = dict(zip(example.input_names, example.rows(batch), strict=True))
-        torch.testing.assert_close(run_onnx(path, feeds)[0], expected[:batch], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(run_onnx(path, feeds)[0], expected[:batch], rtol=1e-5, atol=3e-5)
 
 
 def test_limits_of_a_range() -> None:

@@ -147,7 +147,7 @@ def test_refused(
     says: str,
 ) -> None:
     with pytest.raises(ModelError, match=says):
-        fuser(unet, [parse_lora(edited(tmp_path / "x.safetensors", change, adapted))], "unet")()
+        fuser(unet, [parse_lora(edited(tmp_path / "x.safetensors", change, adapted))], "unet")
 
 
 @pytest.mark.parametrize("text", ["none.safetensors", "none.safetensors:0.5", "x.pt", "x:y:z"])

@@ -116,8 +116,8 @@ def start_load(
     Tracing looks at shapes alone, so it can go on meanwhile: it keeps one core busy for as long as
     filling keeps the disk or another core. Whoever reads values must call `finish` first.
 
-    Args and errors as `load`. What is wrong with a checkpoint's names and shapes is raised at once,
-    what is wrong with its content by `finish`.
+    Args and errors as `load`. What is wrong with names and shapes in the files is raised at once,
+    what is wrong with their content by `finish`.
     """
     module = build(source.config, dtype)
     pool = ThreadPoolExecutor(1, "weights")

@@ -102,13 +102,13 @@ def parse_lora(text: str) -> Lora:
 def fuser(module: nn.Module, loras: Sequence[Lora], component: str) -> Callable[[], int]:
     """What adds `loras` to the weights that `module` has now, in place and in order.
 
-    It returns the number of layers changed, and raises ModelError where a layer has another shape.
+    It returns the number of layers changed; by then only reading the file can fail.
 
     Raises:
-        ModelError: a layer is not in the module.
+        ModelError: a layer is not in the module, or has another shape.
     """
     known = _names(module)
-    jobs: list[tuple[torch.Tensor, LoraLayer, Lora, str]] = []
+    jobs: list[tuple[torch.Tensor, LoraLayer, Lora]] = []
     for lora in loras:
         found = lora.layers.get(component, {})
         unknown = [name for name in found if _find(known, name) is None]
@@ -120,12 +120,13 @@ def fuser(module: nn.Module, loras: Sequence[Lora], component: str) -> Callable[
                 "must be converted first: load it in diffusers and save_lora_weights.",
             )
         for name, layer in found.items():
-            weight = module.get_submodule(str(_find(known, name))).weight
-            jobs.append((cast("torch.Tensor", weight), layer, lora, name))
+            weight = cast("torch.Tensor", module.get_submodule(str(_find(known, name))).weight)
+            _check_fits(weight, layer, lora, name)
+            jobs.append((weight, layer, lora))
 
     def add() -> int:
-        for weight, layer, lora, name in jobs:
-            _add(weight, layer, lora, component, name)
+        for weight, layer, lora in jobs:
+            _add(weight, layer, lora, component)
         return len(jobs)
 
     return add
@@ -208,16 +209,26 @@ def _find(known: dict[str, str], name: str) -> str | None:
     return None
 
 
-def _add(weight: torch.Tensor, layer: LoraLayer, lora: Lora, component: str, name: str) -> None:
-    down, up = _read(layer.down), _read(layer.up)
-    rank = down.shape[0] if down.dim() else 0
-    fits = down.dim() >= 2 and up.dim() >= 2 and up.numel() == up.shape[0] * rank
-    if not fits or up.shape[0] * down[0].numel() != weight.numel() or rank == 0:
+def _check_fits(weight: torch.Tensor, layer: LoraLayer, lora: Lora, name: str) -> None:
+    """Compare shapes by the file's header: up is (out, rank), down (rank, in), 1 × 1 more or less.
+
+    Raises:
+        ModelError: they do not make up the weight.
+    """
+    up, down = layer.up.shape, layer.down.shape
+    rank = down[0] if down else 0
+    fits = len(down) >= 2 and len(up) >= 2 and rank > 0 and math.prod(up) == up[0] * rank
+    if not fits or up[0] * math.prod(down[1:]) != weight.numel():
         raise ModelError(
-            f"{name} of {lora.path} is {tuple(up.shape)} · {tuple(down.shape)}, which does not fit "
+            f"{name} of {lora.path} is {up} · {down}, which does not fit "
             f"a weight of {tuple(weight.shape)}.",
             remedy="Give a LoRA that was trained for this model.",
         )
+
+
+def _add(weight: torch.Tensor, layer: LoraLayer, lora: Lora, component: str) -> None:
+    down, up = _read(layer.down), _read(layer.up)
+    rank = down.shape[0]
     alpha = float(_read(layer.alpha)) if layer.alpha is not None else None
     alpha = lora.alphas.get(component, float(rank)) if alpha is None else alpha
     delta = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
