@@ -216,8 +216,8 @@ def _check_fits(weight: torch.Tensor, layer: LoraLayer, lora: Lora, name: str) -
         ModelError: they do not make up the weight.
     """
     up, down = layer.up.shape, layer.down.shape
-    rank = down[0] if down else 0
-    fits = len(down) >= 2 and len(up) >= 2 and rank > 0 and math.prod(up) == up[0] * rank
+    rank = next(iter(down), 0)
+    fits = min(len(down), len(up)) >= 2 and rank > 0 and math.prod(up[1:]) == rank
     if not fits or up[0] * math.prod(down[1:]) != weight.numel():
         raise ModelError(
             f"{name} of {lora.path} is {up} · {down}, which does not fit "
