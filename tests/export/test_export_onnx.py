@@ -111,6 +111,17 @@ def test_nothing_is_left_that_does_nothing(tmp_path: Path, progress: Recorder):
     assert {"Identity", "Constant", "Div", "Dropout"} & set(info.ops) == set()
 
 
+def test_no_path_of_the_building_machine(tmp_path: Path, progress: Recorder):
+    path = tmp_path / "m.onnx"
+    export(capture(TinyNet(), random_input()), path, progress)
+    scopes = [p.key for n in onnx.load(path).graph.node for p in n.metadata_props]
+    assert "pkg.torch.onnx.name_scopes" in scopes  # where a node comes from is still told
+    data = path.read_bytes()
+    for place in (Path(__file__).parent, Path(torch.__file__).parent):
+        assert str(place).encode() not in data
+    assert b'.py", line ' not in data
+
+
 def test_moved_folder_keeps_working(tmp_path: Path, progress: Recorder):
     module, x = TinyNet(), random_input()
     (tmp_path / "a").mkdir()

@@ -93,6 +93,7 @@ def export_onnx(
         model = _translate(program, opset, input_names, output_names, progress)
         _simplify(model)
         name_batch(model)
+        _forget_machine(model)
     size = weight_bytes(model)
     with progress.step("onnx weights") as step, disk_errors(path, needs=size):
         names = [path.name]
@@ -193,6 +194,15 @@ def _simplify(model: ir.Model) -> None:
         common.NameFixPass(),
     ):
         tidy(model)
+
+
+def _forget_machine(model: ir.Model) -> None:
+    """Drop stack traces: they hold the building machine's paths, and differ from one to the next.
+
+    What says where a node comes from in the model (its name scopes and classes) stays.
+    """
+    for node in model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 def _write_model(model: ir.Model, path: Path) -> None:
