@@ -11,7 +11,7 @@ import numpy as np
 
 from fidelity_parts.harness import Drawn
 from fidelity_parts.intervals import interval, paired
-from fidelity_parts.measures import Features, against_dense, kid, perceptual
+from fidelity_parts.measures import Features, against_dense, kid, kid_change, perceptual
 from fidelity_parts.model import Pair
 from fidelity_parts.settings import Setting
 
@@ -35,6 +35,7 @@ def evaluate(
     for side in dict.fromkeys(side for side, _ in drawn):
         dense = drawn[side, "dense"]
         done = [p for p in pairs if p.key in dense.pictures]
+        prompts = [p.prompt for p in done]
         reference = [dense.pictures[p.key] for p in done]
         dense_features = features(reference) if features is not None else None
         for setting in (Setting("dense"), *settings):
@@ -61,13 +62,18 @@ def evaluate(
                     one["perceptual"] = perceptual(a, b)
                 if side in real:
                     row["kid"] = kid(pooled, real[side])
+                    row["kid_change"] = kid_change(pooled, dense_features[0], real[side], prompts)
             row["values"] = {name: [v[name] for v in values] for name in values[0]}
-            row["mean"] = {name: interval(v) for name, v in row["values"].items()}
-            hpf = row["mean"]["hpf"][0] / row["mean"]["hpf_dense"][0]
-            row["hpf_ratio"] = hpf
+            row["mean"] = {name: interval(v, prompts) for name, v in row["values"].items()}
+            hpf = paired(row["values"]["hpf"], row["values"]["hpf_dense"], prompts)
+            row["hpf_ratio"] = hpf["ratio"]
+            row["hpf_interval"] = (hpf["low"], hpf["high"])
+            row["prompts"] = prompts
             rows.append(row)
             say(f"measured {side} px {setting.name}")
     _compare(rows)
+    for row in rows:
+        del row["prompts"]  # the same for all: the file names them once
     return rows
 
 
@@ -95,7 +101,9 @@ def _compare(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         other = base.get((row["side"], row["factors"], row["dense_last"]))
         if row["kind"] == "todo" and other is not None and other is not row:
-            row["against_nearest"] = paired(row["values"]["mse"], other["values"]["mse"])
+            row["against_nearest"] = paired(
+                row["values"]["mse"], other["values"]["mse"], row["prompts"]
+            )
 
 
 def real_pictures(folder: Path, side: int, limit: int = 512) -> list[Array]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from fidelity_parts.intervals import indices, resampled
 from todo_compile.metrics import hpf, mse
 
 Array = NDArray[Any]
@@ -87,16 +88,53 @@ def perceptual(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     return sum(distances) / len(distances)
 
 
+def _kernel(x: Array, y: Array) -> Array:
+    return (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1) ** 3
+
+
 def kid(a: Array, b: Array) -> float:
     """Unbiased squared MMD with the kernel (x·y/d + 1)³ (Bińkowski et al., arXiv 1801.01401)."""
-    d = a.shape[1]
-
-    def kernel(x: Array, y: Array) -> Array:
-        return (x.astype(np.float64) @ y.astype(np.float64).T / d + 1) ** 3
-
     m, n = len(a), len(b)
     if min(m, n) < 2:
         return math.nan
-    xx, yy = kernel(a, a), kernel(b, b)
+    xx, yy = _kernel(a, a), _kernel(b, b)
     within = (xx.sum() - np.trace(xx)) / (m * (m - 1)) + (yy.sum() - np.trace(yy)) / (n * (n - 1))
-    return float(within - 2 * kernel(a, b).mean())
+    return float(within - 2 * _kernel(a, b).mean())
+
+
+def kid_change(
+    a: Array, dense: Array, real: Array, prompts: Sequence[str]
+) -> tuple[float, float, float] | None:
+    """KID of `a` less KID of `dense`, to the same real pictures, with its 95 % interval.
+
+    Prompts are resampled, the real pictures are not: the interval is about these real pictures.
+    Only pictures of different prompts are compared within a set, each prompt counting once:
+    pictures of one prompt are near copies, and resampled prompts would be copies.
+
+    Args:
+        a, dense: features of the same pairs, (n, d).
+        prompts: the prompt of each pair.
+
+    Returns:
+        the change, low, high; None for fewer than three prompts.
+    """
+    index = indices(prompts)
+    count = int(index.max()) + 1
+    if count < 3:
+        return None
+    share = (index[None] == np.arange(count)[:, None]).astype(np.float64)
+    share /= share.sum(1, keepdims=True)
+    others = 1 - np.eye(count)
+
+    def estimates(x: Array, weights: Array) -> Array:
+        within = share @ _kernel(x, x) @ share.T * others
+        across = (share @ _kernel(x, real)).mean(1)
+        pairs = ((weights @ others) * weights).sum(1)
+        return ((weights @ within) * weights).sum(1) / pairs - 2 * weights @ across / count
+
+    drawn = resampled(count)
+    drawn = drawn[(drawn > 0).sum(1) > 1]  # of one prompt alone there are no pairs
+    whole = np.ones((1, count))
+    change = float((estimates(a, whole) - estimates(dense, whole))[0])
+    low, high = np.quantile(estimates(a, drawn) - estimates(dense, drawn), (0.025, 0.975))
+    return change, float(low), float(high)

@@ -18,15 +18,15 @@ _COLOURS = {
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One table a size: mean [95 % interval] over pairs."""
+    """One table a size: mean [95 % interval, over prompts]."""
     lines: list[str] = []
     for side in dict.fromkeys(r["side"] for r in rows):
         here = [r for r in rows if r["side"] == side]
         lines += [
             f"### {side} px, {here[0]['pairs']} prompt × seed pairs",
             "",
-            "| setting | MSE | PSNR | HPF / dense | SSIM | MS-SSIM | perceptual | KID to real "
-            "| MSE / nearest | attention FLOPs |",
+            "| setting | MSE | PSNR | HPF / dense | SSIM | MS-SSIM | perceptual "
+            "| KID to real (change) | MSE / nearest | attention FLOPs |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         dense = next((r["attention_flops"] for r in here if r["kind"] == "dense"), None)
@@ -34,9 +34,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             mean = row["mean"]
             low_high = "{:.2e} [{:.2e}, {:.2e}]".format(*mean["mse"])
             cells = [
-                row["name"], low_high, f"{mean['psnr'][0]:.1f}", f"{row['hpf_ratio']:.4f}",
+                row["name"], low_high, f"{mean['psnr'][0]:.1f}", _hpf(row),
                 _cell(mean, "ssim"), _cell(mean, "ms_ssim"), _cell(mean, "perceptual"),
-                f"{row['kid']:.4f}" if "kid" in row else "–", _ratio(row.get("against_nearest")),
+                _kid(row), _ratio(row.get("against_nearest")),
                 f"{dense / row['attention_flops']:.1f}× fewer"
                 if dense and row["attention_flops"] else "–",
             ]  # fmt: skip
@@ -47,6 +47,19 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(mean: Mapping[str, Any], name: str) -> str:
     return f"{mean[name][0]:.4f}" if name in mean else "–"
+
+
+def _hpf(row: Mapping[str, Any]) -> str:
+    low, high = row["hpf_interval"]
+    return f"{row['hpf_ratio']:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _kid(row: Mapping[str, Any]) -> str:
+    if "kid" not in row:
+        return "–"
+    change = row.get("kid_change")
+    told = "" if change is None or row["kind"] == "dense" else " ({:+.4f} [{:+.4f}, {:+.4f}])"
+    return f"{row['kid']:.4f}" + (told.format(*change) if told else "")
 
 
 def _ratio(found: Mapping[str, Any] | None) -> str:

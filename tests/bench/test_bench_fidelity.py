@@ -23,7 +23,7 @@ from fidelity_parts import peers
 from fidelity_parts.evaluate import evaluate, real_pictures
 from fidelity_parts.harness import Harness
 from fidelity_parts.intervals import interval, paired
-from fidelity_parts.measures import kid, perceptual
+from fidelity_parts.measures import kid, kid_change, perceptual
 from fidelity_parts.model import Model, Pair
 from fidelity_parts.output import contact_sheet, markdown, plots
 from fidelity_parts.redundancy import neighbour_similarity, study
@@ -164,6 +164,21 @@ def test_statistics() -> None:
     assert paired([1.0, 2.0], [1.0, 2.0])["p"] is None
 
 
+def test_pictures_of_one_prompt_are_no_independent_draws() -> None:
+    """Ten copies of every value make the interval no narrower, and the test no surer."""
+    generator = np.random.default_rng(2)
+    values, base = generator.gamma(2, 1, 20), generator.gamma(2, 1, 20)
+    prompts = [f"prompt {i}" for i in range(20)] * 10
+    many, other = np.tile(values, 10).tolist(), np.tile(base, 10).tolist()
+    assert interval(many, prompts) == pytest.approx(interval(values.tolist()))
+    _, low, high = interval(many)
+    assert high - low < 0.5 * (interval(many, prompts)[2] - interval(many, prompts)[1])
+    once, tiled = paired(values.tolist(), base.tolist()), paired(many, other, prompts)
+    assert tiled == pytest.approx(once)
+    # A prompt with more pictures counts by its pictures in the mean.
+    assert interval([1.0, 1.0, 1.0, 5.0], ["a", "a", "a", "b"])[0] == pytest.approx(2.0)
+
+
 def test_kid_by_its_definition() -> None:
     generator = np.random.default_rng(1)
     a, b = generator.normal(size=(5, 7)), generator.normal(size=(4, 7)) + 0.3
@@ -176,6 +191,24 @@ def test_kid_by_its_definition() -> None:
     across = [k(x, y) for x in a for y in b]
     expected = np.mean(inside_a) + np.mean(inside_b) - 2 * np.mean(across)
     assert kid(a, b) == pytest.approx(expected)
+
+
+def test_change_of_kid() -> None:
+    """One picture a prompt: the difference of two KIDs; its interval holds it; no change is 0."""
+    generator = np.random.default_rng(3)
+    dense, real = generator.normal(size=(12, 7)), generator.normal(size=(9, 7)) + 0.2
+    prompts = [str(i) for i in range(12)]
+    worse = dense + 3.0
+    found = kid_change(worse, dense, real, prompts)
+    assert found is not None
+    change, low, high = found
+    assert change == pytest.approx(kid(worse, real) - kid(dense, real))
+    assert low < change < high
+    assert low > 0
+    assert kid_change(dense, dense, real, prompts) == (0.0, 0.0, 0.0)
+    assert kid_change(dense[:2], dense[:2], real, ["a", "b"]) is None
+    twice = kid_change(np.tile(worse, (2, 1)), np.tile(dense, (2, 1)), real, prompts * 2)
+    assert twice == pytest.approx(found)
 
 
 def test_similarity_of_neighbours() -> None:
