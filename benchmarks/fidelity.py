@@ -24,7 +24,8 @@ from fidelity_parts.evaluate import evaluate, real_pictures
 from fidelity_parts.harness import Harness
 from fidelity_parts.measures import Features
 from fidelity_parts.model import Model, Pair
-from fidelity_parts.output import contact_sheet, markdown, plots
+from fidelity_parts.output import contact_sheet, markdown
+from fidelity_parts.plots import plots
 from fidelity_parts.redundancy import study
 from fidelity_parts.settings import QUICK, RUNS, Setting
 

@@ -25,7 +25,8 @@ from fidelity_parts.harness import Harness
 from fidelity_parts.intervals import interval, paired
 from fidelity_parts.measures import kid, kid_change, perceptual
 from fidelity_parts.model import Model, Pair
-from fidelity_parts.output import contact_sheet, markdown, plots
+from fidelity_parts.output import contact_sheet, markdown
+from fidelity_parts.plots import plots
 from fidelity_parts.redundancy import neighbour_similarity, study
 from fidelity_parts.settings import QUICK, RUNS, Setting
 
