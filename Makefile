@@ -28,7 +28,9 @@ demo-engine: $(STAMP)
 	$(BIN)/todo-compile --model sd15 --weights random --res 2048 --out $(OUT)/sd15-2048.plan
 	$(BIN)/todo-compile inspect $(OUT)/sd15-2048.plan
 
-# The packaged model from npm's pictures: about two hours on one slow core, resumable (Ctrl-C).
+# A model like the packaged one from npm's pictures, into build/training/model: 80 minutes of training
+# on one slow core, resumable (Ctrl-C). It has not been run as a whole: how the packaged weights were
+# made is in their card.
 train: $(STAMP)
 	$(BIN)/python -m training
 

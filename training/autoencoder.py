@@ -20,8 +20,10 @@ from torch import nn
 
 from training.data import Scenes
 from training.latents import CHANNELS, PATCH, Code
+from training.stopping import asked_to_stop
 
 Part = Literal["decoder", "encoder"]
+PARTS: tuple[Part, ...] = ("decoder", "encoder")
 
 LOG_VARIANCE = -12.0
 """What the encoder says of its own variance: next to nothing."""
@@ -79,6 +81,12 @@ class Trainer:
         self.model = make_autoencoder(recipe)
         _start_as_identity(self.model)
         self.model.to(device)
+        self.optimisers = {
+            part: torch.optim.AdamW(
+                getattr(self.model, part).parameters(), lr=recipe.rate, betas=(0.9, 0.99)
+            )
+            for part in PARTS
+        }
         self.seconds: dict[str, float] = {"decoder": 0.0, "encoder": 0.0}
         self.steps: dict[str, int] = {"decoder": 0, "encoder": 0}
 
@@ -86,6 +94,7 @@ class Trainer:
         """Write the checkpoint; a reader never sees half of it."""
         state = {
             "model": self.model.state_dict(),
+            "optimisers": {part: made.state_dict() for part, made in self.optimisers.items()},
             "seconds": self.seconds,
             "steps": self.steps,
             "channels": self.recipe.channels,
@@ -95,21 +104,38 @@ class Trainer:
         os.replace(partial, self.checkpoint)
 
     def resume(self) -> bool:
-        """Take up the checkpoint, if there is one; the optimiser starts afresh."""
+        """Take up the checkpoint, if there is one."""
         if not self.checkpoint.is_file():
             return False
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        # The checkpoint behind the shipped weights is from before optimisers were kept.
+        for part, held in state.get("optimisers", {}).items():
+            self.optimisers[part].load_state_dict(held)
         self.seconds, self.steps = state["seconds"], state["steps"]
         return True
 
-    def run(self, part: Part, *, save_every: float = 120.0, log_every: int = 50) -> None:
-        """Train one half to the end of its share of the recipe."""
+    def run(self, part: Part, *, save_every: float = 120.0, log_every: int = 50) -> bool:
+        """Train one half to the end of its share of the recipe.
+
+        Returns:
+            whether it may go on from here: no, where a signal asked to stop. It is saved either
+            way.
+        """
+        with asked_to_stop() as stop:
+            self._train(part, stop, save_every, log_every)
+            finished = self._fraction(part) >= 1
+            if part == "encoder" and finished:
+                self._fix_variance()
+            self.save()
+        return finished and not stop
+
+    def _train(self, part: Part, stop: list[int], save_every: float, log_every: int) -> None:
         module: torch.nn.Module = getattr(self.model, part)
-        optimiser = torch.optim.AdamW(module.parameters(), lr=self.recipe.rate, betas=(0.9, 0.99))
+        optimiser = self.optimisers[part]
         saved = time.monotonic()
         losses: list[torch.Tensor] = []
-        while (done := self._fraction(part)) < 1:
+        while (done := self._fraction(part)) < 1 and not stop:
             start = time.monotonic()
             step = self.steps[part]
             warm = min(1.0, (step + 1) / 50)
@@ -145,9 +171,6 @@ class Trainer:
             if time.monotonic() - saved > save_every:
                 self.save()
                 saved = time.monotonic()
-        if part == "encoder":
-            self._fix_variance()
-        self.save()
 
     def psnr(self, *, pictures: int = 32) -> dict[str, float]:
         """Mean PSNR in dB on fresh tiles: through decoder alone, both halves, and the bare code."""

@@ -6,7 +6,6 @@ import copy
 import math
 import os
 import random
-import signal
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.distributed as dist
 
 from training.data import Scenes
 from training.latents import CHANNELS, Code
+from training.stopping import asked_to_stop
 from training.text import WIDTH, make_text_encoder, make_tokenizer
 
 TIMESTEPS = 1000
@@ -188,11 +188,22 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         return True
 
-    def run(self, *, save_every: float = 120.0, log_every: int = 20) -> None:
-        """Train to the end of the recipe, saving every `save_every` seconds."""
+    def run(self, *, save_every: float = 120.0, log_every: int = 20) -> bool:
+        """Train to the end of the recipe, saving every `save_every` seconds.
+
+        Returns:
+            whether it may go on from here: no, where a signal asked to stop. It is saved either
+            way.
+        """
+        with asked_to_stop() as stop:
+            self._train(stop, save_every, log_every)
+            if not _rank():
+                self.save()
+        return not stop and self.progress.fraction(self.recipe) >= 1
+
+    def _train(self, stop: list[int], save_every: float, log_every: int) -> None:
         saved = time.monotonic()
         losses: list[torch.Tensor] = []
-        stop = _asked_to_stop()
         while self.progress.fraction(self.recipe) < 1 and not stop:
             losses.append(self._step())
             if _rank():
@@ -211,8 +222,6 @@ class Trainer:
             if time.monotonic() - saved > save_every:
                 self.save()
                 saved = time.monotonic()
-        if not _rank():
-            self.save()
 
     def _step(self) -> torch.Tensor:
         start = time.monotonic()
@@ -301,14 +310,6 @@ class Trainer:
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [*self.unet.parameters(), *self.text.parameters()]
-
-
-def _asked_to_stop() -> list[int]:
-    """Fills when SIGTERM or Ctrl-C comes: the step is finished and saved, nothing is lost."""
-    received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda caught, _: received.append(caught))
-    return received
 
 
 def _rank() -> int:

@@ -3,7 +3,8 @@
 Retrieval: every sample is compared with the mean feature of each subject's real pictures, and
 counts as found when the nearest is the subject that was asked for. The same is done first with
 real pictures (the method's ceiling) and with real pictures through the autoencoder (the ceiling
-for anything that it decodes).
+for anything that it decodes). Above the size of a tile all of this is about patterns, as the
+training is.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _BATCH = 28
 class Sampling:
     """How pictures are drawn: side in pixels, DDIM steps, guidance, samples a subject."""
 
-    side: int = 256
-    steps: int = 25
+    side: int = TILE
+    steps: int = 10
     guidance: float = 3.0
     samples: int = 4
     seed: int = 1_000
@@ -66,6 +67,7 @@ def evaluate(
     """Retrieval rates and what they stand on, and the samples, a tensor for each seed."""
     network = load_efficientnet()
     subjects = scenes.subjects
+    asked = [_prompt(subject, sampling.side) for subject in subjects]
     centres = _centres(network, scenes, sampling.side)
     real = _real(scenes, sampling.side, per_subject=sampling.samples, seed=77)
     truth = [index for index in range(len(subjects)) for _ in range(sampling.samples)]
@@ -80,7 +82,7 @@ def evaluate(
     rounds = [
         generate(
             pipe,
-            [subject.one for subject in subjects],
+            asked,
             sampling,
             seed=sampling.seed + 10_000 * number,
         )
@@ -92,7 +94,7 @@ def evaluate(
         for index in range(len(subjects))
     ]
     wrong = Counter(
-        (subjects[index].one, subjects[answer].one)
+        (asked[index], asked[answer])
         for answers in found
         for index, answer in enumerate(answers)
         if answer != index
@@ -110,12 +112,11 @@ def evaluate(
         "ceiling_autoencoder": _rate(_nearest(network, centres, coded), truth),
         "retrieval": sum(right) / total,
         "by_subject": {
-            subject.one: count / sampling.samples
-            for subject, count in zip(subjects, right, strict=True)
+            prompt: count / sampling.samples for prompt, count in zip(asked, right, strict=True)
         },
         "confusions": [
-            {"asked": asked, "found": answer, "times": times}
-            for (asked, answer), times in wrong.most_common(12)
+            {"asked": prompt, "found": answer, "times": times}
+            for (prompt, answer), times in wrong.most_common(12)
         ],
     }
     return report, rounds
@@ -149,13 +150,9 @@ def save_pictures(scenes: Scenes, side: int, folder: Path) -> Path:
     """
     into = folder / str(side)
     into.mkdir(parents=True, exist_ok=True)
-    tiles, rng = side // TILE, random.Random(0)
+    rng = random.Random(0)
     for subject in scenes.subjects:
-        drawn = (
-            scenes.single(rng, subject, PLAIN, TILE)
-            if tiles == 1
-            else scenes.pattern(rng, subject, PLAIN, tiles, tiles)
-        )
+        drawn = _scene(scenes, rng, subject, PLAIN, side)
         picture = to_image(torch.from_numpy(drawn) / 2 + 0.5)
         picture.save(into / f"{subject.bare.replace(' ', '-')}.png")
     return into
@@ -184,8 +181,22 @@ def _real(scenes: Scenes, side: int, *, per_subject: int, seed: int) -> torch.Te
     for subject in scenes.subjects:
         for _ in range(per_subject):
             ground = PLAIN if rng.random() < 0.6 else rng.choice(list(BACKGROUNDS.values()))
-            drawn.append(scenes.single(rng, subject, ground, max(side // TILE, 1) * TILE))
+            drawn.append(_scene(scenes, rng, subject, ground, side))
     return torch.from_numpy(np.stack(drawn)) / 2 + 0.5
+
+
+def _prompt(subject: Subject, side: int) -> str:
+    return subject.one if side <= TILE else subject.pattern
+
+
+def _scene(
+    scenes: Scenes, rng: random.Random, subject: Subject, ground: tuple[int, int, int], side: int
+) -> np.ndarray:
+    """What `_prompt` asks for, as it was trained: one object a tile, never a larger one."""
+    tiles = max(side // TILE, 1)
+    if tiles == 1:
+        return scenes.single(rng, subject, ground, TILE)
+    return scenes.pattern(rng, subject, ground, tiles, tiles)
 
 
 def _features(network: EfficientNetLite0, pictures: torch.Tensor) -> torch.Tensor:

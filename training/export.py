@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from training import autoencoder, denoiser, text
-from training.subjects import SUBJECTS
+from training.subjects import Subject, read_subjects
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -23,6 +23,7 @@ class Trained:
 
     Attributes:
         denoiser: progress of the denoiser's training, for the record.
+        subjects: what it was trained to draw.
     """
 
     unet: Any
@@ -30,6 +31,7 @@ class Trained:
     vae: Any
     tokenizer: Any
     denoiser: dict[str, float]
+    subjects: tuple[Subject, ...]
 
 
 def load_trained(folder: Path, *, averaged: bool = True) -> Trained:
@@ -54,7 +56,8 @@ def load_trained(folder: Path, *, averaged: bool = True) -> Trained:
     found = torch.load(folder / "autoencoder.pt", map_location="cpu", weights_only=True)
     vae = autoencoder.make_autoencoder(autoencoder.Recipe(channels=tuple(found["channels"])))
     vae.load_state_dict(found["model"])
-    return Trained(unet, encoder, vae, tokenizer, state["progress"])
+    subjects = read_subjects(folder / "subjects.json")
+    return Trained(unet, encoder, vae, tokenizer, state["progress"], subjects)
 
 
 def pipeline(trained: Trained) -> Any:
@@ -98,9 +101,13 @@ def export(folder: Path, target: Path) -> int:
         os.replace(made / name, target / name)
     os.replace(made / "model_index.json", target / "model_index.json")
     shutil.rmtree(made)
-    # What `benchmarks/fidelity.py` asks a model for unless told otherwise.
-    prompts = "\n".join(subject.one for subject in SUBJECTS)
-    (target / "prompts.txt").write_text(prompts + "\n", encoding="utf-8")
+    # What `benchmarks/fidelity.py` asks a model for unless told otherwise, and what it should be
+    # told to ask for above one tile.
+    for name, prompts in (
+        ("prompts.txt", [subject.one for subject in trained.subjects]),
+        ("prompts-patterns.txt", [subject.pattern for subject in trained.subjects]),
+    ):
+        (target / name).write_text("\n".join(prompts) + "\n", encoding="utf-8")
     record = json.dumps(trained.denoiser, indent=2)
     (target / "training.json").write_text(record + "\n", encoding="utf-8")
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

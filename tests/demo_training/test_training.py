@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from todo_compile.models.registry import DEMO
 from training import autoencoder, denoiser, latents, text
+from training import evaluate as evaluation
+from training.__main__ import _arguments
 from training.data import TILE, Scenes
 from training.evaluate import sheet
 from training.export import export, load_trained
@@ -189,3 +194,46 @@ def test_sheet_holds_every_sample() -> None:
     assert image.shape == (32, 8 * 16, 3)
     assert (image[:16, :16] == 0).all()
     assert (image[:16, 16:32] == 255).all()
+
+
+@pytest.mark.parametrize("side", [TILE, 2 * TILE])
+def test_evaluation_asks_for_what_was_trained_at_the_size(
+    scenes: Scenes, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above one tile patterns: asked for, and the real pictures that answers are compared with."""
+    real = evaluation._real(scenes, side, per_subject=1, seed=0)
+    assert real.shape == (2, 3, side, side)
+    last = real[..., -TILE:, -TILE:]
+    assert torch.equal(real[..., :TILE, :TILE], last), "one whole object in every tile"
+    asked: list[str] = []
+
+    def draw(prompts: list[str], height: int, **_: Any) -> Any:
+        asked.extend(prompts)
+        return SimpleNamespace(images=real[: len(prompts), :, :height])
+
+    # A network that sees colours, and an autoencoder that loses nothing.
+    monkeypatch.setattr(evaluation, "load_efficientnet", lambda: lambda x: x.mean((-2, -1)))
+    vae = SimpleNamespace(
+        encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mean=x)),
+        decode=lambda x: SimpleNamespace(sample=x),
+    )
+
+    class Pipe(SimpleNamespace):
+        __call__ = staticmethod(draw)
+
+    sampling = evaluation.Sampling(side=side, samples=1)
+    report, _ = evaluation.evaluate(Pipe(vae=vae), scenes, sampling)
+    expected = ["a disc", "an oblong"]
+    if side > TILE:
+        expected = [f"{prompt} pattern" for prompt in expected]
+    assert asked == list(report["by_subject"]) == expected
+    assert (report["ceiling_real"], report["retrieval"]) == (1.0, 1.0)
+
+
+def test_evaluation_is_by_default_the_published_one() -> None:
+    published = json.loads((DEMO / "evaluation-128.json").read_text(encoding="utf-8"))
+    standard = evaluation.Sampling()
+    given = _arguments().parse_args([])
+    assert {standard.side, *given.sides} == {published["side"]}
+    assert {standard.steps, given.ddim_steps} == {published["steps"]}
+    assert given.samples * len(SUBJECTS) == published["samples"]
