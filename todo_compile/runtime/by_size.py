@@ -28,8 +28,8 @@ class SessionBySize:
 
     Args:
         outputs: checked; of one component and precision, each for another resolution.
-        open_one: opens one. The first is opened at once, so that what is missing on this machine
-            shows when the component is loaded.
+        open_one: opens one, and checks those again that are opened later. The first is opened at
+            once, so that what is missing on this machine shows when the component is loaded.
 
     Raises:
         TodoError: as `open_one`.

@@ -114,6 +114,29 @@ def open_output(path: Path, verify: Verify = "full") -> Output:
     return Output(main, manifest)
 
 
+def check_again(output: Output, verify: Verify = "full") -> None:
+    """Check an output that is opened later than its bundle was: it must be what was checked then.
+
+    Args:
+        output: from `open_output` or `open_bundle`.
+        verify: as for `open_output`.
+
+    Raises:
+        BundleError: it was replaced or damaged meanwhile, by another build for one.
+    """
+    path, manifest = output.path, output.manifest
+    wrong = (
+        check_files(manifest, path.parent, hashes=_hashes(verify))
+        if read(path) == manifest
+        else ["it was built anew since it was loaded"]
+    )
+    if wrong:
+        raise BundleError(
+            f"{path} is not what was loaded: {'; '.join(wrong)}.",
+            remedy="Load it again; if that fails too, build it again with todo-compile.",
+        )
+
+
 @dataclass(frozen=True)
 class OpenBundle:
     """A bundle whose files are what it says.

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.errors import BundleError, ConfigError
 from todo_compile.export.bundle import is_bundle
 from todo_compile.runtime.by_size import SessionBySize
-from todo_compile.runtime.files import Origin, Output, Verify, open_bundle, open_output
+from todo_compile.runtime.files import (
+    Origin,
+    Output,
+    Verify,
+    check_again,
+    open_bundle,
+    open_output,
+)
 
 if TYPE_CHECKING:
     from todo_compile.runtime.component import Batching, Component
@@ -63,6 +70,7 @@ def load(
     path = Path(path)
     options: dict[str, Any] = {
         "provider": provider,
+        "verify": verify,
         "batching": batching,
         "cast": cast,
         "encoder": encoder,
@@ -109,6 +117,7 @@ def wrap(
     outputs: Sequence[Output],
     *,
     provider: str | None = None,
+    verify: Verify = "full",
     threads: int | None = None,
     cuda_graph: bool = False,
     runtime_cache: Path | None = None,
@@ -129,8 +138,11 @@ def wrap(
 
     def open_one(output: Output) -> Session:
         cache = runtime_cache
-        if cache is not None and output is not first:  # one file for each engine
-            cache = cache.with_name(f"{output.path.name}.cache")
+        if output is not first:
+            # Perhaps hours after the bundle was checked, and builds write into the same folder.
+            check_again(output, verify)
+            if cache is not None:  # one file for each engine
+                cache = cache.with_name(f"{output.path.name}.cache")
         return open_session(
             output,
             provider=provider,

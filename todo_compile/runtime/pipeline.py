@@ -88,6 +88,7 @@ def load_pipeline(
         cache = Path(runtime_cache) / f"{outputs[0].path.name}.cache" if runtime_cache else None
         options: dict[str, Any] = {
             "provider": provider,
+            "verify": verify,
             "batching": batching,
             "cast": cast,
             "encoder": encoder,
