@@ -216,11 +216,14 @@ def measure(
         _check(variant, new, outputs)
         ran = f"first run {backend.first.seconds:.4g} s, processor {backend.first.cpu_seconds}"
         print(f"{variant}: compiled in {first[variant]:.1f} s, {ran}", flush=True)
-    for _ in range(warmup):
+    for _ in range(warmup if rounds else 0):
         for run in runs.values():
             run()
     loads: list[float | None] = [load_average()]
-    row = _row(samples, first, reports, loads) if rounds == 0 else {}
+    row: dict[str, Any] = {}
+    if rounds == 0:
+        row = _row(samples, first, reports, loads)
+        keep(row)
     for index in range(rounds):
         loads.append(load_average())
         for variant in variants if index % 2 == 0 else variants[::-1]:

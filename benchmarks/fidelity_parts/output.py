@@ -53,8 +53,9 @@ def _kid(row: Mapping[str, Any]) -> str:
     if "kid" not in row:
         return "–"
     change = row.get("kid_change")
-    told = "" if change is None or row["kind"] == "dense" else " ({:+.4f} [{:+.4f}, {:+.4f}])"
-    return f"{row['kid']:.4f}" + (told.format(*change) if told else "")
+    if change is None or row["kind"] == "dense":
+        return f"{row['kid']:.4f}"
+    return "{:.4f} ({:+.4f} [{:+.4f}, {:+.4f}])".format(row["kid"], *change)
 
 
 def _ratio(found: Mapping[str, Any] | None) -> str:

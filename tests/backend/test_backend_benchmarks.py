@@ -29,6 +29,14 @@ def small(kv_tokens: int) -> speed.Subject:
     return speed.Subject(ImageAttention(), (image(6, 4),), kv_tokens)
 
 
+def test_a_cold_run_is_kept() -> None:
+    kept: list[dict[str, Any]] = []
+    row = speed.measure(small(6), inner="eager", rounds=0, warmup=1, keep=kept.append)
+    assert kept == [row]
+    assert all(len(times) == 1 for times in row["all_seconds"].values())
+    assert row["dense_over"].keys() == {"rewritten", "bound"}
+
+
 def test_speed_measures_three_different_variants() -> None:
     kept: list[dict[str, Any]] = []
     row = speed.measure(small(6), inner="eager", rounds=2, warmup=0, keep=kept.append)
