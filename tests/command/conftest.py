@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,6 @@ def onnx_output(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pipeline(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole tiny pipeline around that UNet: VAE of 4 pixels a cell trained at 16×16, CLIP."""
-    import shutil
-
     from transformers import CLIPTextConfig, CLIPTextModel
 
     folder = tmp_path_factory.mktemp("whole") / "pipeline"
@@ -90,3 +89,17 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def bundle(onnx_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the built bundle."""
+    return Path(shutil.copytree(onnx_bundle, tmp_path / "copy"))
+
+
+@pytest.fixture
+def output(onnx_output: Path, tmp_path: Path) -> Path:
+    """A copy of the built output, in another folder."""
+    folder = tmp_path / "moved"
+    shutil.copytree(onnx_output.parent, folder)
+    return folder / onnx_output.name

@@ -5,52 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from compile_helpers import manifest_of, said
 
 import todo_compile
-from todo_compile import compiler
 from todo_compile.cli import main
 from todo_compile.errors import ExportError
 from todo_compile.passes.report import Report
-
-
-def manifest_of(out: Path) -> dict[str, Any]:
-    return json.loads(out.with_name(f"{out.name}.json").read_text())
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """Standard error in one line: the console wraps."""
-    return " ".join(capsys.readouterr().err.split())
-
-
-@pytest.fixture
-def output(onnx_output: Path, tmp_path: Path) -> Path:
-    """A copy of the built output, in another folder."""
-    folder = tmp_path / "moved"
-    shutil.copytree(onnx_output.parent, folder)
-    return folder / onnx_output.name
-
-
-@pytest.fixture
-def no_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever would be built fails at once: for decisions before the build."""
-
-    def refuse(job: object) -> object:
-        del job
-        raise ExportError("a build was started")
-
-    monkeypatch.setattr(compiler, "_rewritten", refuse)
-
-
-def fp32(model: Path, out: Path, *more: str) -> list[str]:
-    size = [] if "--res" in more else ["-r", "64"]
-    return ["-m", str(model), *size, "-o", str(out), "--precision", "fp32", *more]
 
 
 def test_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,158 +167,6 @@ class TestVerifySmaller:
         assert main([*arguments, "--verify"]) == ExportError.exit_code
         assert "leave out --verify" in said(capsys)
         assert list(tmp_path.glob("*.onnx*")) == []
-
-
-@pytest.mark.usefixtures("no_build")
-class TestReuse:
-    def test_equal_is_kept(
-        self, model: Path, output: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        before = output.read_bytes()
-        assert main(fp32(model, output, "--json")) == 0
-        captured = capsys.readouterr()
-        assert json.loads(captured.out)["reused"] is True
-        assert "is up to date" in " ".join(captured.err.split())
-        assert output.read_bytes() == before
-
-    def test_quiet_says_nothing(
-        self, model: Path, output: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main(fp32(model, output, "-q")) == 0
-        assert capsys.readouterr() == ("", "")
-
-    @pytest.mark.parametrize(
-        ("more", "reason"),
-        [
-            (("--batch", "1"), "batch: 2 → 1"),
-            (("--res", "72x64"), "resolution: 64x64 → 72x64"),
-            (("--weights", "random:3"), "weights: sha256:"),
-            (("--factors", "4"), "plan.factors: none → [[4, 4]]"),
-            (("--sampling", "average"), "plan.sampling: nearest → average"),
-            (("--precision", "fp16"), "precision: fp32 → fp16"),
-            (("--opset", "18"), "opset: 23 → 18"),
-            (("--force",), "--force was given"),
-        ],
-    )
-    def test_rebuilds_and_says_why(
-        self,
-        model: Path,
-        output: Path,
-        capsys: pytest.CaptureFixture[str],
-        more: tuple[str, ...],
-        reason: str,
-    ) -> None:
-        before = {p.name: p.read_bytes() for p in output.parent.iterdir()}
-        assert main(fp32(model, output, *more)) == 5
-        text = said(capsys)
-        assert f"Rebuilding: {reason}" in text
-        assert "a build was started" in text
-        # It failed: the old output stands, and nothing else.
-        assert {p.name: p.read_bytes() for p in output.parent.iterdir()} == before
-
-    @pytest.mark.parametrize(
-        ("victim", "content", "reason"),
-        [
-            ("x.onnx", b"short", "x.onnx has 5 bytes instead of"),
-            ("x.onnx.json", b"{", "is damaged"),
-            ("x.onnx.json", None, "x.onnx.json does not exist"),
-        ],
-    )
-    def test_tampered_is_rebuilt(
-        self,
-        model: Path,
-        output: Path,
-        capsys: pytest.CaptureFixture[str],
-        victim: str,
-        content: bytes | None,
-        reason: str,
-    ) -> None:
-        path = output.with_name(victim)
-        path.unlink()
-        if content is not None:
-            path.write_bytes(content)
-        assert main(fp32(model, output)) == 5
-        # A long path may be cut anywhere, inside the name too.
-        assert reason.replace(" ", "") in said(capsys).replace(" ", "")
-
-
-# What a build looks like while it runs: a stage with half a file, and then nothing for a minute.
-_HANGING = """
-import sys, time
-from pathlib import Path
-from todo_compile import compiler
-from todo_compile.cli import main
-def hang(job):
-    stage = next(job.out.parent.glob(".x.onnx.tmp-*"))
-    (stage / "x.onnx").write_bytes(b"half")
-    print("ready", flush=True)
-    time.sleep(120)
-compiler._rewritten = hang
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def interrupted(arguments: list[str], number: signal.Signals) -> tuple[int, str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _HANGING, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode, " ".join(err.split())
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-
-
-def litter(folder: Path) -> list[str]:
-    return [p.name for p in folder.iterdir() if p.is_dir()]
-
-
-def test_killed_build_leaves_the_old_output(
-    model: Path, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = content(output.parent)
-    code, _ = interrupted(fp32(model, output, "--batch", "1"), signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    assert content(output.parent) == before
-    assert len(litter(output.parent)) == 1
-
-    def refuse(job: object) -> object:
-        del job
-        raise ExportError("stop")
-
-    monkeypatch.setattr(compiler, "_rewritten", refuse)
-    assert main(fp32(model, output, "--batch", "1")) == 5
-    assert litter(output.parent) == []
-    assert content(output.parent) == before
-
-
-def test_reuse_sweeps_litter_too(model: Path, output: Path) -> None:
-    code, _ = interrupted(fp32(model, output, "--force"), signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    assert len(litter(output.parent)) == 1
-    assert main(fp32(model, output)) == 0  # kept: everything is equal
-    assert litter(output.parent) == []
-
-
-def test_ctrl_c(model: Path, output: Path) -> None:
-    before = content(output.parent)
-    code, text = interrupted(fp32(model, output, "--force"), signal.SIGINT)
-    assert code == 130
-    assert "interrupted; nothing was written" in text
-    assert "Traceback" not in text
-    assert litter(output.parent) == []
-    assert content(output.parent) == before
 
 
 def test_plan_needs_no_weights(

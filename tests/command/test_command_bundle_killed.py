@@ -1,0 +1,124 @@
+"""Bundles whose build is killed, or that two processes build."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundle_helpers import (
+    arguments,
+    bundle_content,
+    content,
+    damage,
+    refuse_build,
+    said,
+)
+
+from todo_compile.cli import main
+from todo_compile.errors import BundleError
+from todo_compile.export.bundle import read_bundle
+
+# A build that stops for a minute when it comes to a component, or to a line of the last phase.
+_HANGING = """
+import sys, time
+from pathlib import Path
+from todo_compile import assembly, compiler
+from todo_compile.cli import main
+where = sys.argv.pop(1)
+def hang():
+    print("ready", flush=True)
+    time.sleep(120)
+real = compiler._rewritten
+def rewritten(job):
+    if job.source.component == where:
+        hang()
+    return real(job)
+compiler._rewritten = rewritten
+if where.startswith("move"):
+    left = int(where.removeprefix("move"))
+    replace = assembly.os.replace
+    def slow(source, goal):
+        global left
+        if ".parts" in str(source) and "tmp-" not in str(source):
+            if left == 0:
+                hang()
+            left -= 1
+        replace(source, goal)
+    assembly.os.replace = slow
+if where == "finish":
+    from todo_compile.export import bundle
+    bundle.write_bundle = lambda *_: hang()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start_hanging(where: str, arguments: list[str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HANGING, where, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if line != "ready\n":
+        process.kill()
+        raise AssertionError(process.communicate()[1])
+    return process
+
+
+@pytest.mark.parametrize(
+    ("where", "stands", "built_again"),
+    [
+        ("vae_decoder", True, ["vae_decoder"]),
+        ("move1", False, ["unet"]),
+        ("move2", False, []),
+        ("finish", False, []),
+    ],
+)
+def test_killed(
+    pipeline: Path,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    stands: bool,
+    built_again: list[str],
+) -> None:
+    """kill -9: the old bundle stands or there is none; the next build goes on from there."""
+    before = bundle_content(bundle)
+    changed = arguments(pipeline, bundle, "--sampling", "average", "-q")
+    process = start_hanging(where, changed)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if stands:
+        assert bundle_content(bundle) == before
+        assert damage(bundle) == []
+    else:
+        with pytest.raises(BundleError, match="not a finished bundle"):
+            read_bundle(bundle)
+    started = refuse_build(monkeypatch)
+    assert main(changed) == 0
+    assert started == built_again
+    assert damage(bundle) == []
+    assert not [p.name for p in bundle.rglob(".*") if p.name != ".building"]
+
+
+def test_two_processes(pipeline: Path, bundle: Path, capsys: Any) -> None:
+    changed = arguments(pipeline, bundle, "--sampling", "average")
+    process = start_hanging("unet", changed)
+    try:
+        before = content(bundle)
+        assert main(arguments(pipeline, bundle, "--factors", "off")) == 7
+        assert "Another process is building" in said(capsys)
+        assert content(bundle) == before
+    finally:
+        process.kill()
+        process.communicate()
+    time.sleep(0.1)
+    assert main([*arguments(pipeline, bundle), "-q"]) == 0  # the lock went with its process
+    assert damage(bundle) == []
