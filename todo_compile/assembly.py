@@ -92,6 +92,7 @@ class Assembly:
         from todo_compile.export.manifest import find_reusable, read
 
         part = self.folder / _PARTS / job.out.name
+        shared = self._shared(job)
         reasons: tuple[str, ...] = ()
         before = dict(self.progress.seconds)
         # A forced build that was stopped goes on with what it finished; parts are newer.
@@ -100,14 +101,28 @@ class Assembly:
             found = find_reusable(place, job.request)
             if found.reusable and not job.verify:
                 result = CompileResult(place, read(place), reused=True)
-                if _fits(result, twin):
+                if shared and _keeps_weights(result):
+                    reasons = ("its weights shall be shared, and lie in the model file",)
+                elif _fits(result, twin):
                     self.progress.info(f"{job.out.name} is up to date; kept.")
                     return result
-            reasons = found.reasons or reasons
+            else:
+                reasons = found.reasons or reasons
         if reasons:
             self.progress.info(f"Rebuilding {job.out.name}: " + "; ".join(reasons))
         part.parent.mkdir(exist_ok=True)
-        return build(replace(job, out=part), reasons, since=before, twin=self._beside(part, twin))
+        return build(
+            replace(job, out=part),
+            reasons,
+            since=before,
+            twin=self._beside(part, twin),
+            shared=shared,
+        )
+
+    def _shared(self, job: Job) -> bool:
+        """Whether there is another model with the same weights, as only ONNX can share them."""
+        same = [j for j in self.jobs.values() if j.source.component == job.source.component]
+        return self.kind == "onnx" and len(same) > 1
 
     def _beside(self, part: Path, twin: CompileResult | None) -> Path | None:
         """The twin's model file; its weights are linked to the parts, where they must lie too."""
@@ -259,3 +274,14 @@ def _fits(result: CompileResult, twin: CompileResult | None) -> bool:
         return True
     now = {entry.name: entry.sha256 for entry in twin.manifest.files}
     return all(now.get(e.name, e.sha256) == e.sha256 for e in result.manifest.files)
+
+
+def _keeps_weights(result: CompileResult) -> bool:
+    """Whether a model has weights in its own file that are worth sharing.
+
+    It was built when nothing else had them. Its manifest says it, not its request: a model whose
+    weights lie apart serves without company too.
+    """
+    from todo_compile.export.onnx import SHARED_OVER
+
+    return result.manifest.onnx.get("weight_bytes_inside", 0) > SHARED_OVER

@@ -133,6 +133,7 @@ def build(
     *,
     since: Mapping[str, float] | None = None,
     twin: Path | None = None,
+    shared: bool = False,
 ) -> CompileResult:
     """Make the output of a job in a stage and publish it.
 
@@ -142,6 +143,7 @@ def build(
         since: seconds that the job's progress had measured for earlier outputs.
         twin: an ONNX file beside the output, whose weights' file it shall share where weights are
             equal.
+        shared: other ONNX files share its weights, or it theirs; they go to a file of their own.
     """
     from todo_compile.export import manifest as manifests
     from todo_compile.export.files import staged
@@ -159,6 +161,7 @@ def build(
             input_names=example.input_names,
             output_names=example.output_names,
             progress=job.progress,
+            shared=shared,
         )
         verification = None
         if job.verify:
@@ -207,7 +210,7 @@ def build(
             )
             if built
             else None,
-            onnx={"opset": info.opset, "ops": info.ops},
+            onnx={"opset": info.opset, "ops": info.ops, "weight_bytes_inside": info.inside},
             verification=verification,
             seconds=_passed(since or {}, job.progress.seconds),
             peak_rss_bytes=built.peak_rss_bytes if built else None,

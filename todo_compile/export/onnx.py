@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # Protobuf ends at 2 GB and holds the file several times in memory on the way: beyond this the
 # weights go to a file of their own.
 EXTERNAL_OVER = 256 * 2**20
+# Weights that several models of a bundle have in common go there too: inside, each would have its
+# own. Less than this is not worth a file.
+SHARED_OVER = 2**20
 OPSETS = range(18, 24)
 
 
@@ -38,6 +41,7 @@ class OnnxInfo:
         opset: version of the operator set, as found in the file.
         bytes: size of all files together.
         ops: how many nodes of each operator.
+        inside: bytes of the weights that the model file holds itself.
     """
 
     path: Path
@@ -45,6 +49,7 @@ class OnnxInfo:
     opset: int
     bytes: int
     ops: dict[str, int]
+    inside: int
 
 
 def data_name(path: Path) -> str:
@@ -61,6 +66,7 @@ def export_onnx(
     output_names: Sequence[str],
     progress: Progress,
     external_over: int = EXTERNAL_OVER,
+    shared: bool = False,
 ) -> OnnxInfo:
     """Translate `program` to ONNX and write it to `path`, big weights to ``NAME.onnx.data``.
 
@@ -76,6 +82,7 @@ def export_onnx(
         output_names: names of its outputs, in order.
         progress: gets the steps "onnx" and "onnx weights".
         external_over: weights of more bytes than this go to their own file.
+        shared: other models will share the weights, so `SHARED_OVER` is the most that stays.
 
     Raises:
         ExportError: the ONNX packages are absent or an operator has no translation.
@@ -97,7 +104,8 @@ def export_onnx(
     size = weight_bytes(model)
     with progress.step("onnx weights") as step, disk_errors(path, needs=size):
         names = [path.name]
-        if size > external_over:
+        apart = size > (min(external_over, SHARED_OVER) if shared else external_over)
+        if apart:
             names.insert(0, data_name(path))
             write_external(
                 model, path.parent / names[0], lambda done: step.update(done, size, names[0])
@@ -111,6 +119,7 @@ def export_onnx(
         opset=model.opset_imports[""],
         bytes=total,
         ops=dict(Counter(node.op_type for node in model.graph).most_common()),
+        inside=0 if apart else size,
     )
 
 
