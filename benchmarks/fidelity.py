@@ -1,8 +1,13 @@
-"""What downsampling does to pictures: dense against each setting, from the same seeds and prompts.
+r"""What downsampling does to pictures: dense against each setting, from the same seeds and prompts.
 
     python benchmarks/fidelity.py --quick
     python benchmarks/fidelity.py --run baseline --model ./my-sd15 --pairs 64
     python benchmarks/fidelity.py --run tradeoff --minutes 40
+    python benchmarks/fidelity.py --run factors-2x \
+        --prompts todo_compile/models/demo/prompts-patterns.txt --real build/training/pictures
+
+Above its native size the demo model draws patterns, and is to be asked for them by that file of
+prompts. Real pictures of both come from ``python -m training pictures --sides 128 256 512``.
 
 What is measured is the compiler's own rewritten graph, captured at the size and batch. Pictures are
 kept in ``build/fidelity`` and never drawn twice; a run that was stopped goes on where it was. Time
@@ -13,6 +18,7 @@ Writes ``results/fidelity-RUN.json``, ``.md``, ``.png`` and a contact sheet for 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +30,7 @@ from fidelity_parts.evaluate import evaluate, real_pictures
 from fidelity_parts.harness import Harness
 from fidelity_parts.measures import Features
 from fidelity_parts.model import Model, Pair
+from fidelity_parts.origin import origin
 from fidelity_parts.output import contact_sheet, markdown
 from fidelity_parts.plots import plots
 from fidelity_parts.redundancy import study
@@ -44,7 +51,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=DEMO, help="StableDiffusionPipeline folder")
     parser.add_argument("--run", choices=RUNS, default="baseline")
     parser.add_argument("--quick", action="store_true", help="few pairs and settings: minutes")
-    parser.add_argument("--prompts", type=Path, help="one a line")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        help="one a line; by default prompts.txt beside the model. For the demo model above its "
+        "native size: todo_compile/models/demo/prompts-patterns.txt",
+    )
     parser.add_argument(
         "--real", type=Path, help="folder of real pictures, or of a folder for each side, for KID"
     )
@@ -91,11 +103,8 @@ def main() -> None:
     features, missing = load_features()
     if missing:
         say(f"no perceptual distance and KID: {missing}")
-    real = (
-        {side: features(real_pictures(given.real, side))[0] for side in sides}
-        if given.real and features
-        else {}
-    )
+    pictures = {side: real_pictures(given.real, side) for side in sides} if given.real else {}
+    real = {side: features(p)[0] for side, p in pictures.items()} if features else {}
     rows = evaluate(drawn, settings, pairs, features, real, say)
     similarity = study(model, pairs[: harness.batch], sides[0], steps, given.guidance)
     facts = {
@@ -104,6 +113,13 @@ def main() -> None:
         "left_out": harness.failures,
         "model": model.identity,
         "threads": torch.get_num_threads(),
+        **origin(
+            sys.argv[1:],
+            ROOT,
+            given.prompts or model.folder / "prompts.txt",
+            given.real,
+            {side: len(p) for side, p in pictures.items()},
+        ),
     }
     write(name, given, rows, similarity, drawn, sides, pairs, facts)
 

@@ -181,11 +181,14 @@ class Harness:
         dense = self._module(DENSE, side, count) if setting.dense_last else module
         first_dense = self.steps - round(setting.dense_last * self.steps)
         seconds: list[float] = []
+        peers.reseed(module, batch)
 
         def timed(chosen: Denoise) -> Denoise:
             def call(*args: torch.Tensor) -> torch.Tensor:
                 start = time.perf_counter()
                 result = chosen(*args)
+                if result.is_cuda:
+                    torch.cuda.synchronize()  # or the time is that of launching it
                 seconds.append(time.perf_counter() - start)
                 return result
 

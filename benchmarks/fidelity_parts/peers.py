@@ -7,12 +7,14 @@ noise`` leaves attention alone and rounds the weights to bf16: the scale of what
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from fidelity_parts.model import Wrapped
+from fidelity_parts.model import Denoise, Pair, Wrapped
 from fidelity_parts.settings import Setting
 
 
@@ -73,12 +75,12 @@ def top_level(unet: Any, grid: tuple[int, int]) -> list[str]:
                     found.append(name)
 
             handles.append(module.register_forward_pre_hook(look))
-    config = unet.config
+    config, device = unet.config, unet.device
     with torch.no_grad():
         unet(
-            torch.zeros(1, config.in_channels, *grid),
-            torch.zeros(1),
-            torch.zeros(1, 2, config.cross_attention_dim),
+            torch.zeros(1, config.in_channels, *grid, device=device),
+            torch.zeros(1, device=device),
+            torch.zeros(1, 2, config.cross_attention_dim, device=device),
         )
     for handle in handles:
         handle.remove()
@@ -109,3 +111,19 @@ def build(setting: Setting, unet: Any, grid: tuple[int, int]) -> torch.nn.Module
             {n: mine if n in wanted else p for n, p in other.attn_processors.items()}
         )
     return Wrapped(other).eval()
+
+
+def reseed(module: Denoise, pairs: Sequence[Pair]) -> None:
+    """Let tomesd's random choices depend on the pairs of a batch alone; others make none.
+
+    It would fork torch's global state at its first call and go on from there, so that a picture
+    depended on all that was drawn before it in the process. The choices are shared by a batch:
+    pictures still depend on which pairs are drawn together.
+    """
+    unet: Any = getattr(module, "unet", None)
+    info = getattr(unet, "_tome_info", None)
+    if info is None:
+        return
+    digest = hashlib.sha256("".join(pair.key for pair in pairs).encode()).digest()
+    generator = torch.Generator(unet.device)
+    info["args"]["generator"] = generator.manual_seed(int.from_bytes(digest[:7]))

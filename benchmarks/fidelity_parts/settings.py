@@ -58,7 +58,7 @@ class Run:
     scales: tuple[int, ...]
     settings: tuple[Setting, ...]
     pairs: int = 64
-    steps: int = 15
+    steps: int = 8
 
 
 def _todo(factors: tuple[str, ...], samplings: tuple[str, ...] = SAMPLINGS) -> list[Setting]:
@@ -108,5 +108,4 @@ QUICK = Run(
         Setting("peer", "0.75", "tomesd"),
     ),
     pairs=4,
-    steps=8,
 )
