@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -88,3 +90,35 @@ def test_without_a_schedule_it_says_what_to_do() -> None:
     assert "follow(pipe)" in str(caught.value.remedy)
     with pytest.raises(ConfigError, match=r"1\.5"):
         SwitchedDenoiser(Named("r"), Named("d"), 1.5)
+
+
+def test_the_schedule_outlives_its_pipeline() -> None:
+    """``from_pipe`` hands the parts on, and the old pipeline may be dropped."""
+    scheduler = DDIMScheduler()
+    made, pipeline = pair(scheduler, 0.5)
+    del pipeline
+    gc.collect()
+    scheduler.set_timesteps(4)
+    assert "".join(made(None, t) for t in scheduler.timesteps) == "rrdd"
+
+
+def test_another_schedule_is_refused() -> None:
+    """A pipeline made from it with a scheduler of its own would switch by the wrong schedule."""
+    scheduler = DDIMScheduler()
+    made, _pipeline = pair(scheduler, 0.5)
+    scheduler.set_timesteps(2)
+    other = EulerDiscreteScheduler()
+    other.set_timesteps(10)
+    with pytest.raises(InputError, match=r"999 is not in the schedule .* DDIMScheduler") as caught:
+        made(None, other.timesteps[0])
+    assert "pipe.unet.follow(pipe)" in str(caught.value.remedy)
+    made.follow(Pipeline(other))
+    assert "".join(made(None, t) for t in other.timesteps) == "r" * 5 + "d" * 5
+
+
+def test_timesteps_may_go_through_half_precision() -> None:
+    scheduler = EulerDiscreteScheduler(use_karras_sigmas=True)
+    made, _pipeline = pair(scheduler, 0.5)
+    scheduler.set_timesteps(10)
+    assert made(None, scheduler.timesteps[0].half()) == "r"
+    assert made(None, scheduler.timesteps[-1].half()) == "d"

@@ -38,12 +38,18 @@ class SwitchedDenoiser(nn.Module):
         self.dense = dense
         self.dense_after = dense_after
         self._pipeline: weakref.ref[Any] | None = None
+        self._scheduler: Any = None
         self._schedule: tuple[Tensor, Tensor] | None = None
         self.eval()
 
     def follow(self, pipeline: Any) -> None:
-        """Read the timesteps of this pipeline's scheduler, whichever it has when it runs."""
+        """Read the timesteps of this pipeline's scheduler, whichever it has when it runs.
+
+        Pipelines made from it (``from_pipe``) share its scheduler, also when it is gone. One that
+        gets a scheduler of its own is to be followed itself.
+        """
         self._pipeline = weakref.ref(pipeline)
+        self._scheduler = pipeline.scheduler
 
     @property
     def config(self) -> Any:
@@ -69,22 +75,37 @@ class SwitchedDenoiser(nn.Module):
         """As the twins.
 
         Raises:
-            InputError: the pipeline whose schedule counts is unknown, or a twin refuses.
+            InputError: the pipeline whose schedule counts is unknown or another one, or a twin
+                refuses.
         """
         chosen = self.dense if self.done(timestep) >= self.dense_after else self.rewritten
         return chosen(sample, timestep, *args, **kwargs)
 
     def done(self, timestep: Any) -> float:
-        """Share of the schedule that lies before `timestep`, 0 at the first step."""
+        """Share of the schedule that lies before `timestep`, 0 at the first step.
+
+        Raises:
+            InputError: there is no schedule, or `timestep` is not in it.
+        """
         pipeline = self._pipeline() if self._pipeline is not None else None
-        if pipeline is None:
+        if pipeline is not None:
+            self._scheduler = pipeline.scheduler  # users exchange it
+        if self._scheduler is None:
             raise InputError(
                 "The pair does not know the schedule that decides which twin runs.",
                 remedy="Call pipe.unet.follow(pipe) once (load_pipeline does), or set "
                 "pipe.unet = pair.rewritten.",
             )
-        distinct = self._distinct(pipeline.scheduler)
+        distinct = self._distinct(self._scheduler)
         time = float(torch.as_tensor(timestep).reshape(-1)[0])
+        # Below 1, so that whole timesteps are told apart; through fp16 fractional ones lose 1/2000.
+        if float((distinct - time).abs().min()) > min(max(abs(time), 1.0) * 1e-3, 0.9):
+            raise InputError(
+                f"Timestep {time:g} is not in the schedule that the pair follows, a "
+                f"{type(self._scheduler).__name__}'s.",
+                remedy="If another pipeline runs it now, call pipe.unet.follow(pipe) with that one "
+                "once.",
+            )
         # Schedules descend: what is larger has been visited. The tolerance is for fractional
         # timesteps (Karras sigmas) that went through fp32.
         passed = int((distinct > time + 1e-3).sum())
