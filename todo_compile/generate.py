@@ -6,13 +6,14 @@ same seed and says how far apart their pictures are.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.errors import ConfigError
+from todo_compile.errors import ConfigError, InputError
 from todo_compile.export.files import check_target, staged
 from todo_compile.metrics import Fidelity, fidelity
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 SUFFIXES = (".png", ".webp", ".tiff", ".jpg", ".jpeg")
+_SEEDS = (-(2**63), 2**64 - 1)  # torch's
 GAIN = 8
 """What the difference map is multiplied by."""
 
@@ -94,14 +96,13 @@ def generate(
         options: more arguments of the pipeline's call.
 
     Raises:
-        ConfigError: fewer than one step.
-        TodoError: the pipeline refuses.
+        ConfigError: fewer than one step, or a number that is none.
+        InputError: the pipeline refuses the settings, or fails on them.
     """
     import numpy as np
     import torch
 
-    if steps < 1:
-        raise ConfigError(f"{steps} steps draw nothing.", remedy="Give --steps 1 or more.")
+    check_settings(steps, guidance, seed)
     total = steps
     ends: list[float] = []
 
@@ -118,23 +119,58 @@ def generate(
     # Two bars at once would spoil each other; diffusers has no way to ask for the old setting.
     pipeline.set_progress_bar_config(disable=True)
     start = time.perf_counter()
-    found = pipeline(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        output_type="np",
-        callback_on_step_end=after_step,
-        **size,
-        **options,
-    )
+    try:
+        found = pipeline(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="np",
+            callback_on_step_end=after_step,
+            **size,
+            **options,
+        )
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        # What diffusers raises where a pipeline and its call do not fit: it checks little itself.
+        raise _refused(pipeline, error, steps, guidance, resolution) from error
     pixels = np.asarray(found.images[0], dtype=np.float32)
     return Picture(
         pixels=pixels,
         seconds=time.perf_counter() - start,
         steps=len(ends),
         step_seconds=ends[-1] - ends[0] if len(ends) > 1 else None,
+    )
+
+
+def check_settings(steps: int, guidance: float, seed: int) -> None:
+    """Refuse numbers that no pipeline can draw with.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if steps < 1:
+        raise ConfigError(f"{steps} steps draw nothing.", remedy="Give --steps 1 or more.")
+    if not math.isfinite(guidance):
+        raise ConfigError(
+            f"A guidance of {guidance} is no strength.",
+            remedy="Give --guidance 7.5, or 1 for none.",
+        )
+    if not _SEEDS[0] <= seed <= _SEEDS[1]:
+        raise ConfigError(f"{seed} is no seed.", remedy=f"Give --seed 0 to {_SEEDS[1]}.")
+
+
+def _refused(
+    pipeline: Any, error: Exception, steps: int, guidance: float, resolution: Resolution | None
+) -> InputError:
+    name, scheduler = type(pipeline).__name__, getattr(pipeline, "scheduler", None)
+    size = "its own size" if resolution is None else str(resolution)
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(
+        f"{name} cannot draw this: {said}",
+        remedy=f"It was called with a prompt alone, {steps} steps of {type(scheduler).__name__}, "
+        f"guidance {guidance:g} and {size}. Change these, or call pipelines that need more (a "
+        "picture, a mask) from Python: todo_compile.load_pipeline.",
     )
 
 

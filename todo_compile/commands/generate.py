@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from todo_compile.models import Resolution
 
 _stderr = Console(stderr=True)
+_TWIN_NOTE = "dense: the denoiser; the decoder is the bundle's in both"
 
 
 def generate_command(
@@ -63,7 +64,8 @@ def generate_command(
             "--compare",
             help="Draw dense and rewritten from the same seed, side by side, with their "
             "difference and MSE, PSNR, HPF. The dense one is the bundle's twin (--dense-after), "
-            "--dense-bundle, or with --model the model as it is.",
+            "--dense-bundle, or with --model the model as it is. The twin is the denoiser's: both "
+            "pictures are decoded by the bundle's decoder.",
         ),
     ] = False,
     dense_bundle: Annotated[
@@ -83,6 +85,7 @@ def generate_command(
         raise ConfigError("--precision goes with --model: a bundle has its own.")
     if dense_bundle is not None and not (compare and bundle is not None):
         raise ConfigError("--dense-bundle goes with --bundle and --compare.")
+    drawing.check_settings(steps, guidance, seed)
     drawing.check_picture(out)
     progress = ConsoleProgress(_stderr, -1 if quiet else 0)
     options: dict[str, Any] = {
@@ -95,9 +98,11 @@ def generate_command(
     with progress.step("load"):
         if bundle is not None:
             shared["verify"] = verify
+            _check_bundle(bundle, scheduler, provider, steps)
             ours, dense, size = _from_bundle(bundle, dense_bundle, res, compare, shared)
         else:
             assert model is not None
+            _check_model(model, scheduler, provider, steps)
             batch = 2 if guidance > 1 else 1
             ours, dense, size = _from_model(model, res, precision, compare, batch, shared)
     options["resolution"] = size
@@ -113,7 +118,10 @@ def generate_command(
         measured = drawing.fidelity(picture.pixels, reference.pixels)
         both = drawing.Comparison(reference, picture, measured)
         about = f"seed {seed}, {steps} steps, guidance {guidance:g}, {size}"
-        drawing.save_comparison(both, out, [about, prompt])
+        # What else differs between the pictures, as far as it is known.
+        decoder = bundle is not None and dense_bundle is None
+        notes = [_TWIN_NOTE] if decoder else []
+        drawing.save_comparison(both, out, [about, *notes, prompt])
         facts |= {
             "mse": measured.mse,
             "psnr": measured.psnr if measured.mse else None,
@@ -122,12 +130,38 @@ def generate_command(
             "seconds": picture.seconds,
             "seconds_dense": reference.seconds,
         }
-        said = drawing.measures(both)
+        said = [*drawing.measures(both), *notes]
+        if decoder:
+            facts["decoder"] = "bundle's"
     if json:
         print_json(facts)
     elif not quiet:
         for line in [*said, f"wrote {out}"]:
             _stderr.print(line, highlight=False, markup=False)
+
+
+def _check_bundle(bundle: Path, scheduler: str | None, provider: str | None, steps: int) -> None:
+    """Refuse before hashing and loading, which take minutes for big models."""
+    from todo_compile.export.bundle import inside, read_bundle
+    from todo_compile.runtime.onnx_session import choose_device
+    from todo_compile.runtime.schedulers import check_steps, make_scheduler
+
+    described = read_bundle(bundle)
+    if described.kind == "onnx":
+        choose_device(provider)
+    if any(extra.name.startswith("scheduler/") for extra in described.extras):
+        folder = bundle if bundle.is_dir() else bundle.parent
+        check_steps(make_scheduler(scheduler, inside(folder, "scheduler")), steps)
+
+
+def _check_model(model: Path, scheduler: str | None, provider: str | None, steps: int) -> None:
+    """As `_check_bundle`; what is no pipeline is refused when it is loaded."""
+    from todo_compile.runtime.in_process import torch_device
+    from todo_compile.runtime.schedulers import check_steps, make_scheduler
+
+    torch_device(provider)
+    if (model / "scheduler").is_dir():
+        check_steps(make_scheduler(scheduler, model / "scheduler"), steps)
 
 
 def _from_bundle(

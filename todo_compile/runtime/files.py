@@ -46,14 +46,23 @@ class Origin:
 
     @classmethod
     def of(cls, name: str, model: dict[str, Any]) -> Origin:
-        """From the part ``model`` of a manifest."""
+        """From the part ``model`` of a manifest.
+
+        Raises:
+            BundleError: it is not what our builds write.
+        """
+        config: Any = model.get("config") or {}
+        if not isinstance(config, dict):
+            raise BundleError(
+                f"The manifest of {name} has no table for its model's config.", remedy=_REBUILD
+            )
         return cls(
             name=name,
             built_for=f"{name} was built for {model.get('resolution')} px, "
             f"batch {model.get('batch')}, {model.get('precision')}",
             component=str(model.get("component")),
             class_name=str(model.get("class")),
-            config=dict(model.get("config") or {}),
+            config=dict(config),
         )
 
 

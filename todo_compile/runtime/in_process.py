@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from todo_compile.errors import ModelError
+from todo_compile.errors import EngineError, ModelError
 from todo_compile.export.tensors import Tensor as Spec
 from todo_compile.export.tensors import tensors
 from todo_compile.runtime.files import Origin
@@ -75,6 +75,7 @@ def torch_pipeline(
 
     Raises:
         ModelError: the folder is no pipeline.
+        EngineError: torch has no such device.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -85,7 +86,7 @@ def torch_pipeline(
             f"{folder} has no model_index.json, so it is no pipeline.",
             remedy="Give the folder of a whole pipeline, or use --bundle.",
         )
-    place = provider or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch_device(provider)
     try:
         pipeline: Any = DiffusionPipeline.from_pretrained(
             str(folder),
@@ -100,6 +101,27 @@ def torch_pipeline(
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(scheduler, folder / "scheduler")
     return pipeline.to(place)
+
+
+def torch_device(provider: str | None) -> torch.device:
+    """Where torch shall run: ``cpu``, ``cuda`` or ``cuda:N``; None for a GPU where there is one.
+
+    Raises:
+        EngineError: torch has no such device.
+    """
+    if provider is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = provider.partition(":")
+    if kind == "cpu" and not index:
+        return torch.device("cpu")
+    if kind != "cuda" or not (index.isdigit() or provider == "cuda"):
+        raise EngineError(f"Unknown provider {provider!r}.", remedy="Known: cpu, cuda, cuda:N.")
+    if int(index or 0) >= torch.cuda.device_count():
+        raise EngineError(
+            f"torch finds {torch.cuda.device_count()} NVIDIA GPUs in this machine, no {provider}.",
+            remedy="Take --provider cpu, or install a CUDA build of torch and the driver.",
+        )
+    return torch.device(provider)
 
 
 def rewrite_pipeline(

@@ -11,7 +11,7 @@ from todo_compile.errors import BundleError, ConfigError, ModelError
 from todo_compile.export.bundle import inside
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
 from todo_compile.runtime.loading import wrap, wrap_pair
-from todo_compile.runtime.schedulers import make_scheduler
+from todo_compile.runtime.schedulers import first_line, make_scheduler
 
 if TYPE_CHECKING:
     from todo_compile.runtime.component import Batching
@@ -52,7 +52,8 @@ def load_pipeline(
         provider, verify, batching, cast, threads, cuda_graph, res: as for `load`.
         encoder: torch VAE whose encoder image-to-image uses.
         runtime_cache: folder for one cache file a component; see `load`.
-        dense: run the dense twin alone, from the first step on.
+        dense: run the denoiser's dense twin alone, from the first step on. The VAE decoder stays
+            the bundle's, rewritten or not: it has no twin.
         components: stand in for the bundle's, or for what it lacks: ``text_encoder=…``,
             ``controlnet=…`` (of a bundle built with ``controlnet``).
 
@@ -162,9 +163,9 @@ def _tokenizer(opened: OpenBundle, name: str) -> Any:
         )
     try:
         return found.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises bare ones, for a file of another shape
         raise BundleError(
-            f"The bundle's {name} cannot be read: {error}",
+            f"The bundle's {name} cannot be read: {first_line(error)}",
             remedy=f"Hand it over: load_pipeline(…, {name}=…)",
         ) from error
 
@@ -176,8 +177,10 @@ def _index(opened: OpenBundle) -> dict[str, Any]:
     path = inside(opened.folder, "model_index.json")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is damaged: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{path} is damaged: {error}.", remedy="Build the bundle again with todo-compile."
+        ) from error
     return values if isinstance(values, dict) else {}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from todo_compile.errors import BundleError, ConfigError, ModelError
+from todo_compile.export.manifest import read_small
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -24,6 +25,11 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Short name → class of diffusers, and settings beyond the model's own."""
 
+_TRIED = 12  # PNDM's way of starting takes ten steps
+_MOST_TIMES = 100_000
+_MAX_BYTES = 2**20
+_COPY = "Copy the model's scheduler/scheduler_config.json anew, or hand over a scheduler."
+
 
 def make_scheduler(wanted: Any, folder: Path | None) -> Any:
     """A scheduler with the model's noise schedule.
@@ -34,7 +40,7 @@ def make_scheduler(wanted: Any, folder: Path | None) -> Any:
         folder: with the model's ``scheduler_config.json``; None if there is none.
 
     Raises:
-        ConfigError: no such scheduler.
+        ConfigError: no such scheduler, or none for this model.
         BundleError: there is no configuration to make one from, or it is damaged.
         ModelError: diffusers is absent.
     """
@@ -52,14 +58,73 @@ def make_scheduler(wanted: Any, folder: Path | None) -> Any:
         (wanted or "").lower(), (wanted or str(config.get("_class_name")), {})
     )
     found = getattr(diffusers, name, None)
-    if not (inspect.isclass(found) and issubclass(found, SchedulerMixin)):
+    known = inspect.isclass(found) and issubclass(found, SchedulerMixin)
+    if not known or found is SchedulerMixin:
         raise ConfigError(
             f"Unknown scheduler {name!r}.",
             remedy=f"Known: {', '.join(SCHEDULERS)}, or a class name of diffusers.",
         )
     # Takes what it knows and passes over the rest, as diffusers does when schedulers are exchanged.
-    made: Any = found.from_config({**config, **extra})  # pyright: ignore[reportAttributeAccessIssue]
-    return made
+    build: Any = getattr(found, "from_config", None)
+    try:
+        return build({**config, **extra})
+    except Exception as error:  # whatever a configuration from elsewhere sets off
+        reason = (
+            f"{name} cannot be made from the model's scheduler_config.json: {first_line(error)}"
+        )
+        if wanted is None:
+            raise BundleError(
+                reason, remedy="Name another scheduler, or copy the configuration anew."
+            ) from error
+        raise ConfigError(reason, remedy=f"Known: {', '.join(SCHEDULERS)}.") from error
+
+
+def check_steps(scheduler: Any, steps: int) -> None:
+    """Run the first steps on four zeros: refuse a schedule before anything heavy is loaded.
+
+    Args:
+        scheduler: from `make_scheduler`; left with a schedule of `steps`.
+        steps: 1 or more.
+
+    Raises:
+        ConfigError: it does not work in a pipeline, or not with as many steps.
+    """
+    import torch
+
+    name = type(scheduler).__name__
+    remedy = f"Known: {', '.join(SCHEDULERS)}."
+    most = scheduler.config.get("num_train_timesteps")
+    if isinstance(most, int) and steps > most:
+        raise ConfigError(
+            f"{steps} steps are more than the {most} that the model was trained with.",
+            remedy=f"Give --steps {most} or fewer; 20 to 50 are usual.",
+        )
+    # DPM-Solver takes the first three channels for the picture where the variance is learned.
+    learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
+    given = torch.zeros(1, 3, 2, 2)
+    found = torch.zeros(1, 6 if learned else 3, 2, 2)
+    try:
+        scheduler.set_timesteps(steps)
+        times = scheduler.timesteps
+        picture = given * float(scheduler.init_noise_sigma)
+        for time in times[:_TRIED]:
+            scheduler.scale_model_input(picture, time)
+            picture = scheduler.step(found, time, picture, return_dict=False)[0]
+        descends = bool((times[1:] <= times[:-1]).all())
+        scheduler.set_timesteps(steps)  # forget the tries
+    except Exception as error:  # diffusers' schedulers raise whatever their arithmetic sets off
+        raise ConfigError(
+            f"{name} cannot make {steps} steps for this model: {first_line(error)}",
+            remedy=f"Give another --steps or --scheduler. {remedy}",
+        ) from error
+    if not descends:
+        raise ConfigError(f"{name} goes from the picture to the noise.", remedy=remedy)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _config(folder: Path | None) -> dict[str, Any]:
@@ -70,9 +135,15 @@ def _config(folder: Path | None) -> dict[str, Any]:
             remedy="Hand over an instance: load_pipeline(…, scheduler=DDIMScheduler(…))",
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is damaged: {error}.") from error
+        values = json.loads(read_small(path, _MAX_BYTES).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged: {error}.", remedy=_COPY) from error
     if not isinstance(values, dict):
-        raise BundleError(f"{path} is damaged: no object.")
+        raise BundleError(f"{path} is damaged: no object.", remedy=_COPY)
+    # Tables of this length are made: a foreign file shall not take the memory.
+    times = values.get("num_train_timesteps", 1)
+    if not isinstance(times, int) or not 1 <= times <= _MOST_TIMES:
+        raise BundleError(
+            f"{path} is damaged: num_train_timesteps is {str(times)[:20]}.", remedy=_COPY
+        )
     return values
