@@ -299,7 +299,7 @@ def test_lora_is_recognised(pipeline: Path, tmp_path: Path) -> None:
     save_file({"unet.x.lora_A.weight": torch.ones(1)}, tmp_path / "l.safetensors")
     with pytest.raises(ModelError) as caught:
         open_model(pipeline, str(tmp_path / "l.safetensors"))
-    assert "looks like a LoRA" in (caught.value.remedy or "")
+    assert "looks like a LoRA: give it as --lora" in (caught.value.remedy or "")
 
 
 def test_integer_tensors_are_refused(pipeline: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from todo_compile.errors import ModelError
-from todo_compile.models.stfile import Entry, read_header, read_into
+from todo_compile.models.stfile import Entry, check_floating, read_header, read_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +127,7 @@ def check(
         raise ModelError(
             f"{where} does not fit the model: {'; '.join(parts)}.", remedy=_hint(entries)
         )
+    check_floating({name: entries[name] for name in wanted})
     shapes = [
         f"{name} is {_shape(entries[name].shape)}, not {_shape(tensor.shape)}"
         for name, tensor in wanted.items()
@@ -143,7 +144,10 @@ def check(
 def _hint(entries: Mapping[str, Entry]) -> str:
     """Say what the checkpoint looks like, if it can be told."""
     if any("lora" in name for name in entries):
-        return "This looks like a LoRA: fuse it into the model first, and save that."
+        return (
+            "This looks like a LoRA: give it as --lora FILE[:SCALE], beside the model's own "
+            "weights."
+        )
     width = next(
         (e.shape[-1] for n, e in sorted(entries.items()) if n.endswith("attn2.to_k.weight")), None
     )

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from todo_compile.errors import ConfigError, ModelError
-from todo_compile.models.stfile import Entry, read_header, read_into
+from todo_compile.models.stfile import Entry, check_floating, read_header, read_into, read_metadata
 
 _SIDES = (
     (re.compile(r"(.+)\.(?:lora_A(?:\.default)?|lora_down|lora\.down)\.weight"), "down"),
@@ -133,6 +133,7 @@ def fuser(module: nn.Module, loras: Sequence[Lora], component: str) -> Callable[
 
 
 def _layers(path: Path, entries: dict[str, Entry]) -> dict[str, dict[str, LoraLayer]]:
+    check_floating(entries)
     parts: dict[tuple[str, str], dict[str, Entry]] = {}
     for name, entry in entries.items():
         split = _split(name)
@@ -146,11 +147,21 @@ def _layers(path: Path, entries: dict[str, Entry]) -> dict[str, dict[str, LoraLa
     layers: dict[str, dict[str, LoraLayer]] = {}
     for (component, layer), sides in parts.items():
         if "up" not in sides or "down" not in sides:
-            raise ModelError(f"{path} has only half of {layer}: {', '.join(sides)}.")
+            raise ModelError(
+                f"{path} has only half of {layer}: {', '.join(sides)}.",
+                remedy="Save or download the LoRA again.",
+            )
+        if "alpha" in sides and math.prod(sides["alpha"].shape) != 1:
+            raise ModelError(
+                f"The alpha of {layer} in {path} is {sides['alpha'].shape}, not one number.",
+                remedy="Save the LoRA again: a layer has one alpha.",
+            )
         found = LoraLayer(sides["down"], sides["up"], sides.get("alpha"))
         layers.setdefault(component, {})[layer] = found
     if not layers:
-        raise ModelError(f"{path} holds no layers.")
+        raise ModelError(
+            f"{path} holds no layers.", remedy="Give a LoRA for one of the model's components."
+        )
     return layers
 
 
@@ -173,11 +184,7 @@ def _split(name: str) -> tuple[str, str, str] | None:
 
 def _alphas(path: Path) -> dict[str, float]:
     """alpha by component from the adapter's configuration, which diffusers stores in the header."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        metadata: Any = file.metadata() or {}
-    text = metadata.get("lora_adapter_metadata")
+    text = read_metadata(path).get("lora_adapter_metadata")
     if text is None:
         return {}
     try:
@@ -190,8 +197,10 @@ def _alphas(path: Path) -> dict[str, float]:
                 )
         found = {name: values.get(f"{name}.lora_alpha") for name in _DOTTED}
         return {name: float(alpha) for name, alpha in found.items() if alpha is not None}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} has a damaged adapter configuration: {error}.") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(
+            f"{path} has a damaged adapter configuration: {error}.", remedy="Save the LoRA again."
+        ) from error
 
 
 def _names(module: nn.Module) -> dict[str, str]:
@@ -229,7 +238,7 @@ def _check_fits(weight: torch.Tensor, layer: LoraLayer, lora: Lora, name: str) -
 def _add(weight: torch.Tensor, layer: LoraLayer, lora: Lora, component: str) -> None:
     down, up = _read(layer.down), _read(layer.up)
     rank = down.shape[0]
-    alpha = float(_read(layer.alpha)) if layer.alpha is not None else None
+    alpha = float(_read(layer.alpha).reshape(())) if layer.alpha is not None else None
     alpha = lora.alphas.get(component, float(rank)) if alpha is None else alpha
     delta = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
     with torch.no_grad():

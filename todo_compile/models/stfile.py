@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -47,6 +48,51 @@ def read_header(path: Path) -> dict[str, Entry]:
     Raises:
         ModelError: unreadable, truncated or not a safetensors file.
     """
+    header, start, size = _header(path)
+    entries = {
+        name: _entry(path, name, value, start, size)
+        for name, value in header.items()
+        if name != "__metadata__"
+    }
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+        if entry.nbytes and entry.offset < end:
+            raise _broken(path, f"{name} overlaps another tensor")
+        end = max(end, entry.offset + entry.nbytes)
+    return entries
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Text that a safetensors file carries besides its tensors.
+
+    Raises:
+        ModelError: as `read_header`, or it is no text by name.
+    """
+    found = _header(path)[0].get("__metadata__", {})
+    items = cast("dict[str, object]", found).items() if isinstance(found, dict) else [("", None)]
+    texts = {name: value for name, value in items if isinstance(value, str)}
+    if len(texts) != len(items):
+        raise _broken(path, "its __metadata__ is not text by name")
+    return texts
+
+
+def check_floating(entries: Mapping[str, Entry]) -> None:
+    """Refuse tensors that `read_into` cannot read, before any work.
+
+    Raises:
+        ModelError: one is not of floating point.
+    """
+    for entry in entries.values():
+        if entry.dtype not in _DTYPES:
+            raise ModelError(
+                f"{entry.file} holds {entry.dtype} tensors; quantised checkpoints are not "
+                "supported.",
+                remedy="Give weights in fp32, fp16 or bf16.",
+            )
+
+
+def _header(path: Path) -> tuple[dict[str, object], int, int]:
+    """(table, where the data starts, size of the file)."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -56,16 +102,11 @@ def read_header(path: Path) -> dict[str, Entry]:
             header: Any = json.loads(file.read(length))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # JSON and UTF-8 alike
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 alike; nested without end
         raise _broken(path, "its header is not JSON") from error
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a table")
-    start = 8 + length
-    return {
-        name: _entry(path, name, value, start, size)
-        for name, value in cast("dict[str, object]", header).items()
-        if name != "__metadata__"
-    }
+    return cast("dict[str, object]", header), 8 + length, size
 
 
 def read_into(entry: Entry, target: torch.Tensor) -> None:
@@ -76,11 +117,7 @@ def read_into(entry: Entry, target: torch.Tensor) -> None:
     """
     import torch
 
-    if entry.dtype not in _DTYPES:
-        raise ModelError(
-            f"{entry.file} holds {entry.dtype} tensors; quantised checkpoints are not supported.",
-            remedy="Give weights in fp32, fp16 or bf16.",
-        )
+    check_floating({"": entry})
     stored: torch.dtype = getattr(torch, _DTYPES[entry.dtype][0])
     flat = target.detach().view(-1)
     with entry.file.open("rb", buffering=0) as raw:
