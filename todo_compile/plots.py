@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from todo_compile.drift import Drift
     from todo_compile.passes.report import Report
 
 _DENSE, _AFTER, _REST = "#b8bfca", "#1f77b4", "#e3c16f"
+
+
+def check_plot(path: Path, example: str) -> None:
+    """Refuse now what would be refused after minutes of work.
+
+    Args:
+        path: of the plot.
+        example: a name that would do, for the remedy.
+
+    Raises:
+        ConfigError: matplotlib is absent, the suffix is unknown, or the file cannot be written.
+    """
+    known = _figure().canvas.get_supported_filetypes()
+    suffix = path.suffix.lower().removeprefix(".")  # none: matplotlib adds .png
+    if suffix and suffix not in known:
+        raise _unwritable(path, f"its format {suffix} is none of {', '.join(known)}", example)
+    if not path.parent.is_dir():
+        raise _unwritable(path, "its folder does not exist", example)
+    if path.is_dir():
+        raise _unwritable(path, "it is a folder", example)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise _unwritable(path, "permission denied", example)
 
 
 def plot_plan(report: Report, path: Path, title: str) -> None:
@@ -20,14 +45,8 @@ def plot_plan(report: Report, path: Path, title: str) -> None:
     Raises:
         ConfigError: matplotlib is absent, the suffix is unknown, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "--plot needs matplotlib.", remedy='Install it: pip install "todo-compile[plot]"'
-        ) from error
     sites = [s for s in report.sites if s.kind != "cross"]
-    figure = Figure(figsize=(10, 2.2 + 0.24 * max(len(sites), 6)), layout="constrained")
+    figure = _figure(figsize=(10, 2.2 + 0.24 * max(len(sites), 6)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     positions = list(range(len(sites)))
     left.barh(positions, [s.key_tokens for s in sites], color=_DENSE, label="dense")
@@ -55,13 +74,7 @@ def plot_plan(report: Report, path: Path, title: str) -> None:
     right.set_ylabel("TFLOPs per call")
     right.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"The plot {path} cannot be written: {error}.",
-            remedy="Give --plot a file such as plan.png in a folder that exists.",
-        ) from error
+    _save(figure, path, "plan.png")
 
 
 def plot_drift(drift: Drift, path: Path, title: str) -> None:
@@ -70,13 +83,7 @@ def plot_drift(drift: Drift, path: Path, title: str) -> None:
     Raises:
         ConfigError: as `plot_plan`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "--plot needs matplotlib.", remedy='Install it: pip install "todo-compile[plot]"'
-        ) from error
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = _figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(drift.timesteps, drift.total, "k-o", linewidth=2, label="all sites")
     for site in drift.sites:
@@ -94,10 +101,28 @@ def plot_drift(drift: Drift, path: Path, title: str) -> None:
     axes.set_ylabel("relative error")
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize=10)
+    _save(figure, path, "drift.png")
+
+
+def _figure(**settings: Any) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "--plot needs matplotlib.", remedy='Install it: pip install "todo-compile[plot]"'
+        ) from error
+    return Figure(**settings)
+
+
+def _save(figure: Figure, path: Path, example: str) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"The plot {path} cannot be written: {error}.",
-            remedy="Give --plot a file such as drift.png in a folder that exists.",
-        ) from error
+        raise _unwritable(path, f"{error}", example) from error
+
+
+def _unwritable(path: Path, why: str, example: str) -> ConfigError:
+    return ConfigError(
+        f"The plot {path} cannot be written: {why}.",
+        remedy=f"Give --plot a file such as {example} in a folder that exists.",
+    )

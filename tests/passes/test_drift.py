@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,28 @@ def test_plot(tmp_path: Path) -> None:
         plot_drift(drift, tmp_path / "none" / "drift.png", "title")
 
 
+@pytest.mark.parametrize("name", ["none/d.png", "d.nosuchformat", "."])
+def test_a_plot_that_cannot_be_written_is_refused_before_measuring(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from todo_compile import models
+    from todo_compile.cli import main
+
+    monkeypatch.setattr(models, "resolve", lambda _: pytest.fail("the work has begun"))
+    command = ["drift", "--model", "sd15", "--res", "64", "--plot", str(tmp_path / name)]
+    assert main(command) == ConfigError("").exit_code
+    told = " ".join(capsys.readouterr().err.split())
+    assert "cannot be written" in told
+    assert "Give --plot a file such as drift.png" in told
+
+
+def test_help_says_what_the_conditions_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from todo_compile.cli import main
+
+    assert main(["drift", "--help"]) == 0
+    assert "Text conditions are seeded random" in " ".join(capsys.readouterr().out.split())
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from todo_compile.cli import main
 
@@ -187,7 +210,18 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(v > 0 for v in found["total"])
     assert {s["level"] for s in found["sites"]} == {1}
     assert len(found["sites"][0]["output"]) == 2
+    (file,) = (folder / "unet").glob("*.safetensors")
+    assert found["weights_hash"] == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    assert str(folder) in found["weights"]
+    facts = [found[key] for key in ("random_weights", "precision", "batch", "local", "conditions")]
+    assert facts == [False, "fp32", 1, False, "random"]
     assert (tmp_path / "d.png").exists()
+    more = ["--weights", "random:3", "--batch", "2", "--precision", "bf16", "--local", "--json"]
+    assert main([*command, *plan, *more]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["weights_hash"].startswith("random:3:")
+    facts = [found[key] for key in ("random_weights", "precision", "batch", "local")]
+    assert facts == [True, "bf16", 2, True]
     assert main([*command, *plan, "--local"]) == 0
     assert "all sites" in capsys.readouterr().out
     assert main([*command, "--factors", "off", "--quiet"]) == 0

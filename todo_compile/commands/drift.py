@@ -49,7 +49,11 @@ def drift_command(
         int, typer.Option(help="Timesteps, evenly over the schedule.", rich_help_panel="Measure")
     ] = 5,
     seeds: Annotated[
-        int, typer.Option(help="Latents for each timestep.", rich_help_panel="Measure")
+        int,
+        typer.Option(
+            help="Latents for each timestep, each with random text conditions of its own.",
+            rich_help_panel="Measure",
+        ),
     ] = 2,
     local: Annotated[
         bool,
@@ -66,7 +70,11 @@ def drift_command(
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Measure how far downsampling moves the model's output, by timestep and by site."""
+    """Measure how far downsampling moves the model's output, by timestep and by site.
+
+    The latents are noised fields that resemble pictures. Text conditions are seeded random
+    numbers, no prompts: `generate --compare` and benchmarks/fidelity.py draw real ones.
+    """
     from todo_compile import models
     from todo_compile.api import dtype_of
     from todo_compile.config import PlanOptions
@@ -74,6 +82,10 @@ def drift_command(
     from todo_compile.drift import DriftMeter, measure
     from todo_compile.probes import make_probes
 
+    if plot is not None:
+        from todo_compile.plots import check_plot
+
+        check_plot(plot, "drift.png")  # before minutes of measuring
     options = PlanOptions.create(
         kv_tokens=kv_tokens, factors=factors, sampling=sampling, preset=preset
     )
@@ -82,7 +94,7 @@ def drift_command(
     resolution, dtype = models.Resolution.parse(res), dtype_of(precision)
     with progress.step("model"):
         found = models.find_weights(source, models.WeightsChoice.parse(weights), dtype=dtype)
-        loaded = models.load(source, found, dtype=dtype, hashed=False)
+        loaded = models.load(source, found, dtype=dtype, hashed=json)
     if found.kind == "random":
         progress.warn("random weights: drift says nothing about pictures.")
     probes = make_probes(loaded, resolution, steps=steps, seeds=seeds, batch=batch)
@@ -91,13 +103,29 @@ def drift_command(
         meter = DriftMeter(wrapper, probes[0].args, native_kv_tokens=source.native.kv_tokens)
     with progress.step("measure") as step:
         drift = measure(meter, probes, options, output=not local, report=step.update)
+    if json:
+        facts = {
+            "model": source.identifier,
+            "res": res,
+            "weights": found.description,
+            "weights_hash": loaded.weights_hash,
+            "random_weights": found.kind == "random",
+            "precision": precision,
+            "batch": batch,
+            "conditions": "random",
+            "local": local,
+        }
+        print_json({**facts, **drift.to_dict()})
+    else:
+        _print_table(drift, local)
+    # Last: what is measured is shown even if the disk is full.
     if plot is not None:
         from todo_compile.plots import plot_drift
 
         plot_drift(drift, plot, f"{model} at {res}, {drift.options['sampling']}")
-    if json:
-        print_json({"model": source.identifier, "res": res, **drift.to_dict()})
-        return
+
+
+def _print_table(drift: Drift, local: bool) -> None:
     out = Console(width=None if sys.stdout.isatty() else 160)
     out.print(drift_table(drift))
     what = "the attention alone (local)" if local else "the output, that site alone rewritten"
