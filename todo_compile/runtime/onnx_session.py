@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile.batches import NAME
 from todo_compile.errors import BundleError, EngineError
+from todo_compile.runtime.external import check_external
 from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ class OnnxSession:
         threads: of the CPU provider; None for one a core.
 
     Raises:
-        EngineError: onnxruntime is absent, lacks the provider, or refuses the model.
-        BundleError: the file's inputs or outputs are not the manifest's.
+        EngineError: onnxruntime or onnx is absent, or lacks the provider, or refuses the model.
+        BundleError: the file's inputs or outputs are not the manifest's, or it refers to files that
+            the manifest does not list.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ def _own_stream(device: torch.device) -> torch.cuda.Stream | None:
 def _create(
     output: Output, device: torch.device, stream: torch.cuda.Stream | None, threads: int | None
 ) -> Any:
+    check_external(output)
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
