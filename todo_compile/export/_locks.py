@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_POLL_SECONDS = 0.02
 
 
 def lock_file(path: Path, *, create: bool) -> int | None:
@@ -32,6 +37,40 @@ def lock_file(path: Path, *, create: bool) -> int | None:
         raise
     os.close(handle)
     return None
+
+
+@contextmanager
+def alone(path: Path) -> Generator[None]:
+    """Wait for other processes that hold the lock file `path`, then hold it; for moments only.
+
+    Where the file system knows no locks, nothing is waited for.
+    """
+    try:
+        lock = _wait_for(path)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        # Removed while it is held: whoever waits for it finds another file, or none, and asks anew.
+        # Windows removes no open file; there it stays.
+        with suppress(OSError):
+            path.unlink()
+        os.close(lock)
+
+
+def _wait_for(path: Path) -> int:
+    """The lock file `path`, held, and still what lies at `path`."""
+    while True:
+        lock = lock_file(path, create=True)
+        if lock is None:
+            time.sleep(_POLL_SECONDS)
+            continue
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        os.close(lock)
 
 
 if sys.platform == "win32":

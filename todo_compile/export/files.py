@@ -13,16 +13,18 @@ import glob
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-from todo_compile.errors import BundleError
-from todo_compile.export._locks import lock_file
+from todo_compile.errors import BundleError, ConfigError
+from todo_compile.export._locks import alone, lock_file
 
 _LOCK = ".lock"
+_COMMITS = ".committing"
 # A stage without a lock file was killed in its first instant, or is in it right now.
 _GRACE_SECONDS = 60.0
 # Where the file system has no locks, only age tells the dead from the living.
@@ -53,7 +55,40 @@ def check_target(target: Path, *, needs: int = 0) -> None:
         )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise _read_only(parent)
+    _try_out(parent)
     check_space(target, needs)
+
+
+def check_new_folder(folder: Path, option: str) -> None:
+    """Refuse early a folder that cannot be made or written; makes nothing.
+
+    Args:
+        folder: may be absent, with those above it.
+        option: that names it, for the remedy.
+
+    Raises:
+        ConfigError: it is a file, or what is there of its path cannot be written.
+    """
+    above = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        _try_out(above)
+    except (OSError, BundleError) as error:
+        raise ConfigError(
+            f"The folder {folder} cannot be made or written.",
+            remedy=f"Give {option} a folder that you may write.",
+        ) from error
+
+
+def _try_out(folder: Path) -> None:
+    """Make a folder in `folder` and remove it: permissions alone say too much for root, /proc, …"""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".todo-compile-", dir=folder))
+    except OSError as error:
+        if error.errno in _FULL:
+            raise disk_full(folder / "x") from error
+        raise _read_only(folder) from error
 
 
 def check_space(target: Path, needs: int) -> None:
@@ -162,13 +197,21 @@ class Stage:
             raise ValueError(f"{name!r} is published already")
 
     def commit(self) -> None:
-        """Move everything published out, in order. Called by `staged`."""
+        """Move everything published out, in order. Called by `staged`.
+
+        Of two builds of one target one does so after the other, so that the manifest of one never
+        stands beside the model of the other.
+        """
         for name in self._published:
             early = self._flushes.get(name)
             if early is not None:
                 early.result()
             else:
                 flush(self.folder / name)
+        with alone(self.target.parent / f".{self.target.name}{_COMMITS}"):
+            self._move_out()
+
+    def _move_out(self) -> None:
         home = self.target.parent
         # Between the first and the last move old and new must not be taken for one set. So what
         # refers to other files goes first and comes back last: killed here, there is no output.
