@@ -110,8 +110,11 @@ def plan(
     """
     from todo_compile import models
     from todo_compile.capture import capture
+    from todo_compile.export.files import check_new_folder
     from todo_compile.passes.pipeline import rewrite_graph
 
+    if dump is not None:
+        check_new_folder(Path(dump), "--dump")
     source = models.resolve_component(str(model), component)
     resolution = models.Resolution.parse(res)
     options = check_options(source, options)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from todo_compile.export.library import Library
     from todo_compile.export.targets import Targets
     from todo_compile.models import Lora, Resolution, Source, Weights
+    from todo_compile.models.inputs import InputSpec
 
 ENGINE_SUFFIXES = (".plan", ".engine")
 SUFFIXES = (*ENGINE_SUFFIXES, ".onnx")
@@ -76,6 +77,7 @@ def prepare(
     component. Without `hashed` the weights are not read, and the job is good for looking at only.
     """
     from todo_compile import models
+    from todo_compile.export.files import check_new_folder
     from todo_compile.export.library import choose_library, current_gpu
     from todo_compile.export.targets import parse_targets, resolve_targets
 
@@ -93,6 +95,10 @@ def prepare(
         dtype_of(precision)
     resolution = models.Resolution.parse(res)
     wanted = parse_targets(target)
+    if path.suffix not in ENGINE_SUFFIXES:
+        _refuse_engine_options(path, target, library, timing_cache, weight_streaming)
+    if dump is not None:
+        check_new_folder(Path(dump), "--dump")
     source = models.resolve_component(str(model), component)
     if controlnet:
         from todo_compile.models.controlnet import with_controlnet
@@ -105,6 +111,7 @@ def prepare(
     specs = models.input_specs(
         source, resolution, batch=chosen_batch, dtype=dtype
     )  # it can take them
+    _check_factors(options, specs)
     engine = path.suffix in ENGINE_SUFFIXES
     gpu = current_gpu() if engine else None
     chosen = choose_library(library, gpu=gpu) if engine else None
@@ -116,6 +123,7 @@ def prepare(
     digest = _weights_hash(found, progress) if hashed else ""
     text = source.component.startswith("text_encoder")
     adapters = tuple(lora for lora in loras if source.component in lora.layers)
+    models.check_loras(source, adapters)
     request: dict[str, Any] = {
         "model": source.identifier,
         "architecture": found.architecture,
@@ -142,6 +150,37 @@ def prepare(
         chosen, targets, Path(timing_cache) if timing_cache else None, weight_streaming, verify,
         Path(dump) if dump else None, adapters, progress, request,
     )  # fmt: skip
+
+
+def _refuse_engine_options(path: Path, *options: object) -> None:
+    """Options of TensorRT would change nothing about an ONNX file.
+
+    Raises:
+        ConfigError: one was given.
+    """
+    names = ("--target", "--library", "--timing-cache", "--weight-streaming")
+    for name, value in zip(names, options, strict=True):
+        if value not in (None, False, "auto"):
+            raise ConfigError(
+                f"{name} is for TensorRT engines, and {path.name} is an ONNX file.",
+                remedy="Leave it out, or end --out in .plan (of a bundle: --format tensorrt).",
+            )
+
+
+def _check_factors(options: PlanOptions, specs: Sequence[InputSpec]) -> None:
+    """Refuse factors that the passes would refuse later, as far as it can be told by now.
+
+    Raises:
+        ConfigError: one is larger than the latents, which no grid of tokens is.
+    """
+    rows, columns = next((s.shape[-2:] for s in specs if len(s.shape) == 4), (1, 1))
+    for level, factor in enumerate(options.factors or (), 1):
+        if factor[0] > rows or factor[1] > columns:
+            raise ConfigError(
+                f"factor {factor[1]}x{factor[0]} (width×height) for level {level} exceeds its grid "
+                f"of at most {columns}×{rows} tokens.",
+                remedy="Take factors of at most the grid's sides; `todo-compile plan` shows them.",
+            )
 
 
 def _plain(batch: Batch) -> int | str:

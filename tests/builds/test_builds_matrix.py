@@ -74,6 +74,22 @@ def test_every_combination_once(
     assert collisions(found) == []
 
 
+def test_defaults_about_engines_are_for_engines(tmp_path: Path) -> None:
+    found = builds(
+        tmp_path,
+        """
+defaults: {model: sd15, res: 512, target: sm89, library: tensorrt_rtx}
+builds:
+  - out: x.plan
+  - out: x.onnx
+  - {out: b/, format: onnx}
+  - {out: y.onnx, target: sm90}
+""",
+    )
+    assert [b.request.target for b in found] == ["sm89", None, None, "sm90"]
+    assert [b.request.library for b in found] == ["tensorrt_rtx", "auto", "auto", "auto"]
+
+
 @pytest.mark.parametrize(
     ("entry", "says"),
     [

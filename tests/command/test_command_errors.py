@@ -90,7 +90,7 @@ def test_unknown_suffix(refused: Refused, name: str) -> None:
 
 
 def test_factor_larger_than_the_grid(refused: Refused) -> None:
-    refused("--factors", "9", says="exceeds its grid of 8×8 tokens", remedy="at most the grid")
+    refused("--factors", "9", says="exceeds its grid of at most 8×8 tokens", remedy="at most the")
 
 
 def test_more_factors_than_levels(refused: Refused) -> None:

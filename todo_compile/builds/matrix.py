@@ -30,6 +30,7 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 # A list of values that the command line takes in one word.
 _JOINED = ("target", "factors", "vae-factors")
 _WITH_PLACEHOLDERS = ("out", "dump")
+_ENGINES = ("target", "library", "timing-cache", "weight-streaming")
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,9 @@ def _build(
             values[key] = _filled(entry, key, values, chosen[key].line, wrong)
     if wrong:
         return wrong
+    if str(values["out"]).endswith(".onnx") or values.get("format") == "onnx":
+        # What the defaults say about engines is for the file's engines.
+        values = {k: v for k, v in values.items() if k not in _ENGINES or k in entry.values}
     try:
         return Build(entry.name, entry.line, Request.model_validate(values), axes)
     except ValidationError as error:

@@ -55,6 +55,10 @@ def plan_command(
     from todo_compile.models.components import one_component
 
     options = plan_options(kv_tokens, factors, sampling, preset)
+    if plot is not None:
+        from todo_compile.plots import check_plot
+
+        check_plot(plot, "plan.png")
     report = run(
         model,
         res=res,

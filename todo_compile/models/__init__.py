@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from todo_compile.models.inputs import example_inputs as example_inputs
     from todo_compile.models.inputs import input_specs as input_specs
     from todo_compile.models.loading import LoadedModel as LoadedModel
+    from todo_compile.models.loading import check_loras as check_loras
     from todo_compile.models.loading import load as load
     from todo_compile.models.loading import start_load as start_load
     from todo_compile.models.lora import Lora as Lora
@@ -49,6 +50,7 @@ _HOMES = {
     "Lora": "lora",
     "parse_lora": "lora",
     "LoadedModel": "loading",
+    "check_loras": "loading",
     "load": "loading",
     "start_load": "loading",
     "REGISTRY": "registry",

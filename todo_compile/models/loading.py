@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -124,6 +125,22 @@ def start_load(
     filling = pool.submit(_filling(module, source, weights, loras, report))
     pool.shutdown(wait=False)
     return LoadedModel(module, source, dtype, weights, None, _count(module), filling=filling)
+
+
+def check_loras(source: Source, loras: Sequence[Lora]) -> None:
+    """Compare LoRAs with the shapes of a component, before anything is loaded.
+
+    Raises:
+        ModelError: a layer is not in the component, or has another shape.
+    """
+    if loras:
+        _check_loras(json.dumps(dict(source.config)), source.component, tuple(loras))
+
+
+@functools.lru_cache(maxsize=64)  # a file of builds asks for many sizes of one model
+def _check_loras(config: str, component: str, loras: tuple[Lora, ...]) -> None:
+    with fake_mode():
+        fuser(build(json.loads(config), torch.float32), loras, component)
 
 
 def _filling(

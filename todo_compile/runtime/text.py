@@ -79,7 +79,8 @@ class _HiddenStates(tuple[Any, ...]):
 
     def __getitem__(self, index: Any) -> Any:
         value = super().__getitem__(index)
-        if value is None:
+        asked = value if isinstance(index, slice) else (value,)
+        if any(state is None for state in asked):
             raise InputError(
                 f"Hidden state {index} is asked for, which is not among the outputs; "
                 f"{self._engine.origin.built_for}.",
