@@ -173,7 +173,7 @@ def build(
         del program, example
         _release_memory()
         built = None
-        shared: tuple[Path, ...] = ()
+        lent: tuple[Path, ...] = ()
         if engine:
             built = _engine(job, stage, onnx)
             files: tuple[str, ...] = (job.out.name,)
@@ -181,7 +181,7 @@ def build(
                 stage.discard(name)
         else:
             files = info.files  # weights first: whoever finds the model finds what it refers to
-            shared = _share(twin, onnx) if twin is not None and len(files) > 1 else ()
+            lent = _share(twin, onnx) if twin is not None and len(files) > 1 else ()
             files = tuple(name for name in files if (stage.folder / name).exists())
             for name in files:
                 stage.publish(name)
@@ -190,7 +190,7 @@ def build(
         stage.complete(files)
         with job.progress.step("manifest"):
             entries = [manifests.file_entry(stage.folder / name) for name in files]
-            entries += [manifests.file_entry(path) for path in shared]
+            entries += [manifests.file_entry(path) for path in lent]
         document = manifests.Manifest(
             created=manifests.now(),
             request=job.request,
