@@ -81,6 +81,17 @@ def dynamo_backend(name: str) -> Callable[..., Any]:
         raise LookupError(name) from error
 
 
+def ends_in_graph_break(module: torch.fx.GraphModule) -> bool:
+    """Whether Dynamo's graph ends because of something that Dynamo cannot trace."""
+    return bool(getattr(getattr(module, "compile_subgraph_reason", None), "graph_break", False))
+
+
+def size_hint(size: torch.SymInt) -> int | None:
+    """The size at hand behind a symbolic one; adds no guard."""
+    hint: Any = size.node.hint
+    return hint if isinstance(hint, int) else None
+
+
 def compile_number() -> int | None:
     """Which graph of one function Dynamo is compiling, from 1; None outside of it."""
     from torch._guards import CompileContext
@@ -88,6 +99,14 @@ def compile_number() -> int | None:
     current = CompileContext.current_compile_id()
     number = getattr(current, "frame_compile_id", None)
     return None if number is None else int(number) + 1
+
+
+def compile_frame() -> int | None:
+    """Which function Dynamo is compiling (or rest of one, after a graph break); None outside."""
+    from torch._guards import CompileContext
+
+    number = getattr(CompileContext.current_compile_id(), "frame_id", None)
+    return None if number is None else int(number)
 
 
 def recompile_limit() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from todo_compile._torch_private import forget_compiled
+from todo_compile.config import parse_factors
 from todo_compile.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ def accelerate(
         pipe: a diffusers pipeline.
         vae: also compile the VAE's decoder, whose attention runs over every latent position.
         mode, fullgraph, dynamic: as for `torch.compile`.
-        options: of the backend: ``kv_tokens``, ``factors``, ``sampling``, ``res``, ``inner``, …;
-            without ``kv_tokens`` and ``factors`` the bound is what the denoiser saw in training.
+        options: of the backend: ``kv_tokens``, ``factors`` (the decoder takes the first),
+            ``sampling``, ``res``, ``inner``, …; without ``kv_tokens`` and ``factors`` the bound is
+            what the denoiser saw in training.
 
     Returns:
         The same pipeline.
@@ -45,8 +47,11 @@ def accelerate(
 
     BackendOptions.parse(options, mode)
     parts = _parts(pipe, vae)
+    decoder: Any = getattr(getattr(pipe, "vae", None), "decoder", None)
     for module, native in parts:
         chosen = dict(options)
+        if module is decoder and (factors := parse_factors(chosen.get("factors"))):
+            chosen["factors"] = factors[:1]  # a decoder has one level of attention
         if native is not None and not {"kv_tokens", "factors", "preset"} & chosen.keys():
             chosen["kv_tokens"] = native
         module.compile(

@@ -85,17 +85,16 @@ class GraphContext:
         Every later call with other sizes compiles anew, with a plan of its own.
         """
         wanted = set(expression.free_symbols)
+        sizes: list[Any] = []
         for node in self.graph.nodes:
-            if node.op != "placeholder" or not wanted:
-                continue
-            value = self.value(node)
-            sizes = value.shape if isinstance(value, torch.Tensor) else (value,)
-            for size in sizes:
-                if is_symbolic(size) and (
-                    found := wanted & set(size_expression(size).free_symbols)
-                ):
-                    int(size)
-                    wanted -= found
+            value = self.value(node) if node.op == "placeholder" else None
+            sizes += value.shape if isinstance(value, torch.Tensor) else (value,)
+        sizes = [size for size in sizes if is_symbolic(size)]
+        # Symbols by themselves first: that a product is known does not fix its factors.
+        for size in sorted(sizes, key=lambda one: not size_expression(one).is_Symbol):
+            if found := wanted & set(size_expression(size).free_symbols):
+                int(size)
+                wanted -= found
         self._raw_cache.clear()
 
     def module_path(self, node: Node) -> str:
