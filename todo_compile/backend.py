@@ -26,6 +26,7 @@ from todo_compile._torch_private import (
 )
 from todo_compile.config import PlanOptions
 from todo_compile.errors import ConfigError
+from todo_compile.fragments import Fragment, forget
 from todo_compile.nested import rewrite_nested
 from todo_compile.passes.pipeline import rewrite_graph
 
@@ -59,6 +60,7 @@ def clear_reports() -> None:
     with _lock:
         _reports.clear()
         _warned = False
+    forget()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class BackendOptions:
         inner: backend that compiles the rewritten graph.
         inductor: Inductor's own options, the mode's included.
         dump: folder for the graph before and after every pass, or None.
+        levels: numbers of tokens of the levels at ``res``; empty without it.
     """
 
     plan: PlanOptions
@@ -78,6 +81,7 @@ class BackendOptions:
     inner: str
     inductor: dict[str, Any]
     dump: str | None
+    levels: frozenset[int] = frozenset()
 
     @staticmethod
     def parse(options: Mapping[str, Any] | None, mode: str | None) -> BackendOptions:
@@ -92,15 +96,17 @@ class BackendOptions:
         _check_foreign(given, inner, mode)
         patches = {**(inductor_mode(mode) if mode and inner == "inductor" else {}), **given}
         grids: dict[int, tuple[int, int]] = dict(ours.get("token_grids") or {})
+        levels: dict[int, tuple[int, int]] = {}
         if ours.get("res") is not None:
-            grids = {**grids_at(str(ours["res"])), **grids}
+            levels = grids_at(str(ours["res"]))
         plan = PlanOptions.create(
             kv_tokens=ours.get("kv_tokens"),
             factors=ours.get("factors"),
             sampling=ours.get("sampling"),
             preset=ours.get("preset"),
         )
-        return BackendOptions(plan, grids, inner, patches, ours.get("dump"))
+        grids = {**levels, **grids}
+        return BackendOptions(plan, grids, inner, patches, ours.get("dump"), frozenset(levels))
 
 
 def _check_foreign(given: dict[str, Any], inner: str, mode: str | None) -> None:
@@ -162,15 +168,19 @@ def todo_inductor(
     chosen = BackendOptions.parse(options, mode)
     # Resolved first: nothing is rewritten for a backend that does not exist.
     inner = None if chosen.inner == "inductor" else _inner(chosen.inner)
+    part = Fragment(gm, options, chosen.plan, chosen.levels)
     report = rewrite_graph(
         gm,
         chosen.plan,
         token_grids=chosen.token_grids,
         dump=_dump_folder(chosen.dump),
         specialise=True,
+        levels=part.count,
     )
-    nested = rewrite_nested(gm, chosen.plan, chosen.token_grids)
+    nested = rewrite_nested(gm, chosen.plan, chosen.token_grids, part.levels)
     _publish(report, nested)
+    for text in part.warnings:
+        warnings.warn(text, stacklevel=2)
     _warn_at_limit()
     if inner is not None:
         return inner(gm, list(example_inputs))

@@ -6,8 +6,12 @@ import copy
 from typing import Any
 
 import torch
+from graphs import make_unet
 from oracle import OracleProcessor
 from torch import nn
+
+import todo_compile
+from todo_compile.passes.report import SiteReport
 
 GRID = (6, 4)
 TOKENS = 24
@@ -54,3 +58,24 @@ def with_oracle(unet: nn.Module, factors: tuple[int, int] = (2, 2), **keywords: 
         {n: oracle if "attn1" in n else p for n, p in other.attn_processors.items()}
     )
     return other
+
+
+GRIDS = {64: (8, 8), 16: (4, 4)}
+"""Levels of `two_levels` and their grids."""
+
+
+def two_levels(factors: dict[int, tuple[int, int]] | None = None, **changes: Any) -> Any:
+    """A UNet with attention on both of its levels; with `factors`, its truth instead."""
+    model = make_unet("both levels", **changes)
+    if factors is not None:
+        oracle = OracleProcessor(GRIDS, factors, "nearest")
+        processors = model.unet.attn_processors  # type: ignore[union-attr]
+        model.unet.set_attn_processor(  # type: ignore[operator]
+            {n: oracle if "attn1" in n else p for n, p in processors.items()}  # type: ignore[operator, union-attr]
+        )
+    return model
+
+
+def self_attention() -> list[SiteReport]:
+    """Every site of self-attention that was reported, oldest first."""
+    return [s for r in todo_compile.reports() for s in r.sites if s.kind != "cross"]

@@ -18,9 +18,10 @@ from torch import nn
 from todo_compile.config import PRESETS, SAMPLINGS, PlanOptions, Sampling, parse_factors
 from todo_compile.errors import ConfigError
 from todo_compile.passes import axes
-from todo_compile.passes.grids import grid_of, image_segment
+from todo_compile.passes.axes import grid_of, image_segment
 from todo_compile.passes.plan import smallest_factors
 from todo_compile.passes.pooling import Pooling, pool_tokens
+from todo_compile.passes.reshapes import reshape
 
 Pair = tuple[int, int]
 
@@ -37,18 +38,18 @@ def test_reshape_keeps_every_size(sizes: list[int], data: st.DataObject) -> None
         divisors = [d for d in range(1, rest + 1) if rest % d == 0]
         wanted.append(data.draw(st.sampled_from(divisors)))
         rest //= wanted[-1]
-    after = axes.reshape(before, wanted)
+    after = reshape(before, wanted)
     assert [axes.dim_size(d) for d in after] == wanted
-    merged = axes.reshape(before, [math.prod(sizes)])
-    assert axes.reshape(merged, sizes) == before
+    merged = reshape(before, [math.prod(sizes)])
+    assert reshape(merged, sizes) == before
 
 
 def test_flattened_grid_comes_apart_again() -> None:
     h, w = axes.fresh(5, "H"), axes.fresh(7, "W")
-    flat = axes.reshape((axes.fresh_dim(2), (h,), (w,), axes.fresh_dim(3)), (2, 35, 3))
+    flat = reshape((axes.fresh_dim(2), (h,), (w,), axes.fresh_dim(3)), (2, 35, 3))
     assert flat[1] == (h, w)
     assert grid_of(flat[1]) == (h, w)
-    heads = axes.reshape(flat, (2, 35, 1, 3))
+    heads = reshape(flat, (2, 35, 1, 3))
     assert heads[1] == (h, w)
     assert heads[2] == ()
 
@@ -56,15 +57,15 @@ def test_flattened_grid_comes_apart_again() -> None:
 def test_a_cut_across_rows_loses_the_grid() -> None:
     """7 · 5 is not 5 · 7: the product is the same and the positions are not."""
     flat = ((axes.fresh(5, "H"), axes.fresh(7, "W")),)
-    assert not any(axes.has_roles(d) for d in axes.reshape(flat, (7, 5)))
-    assert [d[0].role for d in axes.reshape(flat, (5, 7))] == ["H", "W"]
+    assert not any(axes.has_roles(d) for d in reshape(flat, (7, 5)))
+    assert [d[0].role for d in reshape(flat, (5, 7))] == ["H", "W"]
 
 
 def test_split_rows_join_again_in_order_only() -> None:
     h = axes.fresh(12, "H")
-    outer, inner = axes.reshape(((h,),), (3, 4))
-    assert axes.reshape((outer, inner), (12,)) == ((h,),)
-    assert axes.reshape((inner, outer), (12,)) != ((h,),)
+    outer, inner = reshape(((h,),), (3, 4))
+    assert reshape((outer, inner), (12,)) == ((h,),)
+    assert reshape((inner, outer), (12,)) != ((h,),)
 
 
 def test_unifier() -> None:

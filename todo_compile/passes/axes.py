@@ -2,10 +2,10 @@
 
 Every dimension is a row-major product of *atoms*. An atom is one indivisible index range: a batch,
 a channel, the rows ("H") or the columns ("W") of an image. Flattening ``(B, H, W, C)`` to
-``(B, H·W, C)`` puts two atoms into one dimension; a later ``view`` takes them apart again. So the
-question "which dimension holds the tokens, and on what grid?" is answered by following atoms, and
-never by taking the root of a number. Dimensions that join different ranges (text and image tokens)
-are one atom with segments.
+``(B, H·W, C)`` puts two atoms into one dimension; a later ``view`` takes them apart again
+(`reshapes`). So the question "which dimension holds the tokens, and on what grid?" is answered by
+following atoms, and never by taking the root of a number. Dimensions that join different ranges
+(text and image tokens) are one atom with segments.
 
 Sizes are numbers, or sympy expressions where the graph has dynamic shapes.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from todo_compile._torch_private import is_symbolic, size_expression
@@ -165,57 +165,23 @@ def has_roles(dim: Dim) -> bool:
     return any(a.role or any(has_roles(s) for s in a.segments) for a in dim)
 
 
-def _one_more(last: Atom, following: Atom) -> bool:
-    """An image axis of one row or column belongs to the dimension that the other axis is in."""
-    return bool(last.role and following.role and last.role != following.role) and same(
-        following.size, 1
-    )
+def grid_of(dim: Dim) -> tuple[Atom, Atom] | None:
+    """(slow, fast) image axes if the dimension is exactly one grid of tokens, else None."""
+    if len(dim) == 2 and {dim[0].role, dim[1].role} == {"H", "W"}:
+        return dim[0], dim[1]
+    return None
 
 
-def _rejoined(atoms: list[Atom]) -> Dim:
-    """Outer and inner part of one range, side by side, are that range again."""
-    joined: list[Atom] = []
-    for atom in atoms:
-        joined.append(atom)
-        while len(joined) >= 2:
-            outer, inner = joined[-2].split_of, joined[-1].split_of
-            if outer is None or inner is None or outer != (inner[0], 0) or inner[1] != 1:
-                break
-            joined[-2:] = [outer[0]]
-    return tuple(joined)
-
-
-def reshape(axes: Axes, sizes: Sequence[Size]) -> Axes:
-    """Axes after a row-major reshape to `sizes`; roleless where atoms cannot be followed."""
-    atoms = [atom for dim in axes for atom in dim]
-    result: list[Dim] = []
-    position = 0
-    for size in sizes:
-        taken: list[Atom] = []
-        need: Size = size
-        while not same(need, 1):
-            if position >= len(atoms):
-                return tuple(fresh_dim(s) for s in sizes)
-            atom = atoms[position]
-            rest = quotient(need, atom.size)
-            if rest is not None:
-                taken.append(atom)
-                position += 1
-                need = rest
-                while same(need, 1) and position < len(atoms) and _one_more(atom, atoms[position]):
-                    taken.append(atoms[position])
-                    position += 1
-                continue
-            inner = quotient(atom.size, need)
-            if inner is None or atom.segments:
-                return tuple(fresh_dim(s) for s in sizes)
-            # Row-major: the outer part of the atom belongs here, the inner part to what follows.
-            # A coarser row of cells is still "rows"; the position within a cell too.
-            outer = fresh(need, atom.role, atom.origin or atom.ident)
-            taken.append(replace(outer, split_of=(atom, 0)))
-            atoms[position] = replace(fresh(inner, atom.role), split_of=(atom, 1))
-            need = 1
-        result.append(_rejoined(taken))
-    if position != len(atoms):
-        return tuple(fresh_dim(s) for s in sizes)
-    return tuple(result)
+def image_segment(dim: Dim) -> tuple[Size, Dim] | None:
+    """(offset, segment) of the only image segment in a concatenated dimension, else None."""
+    if len(dim) != 1 or not dim[0].segments:
+        return None
+    found: tuple[Size, Dim] | None = None
+    position: Size = 0
+    for segment in dim[0].segments:
+        if grid_of(segment) is not None:
+            if found is not None:
+                return None
+            found = (position, segment)
+        position = position + dim_size(segment)
+    return found

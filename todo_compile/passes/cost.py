@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from todo_compile.passes import ops
+from todo_compile.passes.attention import AttentionSite, fused_operands
 from todo_compile.passes.axes import Size
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.products import product
-from todo_compile.passes.sites import AttentionSite, fused_operands
 
 TENSOR_LIMIT = 2**31 - 1
 """Elements in one tensor beyond which TensorRT refuses a network."""

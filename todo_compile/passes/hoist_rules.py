@@ -23,7 +23,7 @@ from todo_compile.passes import ops
 from todo_compile.passes.axes import Size, same
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.pooling import Pooling
-from todo_compile.passes.sites import kept_axis
+from todo_compile.passes.reshapes import kept_axis
 
 
 @dataclass(frozen=True, slots=True)

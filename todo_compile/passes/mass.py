@@ -21,9 +21,9 @@ import torch
 from torch.fx import Node
 
 from todo_compile.passes import ops
+from todo_compile.passes.attention import AttentionSite
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.pooling import Pooling, pooled_size
-from todo_compile.passes.sites import AttentionSite
 
 RULE = "keep-mass"
 

@@ -8,26 +8,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
 from todo_compile.config import PlanOptions
 from todo_compile.errors import PassError
 from todo_compile.passes import cost
+from todo_compile.passes.attention import AttentionSite, NearMiss
+from todo_compile.passes.axes import Axes
 from todo_compile.passes.casts import promote_concatenations
 from todo_compile.passes.dump import Dumper
 from todo_compile.passes.graph import BUG, GraphContext
 from todo_compile.passes.grids import GridMap
 from todo_compile.passes.hoist import hoist_pools
+from todo_compile.passes.levels import LevelsOf
 from todo_compile.passes.lower import lower_pools
-from todo_compile.passes.plan import Decision, dynamic_sides, make_plan
+from todo_compile.passes.packed import dynamic_packed
+from todo_compile.passes.plan import Decision, attention_areas, dynamic_sides, make_plan
 from todo_compile.passes.pool import insert_pools
 from todo_compile.passes.report import PassReport, Report, SiteReport, Totals
-from todo_compile.passes.sites import AttentionSite, NearMiss, find_sites
+from todo_compile.passes.sites import find_sites
 
 
 @dataclass(slots=True)
@@ -70,6 +75,8 @@ def rewrite_graph(
     explicit_casts: bool = False,
     specialise: bool = False,
     batch: int | None = None,
+    levels: LevelsOf | None = None,
+    seeds: Mapping[Node, Axes] | None = None,
 ) -> Report:
     """Find, plan and rewrite the attention of a graph, in place.
 
@@ -81,9 +88,11 @@ def rewrite_graph(
         token_grids: number of tokens → (rows, columns) for image tokens that arrive packed.
         dump: folder for the graph before and after every pass.
         explicit_casts: also write out implicit type promotion, for ONNX and TensorRT.
-        specialise: fix dynamic image sides to the sizes at hand where attention can then be
-            rewritten; the caller's compiler must guard on them (Dynamo does).
+        specialise: fix dynamic image sides and numbers of packed tokens to the sizes at hand where
+            attention can then be rewritten; the caller's compiler must guard on them (Dynamo does).
         batch: where it is dynamic, the one that figures are reported for; None for one item.
+        levels: which levels the model has beside those of this graph; None: it is all of it.
+        seeds: axes of inputs, for a graph that another calls.
 
     Returns:
         What was done to every site.
@@ -102,16 +111,23 @@ def rewrite_graph(
         run.sites, run.misses = find_sites(context)
         done(len(run.sites), {"near misses": len(run.misses)})
     with run.timed("grids") as done:
-        grids = GridMap(context)
-        if specialise and (sides := dynamic_sides(context, grids, run.sites)):
+        for tokens in dynamic_packed(context) if specialise else ():
+            context.specialise(tokens)
+        grids = GridMap(context, seeds=seeds)
+        if specialise and (sides := _dynamic_sides(grids, run.sites)):
             for side in sides:
                 context.specialise(side)
             run.sites, run.misses = find_sites(context)
-            grids = GridMap(context)
+            grids = GridMap(context, seeds=seeds)
         done(len(grids.axes), {})
     with run.timed("plan") as done:
         run.decisions = make_plan(
-            context, grids, run.sites, options, native_kv_tokens=native_kv_tokens
+            context,
+            grids,
+            run.sites,
+            options,
+            native_kv_tokens=native_kv_tokens,
+            levels=None if levels is None else levels(_areas(grids, run.sites)),
         )
         done(sum(d.pooling is not None for d in run.decisions), {})
     dense = _measure(run)
@@ -137,6 +153,22 @@ def rewrite_graph(
             context.graph.lint()
             module.recompile()
     return _report(run, dense)
+
+
+def _dynamic_sides(grids: GridMap, sites: list[AttentionSite]) -> list[Any]:
+    """Symbolic sides of all grids, in the graphs that this one calls too: it has the symbols."""
+    sides = dynamic_sides(grids.context, grids, sites)
+    for call in grids.calls:
+        sides += _dynamic_sides(call.grids, find_sites(call.grids.context)[0])
+    return sides
+
+
+def _areas(grids: GridMap, sites: list[AttentionSite]) -> frozenset[int]:
+    """Tokens of all grids of self-attention, those in the graphs that this one calls too."""
+    found = attention_areas(grids.context, grids, sites)
+    for call in grids.calls:
+        found |= _areas(call.grids, find_sites(call.grids.context)[0])
+    return found
 
 
 @dataclass(frozen=True, slots=True)

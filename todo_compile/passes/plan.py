@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,12 +24,13 @@ from torch.fx import Node
 
 from todo_compile.config import DEFAULT_KV_TOKENS, Factor, PlanOptions
 from todo_compile.errors import ConfigError
-from todo_compile.passes.axes import Dim, same
+from todo_compile.passes.attention import AttentionSite
+from todo_compile.passes.axes import Dim, Size, grid_of, image_segment, same
 from todo_compile.passes.graph import GraphContext
-from todo_compile.passes.grids import GridMap, grid_of, image_segment
+from todo_compile.passes.grids import GridMap
+from todo_compile.passes.levels import Levels, check_count
 from todo_compile.passes.mass import mass_obstacle
 from todo_compile.passes.pooling import Pooling, pooled_size, stagger_pattern
-from todo_compile.passes.sites import AttentionSite
 
 Kind = Literal["self", "cross", "joint", "unknown"]
 Action = Literal["rewritten", "dense", "refused"]
@@ -144,12 +145,19 @@ def _sized(
 ) -> SiteGrid:
     """The site with numbers, or the obstacle that remains."""
     rows, columns = key[0].size, key[1].size
-    if not all(isinstance(n, int) for n in (rows, columns, offset)):
+    shape = context.shape(site.key.node)
+    assert shape is not None
+    # The text of a joint sequence may come after the image, where no offset tells its length.
+    numbers = (rows, columns, offset, shape[site.key.tokens])
+    if unknown := tuple(n for n in numbers if not isinstance(n, int)):
+        what = "grid is dynamic: its sides are"
+        if isinstance(rows, int) and isinstance(columns, int):
+            what = "text beside the image is dynamic: its length is"
         return SiteGrid(
             kind,
-            obstacle="the grid is dynamic: its sides are not known when the plan is made",
+            obstacle=f"the {what} not known when the plan is made",
             refused=True,
-            dynamic=tuple(n for n in (rows, columns, offset) if not isinstance(n, int)),
+            dynamic=unknown,
         )
     assert isinstance(offset, int)
     # Rows and columns are the image's, whichever of them the tokens count first.
@@ -195,12 +203,21 @@ def _without_grid(
         return SiteGrid("unknown", obstacle=site.refusal, refused=True)
     return SiteGrid(
         "unknown",
-        obstacle=(
-            f"the grid of its {keys} tokens cannot be proved from the graph; "
-            "give the resolution if they are packed image tokens"
-        ),
+        obstacle=f"the grid of its {keys} tokens cannot be proved from the graph; "
+        + _advice(context.token_grids, keys),
         refused=True,
     )
+
+
+def _advice(token_grids: Mapping[int, Factor], keys: Size) -> str:
+    """Why the grids that the caller named do not help, or that some would."""
+    if not token_grids:
+        return "give the resolution if they are packed image tokens"
+    if keys in token_grids:
+        return "an input of more tokens was taken for the packed image, or their way was lost"
+    known = ", ".join(str(tokens) for tokens in sorted(token_grids, reverse=True)[:4])
+    more = ", …" if len(token_grids) > 4 else ""
+    return f"none of the grids of res or token_grids ({known}{more} tokens) has as many"
 
 
 def dynamic_sides(
@@ -208,6 +225,17 @@ def dynamic_sides(
 ) -> list[Any]:
     """Symbolic sides of the grids of all sites that only lack numbers."""
     return [side for site in sites for side in classify(context, grids, site).dynamic]
+
+
+def attention_areas(
+    context: GraphContext, grids: GridMap, sites: Sequence[AttentionSite]
+) -> frozenset[int]:
+    """Tokens of every grid that self-attention runs over: the levels of this graph."""
+    return _areas([classify(context, grids, site) for site in sites])
+
+
+def _areas(found: Sequence[SiteGrid]) -> frozenset[int]:
+    return frozenset(g.rows * g.columns for g in found if g.kind in ("self", "joint") and g.rows)
 
 
 def smallest_factors(rows: int, columns: int, bound: int) -> Factor:
@@ -244,31 +272,31 @@ def make_plan(
     options: PlanOptions,
     *,
     native_kv_tokens: int | None = None,
+    levels: Levels | None = None,
 ) -> list[Decision]:
     """A decision for every site, in the order given.
 
+    Args:
+        levels: what is known of the model's levels where this graph is a part of it.
+
     Raises:
         ConfigError: a factor exceeds the side of the grid that it is for, or factors name more
-            levels than there are.
+            levels than there are; where `levels` is strict.
     """
+    levels = levels or Levels()
     found = [classify(context, grids, site) for site in sites]
-    areas = sorted({(g.rows * g.columns) for g in found if g.kind in ("self", "joint") and g.rows})
-    levels = {area: len(areas) - index for index, area in enumerate(areas)}
+    numbers = levels.numbers(_areas(found))
     # A graph that was rewritten before may hide a level whose pooled grid cannot be followed.
     again = any("todo_rule" in node.meta for node in context.graph.nodes)
-    if options.factors is not None and len(options.factors) > max(len(areas), 1) and not again:
-        raise ConfigError(
-            f"{len(options.factors)} factors were given, but self-attention has {len(areas)} "
-            f"level{'s' if len(areas) != 1 else ''} here.",
-            remedy="`todo-compile plan` lists them; give at most one factor a level.",
-        )
+    if not again:
+        check_count(options, levels, len(numbers))
     bound = options.kv_tokens or native_kv_tokens or DEFAULT_KV_TOKENS
     own = _own_factors(context, sites, found, options, again=again)
     seen: Counter[tuple[int, int]] = Counter()
     decisions: list[Decision] = []
     for site, grid in zip(sites, found, strict=True):
-        level = levels.get(grid.rows * grid.columns, 0)
-        decision = _decide(context, site, grid, level, options, bound, own.get(site.anchor))
+        level = numbers.get(grid.rows * grid.columns, 0)
+        decision = _decide(context, site, grid, level, options, bound, own.get(site.anchor), levels)
         if grid.obstacle is None:
             seen[grid.rows, grid.columns] += 1
         if decision.pooling is not None and options.sampling == "staggered":
@@ -330,6 +358,7 @@ def _decide(
     options: PlanOptions,
     bound: int,
     own: Factor | None,
+    levels: Levels,
 ) -> Decision:
     if grid.obstacle is not None:
         action: Action = "refused" if grid.refused else "dense"
@@ -342,13 +371,20 @@ def _decide(
         because = f"{tokens:,} tokens, bound {bound:,}"
     else:
         factor = options.factors[level - 1] if level <= len(options.factors) else (1, 1)
-        because = f"factor given for level {level}" if options.factors else "factors are off"
-        if level > len(options.factors) > 0:
-            because = f"no factor was given for level {level}"
+        because = f"factor given for level {level}{levels.scope}"
+        if level > len(options.factors):
+            because = f"no factor was given for level {level}{levels.scope}"
+        if not options.factors:
+            because = "factors are off"
     if factor[0] > grid.rows or factor[1] > grid.columns:
+        reason = (
+            f"factor {factor[1]}x{factor[0]} (width×height) for level {level}{levels.scope} "
+            f"exceeds its grid of {grid.columns}×{grid.rows} tokens"
+        )
+        if not levels.strict:
+            return Decision(site, grid, "refused", reason, level)
         raise ConfigError(
-            f"Factor {factor[1]}x{factor[0]} (width×height) for level {level} exceeds its grid of "
-            f"{grid.columns}×{grid.rows} tokens.",
+            f"{reason[0].upper()}{reason[1:]}.",
             remedy="Take a factor of at most the grid's side; `todo-compile plan` shows the grids.",
         )
     if factor == (1, 1):
@@ -365,5 +401,5 @@ def _decide(
         return Decision(site, grid, "refused", reason, level)
     shape = context.shape(site.key.node)
     assert shape is not None
-    keys = int(shape[site.key.tokens])
+    keys = int(shape[site.key.tokens])  # a number: see `_sized`
     return Decision(site, grid, "rewritten", because, level, pooling, keys, mass)

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from todo_compile.passes import ops
+from todo_compile.passes.attention import AttentionSite
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.mass import keep_mass
 from todo_compile.passes.plan import Decision
 from todo_compile.passes.pooling import Pooling, pool_tokens
-from todo_compile.passes.sites import AttentionSite
 
 RULE = "pool-at-site"
 

@@ -1,0 +1,99 @@
+"""Kernels that hold attention but cannot be edited: in the report, never silent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from graphs import DIALECTS, capture, image, only_site
+from torch import nn
+
+
+@torch.library.custom_op("todo_tests::my_attn_fwd", mutates_args=())
+def my_attn_fwd(q: torch.Tensor) -> torch.Tensor:
+    return q.softmax(-1)
+
+
+@my_attn_fwd.register_fake
+def _(q: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(q)
+
+
+@torch.library.custom_op("todo_tests::my_norm", mutates_args=())
+def my_norm(q: torch.Tensor) -> torch.Tensor:
+    return q.softmax(-1)
+
+
+@my_norm.register_fake
+def _(q: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(q)
+
+
+class Custom(nn.Module):
+    def __init__(self, op: str) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = nn.functional.avg_pool2d(x, 2).flatten(2).mT
+        return my_attn_fwd(tokens) if self.op == "attention" else my_norm(tokens)
+
+
+class FastPath(nn.Module):
+    """``nn.TransformerEncoderLayer`` in evaluation is one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.stem(x).flatten(2).mT)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_custom_operators(dialect: str) -> None:
+    captured = capture(Custom("attention"), (image(8, 8),), dialect)
+    before = captured.run()
+    site = only_site(captured.rewrite())
+    assert (site.action, site.kind) == ("refused", "unknown")
+    assert "todo_tests.my_attn_fwd is a fused kernel" in site.reason
+    assert all(torch.equal(a, b) for a, b in zip(captured.run(), before, strict=True))
+    assert capture(Custom("norm"), (image(8, 8),), dialect).rewrite().sites == ()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_transformer_encoder_layer(dialect: str) -> None:
+    """Its fast path is reported; where it is traced as what it does, so is its attention."""
+    captured = capture(FastPath(), (image(4, 6),), dialect)
+    before = captured.run()
+    site = only_site(captured.rewrite())
+    fused = captured.count("_transformer_encoder_layer_fwd")
+    if fused:
+        assert site.action == "refused"
+        assert "_transformer_encoder_layer_fwd is a fused kernel" in site.reason
+    assert all(torch.equal(a, b) for a, b in zip(captured.run(), before, strict=True))
+
+
+def test_the_fast_path_by_itself() -> None:
+    layer = FastPath().layer
+    attn = layer.self_attn
+
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch._transformer_encoder_layer_fwd(
+                x, 8, 2, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj.weight,
+                attn.out_proj.bias, False, False, 1e-5, layer.norm1.weight, layer.norm1.bias,
+                layer.norm2.weight, layer.norm2.bias, layer.linear1.weight, layer.linear1.bias,
+                layer.linear2.weight, layer.linear2.bias,
+            )  # fmt: skip
+
+    captured = capture(Fused(), (torch.randn(1, 24, 8),), "export")
+    site = only_site(captured.rewrite())
+    assert site.action == "refused"
+    assert "_transformer_encoder_layer_fwd is a fused kernel" in site.reason
