@@ -86,7 +86,7 @@ def test_the_fast_path_by_itself() -> None:
             self.layer = layer
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch._transformer_encoder_layer_fwd(
+            return torch.ops.aten._transformer_encoder_layer_fwd(
                 x, 8, 2, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj.weight,
                 attn.out_proj.bias, False, False, 1e-5, layer.norm1.weight, layer.norm1.bias,
                 layer.norm2.weight, layer.norm2.bias, layer.linear1.weight, layer.linear1.bias,
