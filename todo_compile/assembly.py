@@ -2,8 +2,9 @@
 
 Every component is built as `compiler.compile` builds one, in ``.parts`` inside the folder, where a
 build that was stopped finds what was finished. When all are there, ``bundle.json`` is removed, the
-files move to their places, and the new ``bundle.json`` is written last. So a bundle that was whole
-stays usable until its successor is, and a folder without ``bundle.json`` is never loaded.
+files are linked to their places, the new ``bundle.json`` is written, and the parts go last. So a
+bundle that was whole stays usable until its successor is, a folder without ``bundle.json`` is never
+loaded, and a build that is killed at any moment finds all its parts again.
 """
 
 from __future__ import annotations
@@ -198,14 +199,14 @@ class Assembly:
         )
 
     def _finish(self, bundle: Bundle, results: Mapping[str, CompileResult]) -> None:
-        """Move everything to its place. From the first line to the last there is no bundle."""
+        """Put everything in its place. From the first line to the last there is no bundle."""
         from todo_compile.export.bundle import BUNDLE_JSON, write_bundle
         from todo_compile.export.files import disk_errors, staged
         from todo_compile.export.manifest import manifest_path
 
         target = self.folder / BUNDLE_JSON
         stale = self._files()
-        moved: set[str] = set()
+        placed: set[str] = set()
         with disk_errors(target):
             target.unlink(missing_ok=True)
             for result in results.values():
@@ -213,10 +214,10 @@ class Assembly:
                 if result.path.parent != self.folder:
                     # The manifest last: a component that lacks its manifest is built again.
                     for name in (*names, manifest_path(result.path).name):
-                        if name in moved:
+                        if name in placed:
                             continue  # shared weights
-                        moved.add(name)
-                        os.replace(result.path.with_name(name), self.folder / name)
+                        placed.add(name)
+                        _place(result.path.with_name(name), self.folder / name)
                 stale -= {*names, manifest_path(result.path).name}
             for name in stale - set(self.extras):
                 (self.folder / name).unlink(missing_ok=True)
@@ -266,6 +267,17 @@ def only_one(folder: Path) -> Generator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _place(part: Path, goal: Path) -> None:
+    """Let `goal` be the file `part`, which stays among the parts where the file system has links."""
+    if goal.exists() and goal.samefile(part):
+        return  # by a build that was killed after this
+    goal.unlink(missing_ok=True)  # not in one step: nothing is loaded from here now
+    try:
+        os.link(part, goal)
+    except OSError:
+        os.replace(part, goal)
 
 
 def _fits(result: CompileResult, twin: CompileResult | None) -> bool:

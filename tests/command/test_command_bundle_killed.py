@@ -19,8 +19,10 @@ from bundle_helpers import (
     said,
 )
 
+from todo_compile import assembly
 from todo_compile.cli import main
 from todo_compile.errors import BundleError
+from todo_compile.export import onnx
 from todo_compile.export.bundle import read_bundle
 
 # A build that stops for a minute when it comes to a component, or to a line of the last phase.
@@ -29,7 +31,9 @@ import sys, time
 from pathlib import Path
 from todo_compile import assembly, compiler
 from todo_compile.cli import main
+from todo_compile.export import onnx
 where = sys.argv.pop(1)
+onnx.SHARED_OVER = 0  # tiny weights are shared, as big ones are
 def hang():
     print("ready", flush=True)
     time.sleep(120)
@@ -39,17 +43,16 @@ def rewritten(job):
         hang()
     return real(job)
 compiler._rewritten = rewritten
-if where.startswith("move"):
-    left = int(where.removeprefix("move"))
-    replace = assembly.os.replace
-    def slow(source, goal):
+if where.startswith("place"):
+    left = int(where.removeprefix("place"))
+    place = assembly._place
+    def slow(part, goal):
         global left
-        if ".parts" in str(source) and "tmp-" not in str(source):
-            if left == 0:
-                hang()
-            left -= 1
-        replace(source, goal)
-    assembly.os.replace = slow
+        if left == 0:
+            hang()
+        left -= 1
+        place(part, goal)
+    assembly._place = slow
 if where == "finish":
     from todo_compile.export import bundle
     bundle.write_bundle = lambda *_: hang()
@@ -76,8 +79,8 @@ def start_hanging(where: str, arguments: list[str]) -> subprocess.Popen[str]:
     ("where", "stands", "built_again"),
     [
         ("vae_decoder", True, ["vae_decoder"]),
-        ("move1", False, ["unet"]),
-        ("move2", False, []),
+        ("place1", False, []),  # a model without its manifest
+        ("place3", False, []),
         ("finish", False, []),
     ],
 )
@@ -106,6 +109,40 @@ def test_killed(
     assert started == built_again
     assert damage(bundle) == []
     assert not [p.name for p in bundle.rglob(".*") if p.name != ".building"]
+
+
+@pytest.mark.parametrize("where", ["place1", "place3"])
+def test_killed_with_a_twin(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Wherever the files of two models that share their weights were: nothing is built again."""
+    monkeypatch.setattr(onnx, "SHARED_OVER", 0)  # tiny weights are shared, as big ones are
+    only = arguments(pipeline, tmp_path / "b", "--component", "unet", "--dense-after", "0.7", "-q")
+    process = start_hanging(where, only)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with pytest.raises(BundleError, match="not a finished bundle"):
+        read_bundle(tmp_path / "b")
+    started = refuse_build(monkeypatch)
+    assert main(only) == 0
+    assert started == []
+    assert damage(tmp_path / "b") == []
+    assert sorted(p.name for p in (tmp_path / "b").glob("unet*.*")) == [
+        "unet.dense.onnx", "unet.dense.onnx.json", "unet.onnx", "unet.onnx.data", "unet.onnx.json",
+    ]  # fmt: skip
+
+
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, goal = tmp_path / "part", tmp_path / "goal"
+    part.write_text("new")
+    goal.write_text("old")
+
+    def refuse(*_: Any) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(assembly.os, "link", refuse)
+    assembly._place(part, goal)
+    assert goal.read_text() == "new"
 
 
 def test_two_processes(pipeline: Path, bundle: Path, capsys: Any) -> None:
