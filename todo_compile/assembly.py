@@ -270,7 +270,7 @@ def only_one(folder: Path) -> Generator[None]:
 
 
 def _place(part: Path, goal: Path) -> None:
-    """Let `goal` be the file `part`, which stays among the parts where the file system has links."""
+    """Let `goal` be the file `part`, which also stays where it is if the file system has links."""
     if goal.exists() and goal.samefile(part):
         return  # by a build that was killed after this
     goal.unlink(missing_ok=True)  # not in one step: nothing is loaded from here now

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import DIALECTS, capture, image, only_site
+from graphs import DIALECTS, ImageAttention, capture, image, only_site
 from torch import nn
+
+import todo_compile
 
 
 @torch.library.custom_op("todo_tests::my_attn_fwd", mutates_args=())
@@ -97,3 +99,28 @@ def test_the_fast_path_by_itself() -> None:
     site = only_site(captured.rewrite())
     assert site.action == "refused"
     assert "_transformer_encoder_layer_fwd is a fused kernel" in site.reason
+
+
+class Autocast(nn.Module):
+    """Attention under autocast, which `torch.export` puts into a graph of its own."""
+
+    def __init__(self, grad: bool) -> None:
+        super().__init__()
+        self.inner = ImageAttention()
+        self.grad = grad
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        context = torch.enable_grad() if self.grad else torch.autocast("cpu", torch.bfloat16)
+        with context:
+            y = self.inner(x * 1)
+        return y + 1
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_attention_in_a_graph_of_its_own_is_told(grad: bool) -> None:
+    with torch.no_grad():
+        module, report = todo_compile.rewrite(Autocast(grad), (image(8, 8),))
+    assert report.counts == {"rewritten": 0, "dense": 0, "refused": 1}
+    assert "1 attention site lies in a graph of its own" in report.sites[0].reason
+    assert "todo_inductor" in report.sites[0].reason
+    del module

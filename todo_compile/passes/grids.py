@@ -46,11 +46,13 @@ class Call:
     """A graph that a node calls, with the axes of what goes in.
 
     Args:
+        node: that calls it.
         body: the graph.
         seeds: its inputs → their axes, from outside; None where it is not known what goes in.
         grids: its axes.
     """
 
+    node: Node
     body: GraphModule
     seeds: dict[Node, Axes] | None
     grids: GridMap
@@ -121,7 +123,7 @@ class GridMap:
                 seeds = {i: a for i, o in inputs.items() if (a := self.axes.get(o)) is not None}
             context = GraphContext(body, token_grids=self.context.token_grids)
             inner = GridMap(context, seeds=seeds, unifier=self.unifier)
-            self.calls.append(Call(body, seeds, inner))
+            self.calls.append(Call(node, body, seeds, inner))
             if seeds is not None and returns_its_bodys(node):
                 outputs = returned(body, inner.axes)
         return outputs

@@ -120,6 +120,8 @@ def rewrite_graph(
             run.sites, run.misses = find_sites(context)
             grids = GridMap(context, seeds=seeds)
         done(len(grids.axes), {})
+    if levels is None:
+        run.misses += _inside_calls(grids)
     with run.timed("plan") as done:
         run.decisions = make_plan(
             context,
@@ -161,6 +163,25 @@ def _dynamic_sides(grids: GridMap, sites: list[AttentionSite]) -> list[Any]:
     for call in grids.calls:
         sides += _dynamic_sides(call.grids, find_sites(call.grids.context)[0])
     return sides
+
+
+def _inside_calls(grids: GridMap) -> list[NearMiss]:
+    """Attention in graphs that this one calls, which nobody rewrites unless `levels` are given."""
+    return [
+        NearMiss(
+            call.node,
+            f"{count} attention {'site lies' if count == 1 else 'sites lie'} in a graph of its own "
+            "(autocast, grad mode or a checkpoint inside the module): "
+            'torch.compile(backend="todo_inductor") rewrites them there',
+        )
+        for call in grids.calls
+        if (count := _count_attention(call.grids))
+    ]
+
+
+def _count_attention(grids: GridMap) -> int:
+    inner = sum(_count_attention(call.grids) for call in grids.calls)
+    return len(find_sites(grids.context)[0]) + inner
 
 
 def _areas(grids: GridMap, sites: list[AttentionSite]) -> frozenset[int]:
