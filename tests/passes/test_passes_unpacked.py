@@ -10,6 +10,7 @@ import torch
 from graphs import DIALECTS, ImageAttention, assert_close, capture, only_site
 from torch import nn
 
+import todo_compile
 from todo_compile.config import PlanOptions
 
 ROWS, COLUMNS = 6, 4
@@ -49,3 +50,19 @@ def test_unpacked_and_packed_again_without_a_convolution(dialect: str) -> None:
     site = only_site(captured.rewrite(PlanOptions(factors=((2, 2),))))
     assert (site.action, site.grid) == ("refused", None)
     assert "cannot be proved" in site.reason
+
+
+def test_a_convolution_over_one_sequence_without_a_batch() -> None:
+    """`conv1d` takes (C, N) too: nothing is known of its axes, and nothing fails."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Conv1d(8, 8, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q = self.mix(x[0]).mT[None, None]
+            return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+    _, report = todo_compile.rewrite(Net().eval(), (torch.randn(1, 8, 36),))
+    assert [site.action for site in report.sites] == ["refused"]

@@ -59,7 +59,7 @@ def through_conv1d(state: GridState, node: Node, shape: Shape) -> Axes | None:
     """conv1d: on (B, C, N) with as many positions after it, tokens stay where they are."""
     source, axes = source_of(node), state.source(node)
     before = state.context.shape(source) if source is not None else None
-    if axes is None or before is None:
+    if axes is None or before is None or len(shape) != 3:  # it also takes (C, N)
         return None
     tokens = axes[2] if same(shape[2], before[2]) else fresh_dim(shape[2])
     return axes[0], fresh_dim(shape[1]), tokens
