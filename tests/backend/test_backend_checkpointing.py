@@ -26,6 +26,7 @@ def gradients(run: Any, model: nn.Module, *arguments: torch.Tensor) -> list[torc
     return [p.grad for p in model.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factors", "truth"), [("2", {64: (2, 2)}), ("4,2", {64: (4, 4), 16: (2, 2)})]
 )

@@ -72,6 +72,7 @@ def test_graph_break_with_the_resolution() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_graph_break_without_it_warns() -> None:
     """Dynamo gives up the loop over blocks and compiles each: level 2 is then taken for level 1."""
     model = two_levels()

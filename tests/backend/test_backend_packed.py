@@ -97,6 +97,7 @@ def test_second_text_length_after_the_image(dynamic: bool | None) -> None:
     assert {(s.kind, s.grid, s.factor) for s in self_attention()} == {("joint", GRID, HALF)}
 
 
+@pytest.mark.slow
 def test_packed_tokens_keep_their_grid_when_sizes_change() -> None:
     """Text that has the tokens of a grid (4×4) itself, another batch, and from the start."""
     model = flux()

@@ -92,6 +92,7 @@ def test_a_smaller_size_stands_in_for_the_range(
     assert "verifying the same weights" in said(capsys)
 
 
+@pytest.mark.slow
 def test_a_bundle_of_a_range(pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     more = ["--precision", "fp32", "--format", "onnx", "--batch", "1..4", "-q"]

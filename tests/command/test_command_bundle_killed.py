@@ -80,8 +80,8 @@ def start_hanging(where: str, arguments: list[str]) -> subprocess.Popen[str]:
     [
         ("vae_decoder", True, ["vae_decoder"]),
         ("place1", False, []),  # a model without its manifest
-        ("place3", False, []),
-        ("finish", False, []),
+        pytest.param("place3", False, [], marks=pytest.mark.slow),
+        pytest.param("finish", False, [], marks=pytest.mark.slow),
     ],
 )
 def test_killed(
@@ -111,6 +111,7 @@ def test_killed(
     assert not [p.name for p in bundle.rglob(".*") if p.name != ".building"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["place1", "place3"])
 def test_killed_with_a_twin(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

@@ -47,6 +47,7 @@ def test_twins_share_small_weights(
     assert damage(out) == []
 
 
+@pytest.mark.slow
 def test_only_shared_weights_lie_apart(pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
     assert main(arguments(pipeline, out, "-q", "-r", "48x32")) == 0

@@ -35,6 +35,7 @@ def test_a_decoder_gets_no_sites_of_the_unet(model: Path) -> None:
     assert options.sites == ()
 
 
+@pytest.mark.slow
 def test_verification_at_another_size_rewrites_the_same_sites(model: Path) -> None:
     for options in (one_site(model), PlanOptions(), PlanOptions(factors=())):
         full = todo_compile.plan(str(model), res=256, options=options)

@@ -87,7 +87,14 @@ def tensor_calls(program: ExportedProgram) -> Counter[str]:
 
 @pytest.mark.parametrize(
     ("make", "rewritten"),
-    [(unet, 3), (sdxl, 4), (labelled, 3), (pixart, 1), (dit, 1), (decoder, 0)],
+    [
+        (unet, 3),
+        pytest.param(sdxl, 4, marks=pytest.mark.slow),
+        pytest.param(labelled, 3, marks=pytest.mark.slow),
+        pytest.param(pixart, 1, marks=pytest.mark.slow),
+        (dit, 1),
+        (decoder, 0),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_one_graph_for_every_batch(

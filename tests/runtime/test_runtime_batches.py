@@ -78,6 +78,7 @@ def test_every_batch_equals_the_oracle(ranged: Path) -> None:
     torch.testing.assert_close(twin(sample, 7, text).sample, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_odd_grids_equal_the_oracle(model: Path, tmp_path: Path) -> None:
     """15×13 cells: the factors divide neither side, the second level is 8×7."""
     out = tmp_path / "odd.onnx"
