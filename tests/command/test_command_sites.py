@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import todo_compile
 from todo_compile import bundles
 from todo_compile.config import PlanOptions
