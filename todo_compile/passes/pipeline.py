@@ -22,6 +22,7 @@ from todo_compile.passes import cost
 from todo_compile.passes.attention import AttentionSite, NearMiss
 from todo_compile.passes.axes import Axes
 from todo_compile.passes.casts import promote_concatenations
+from todo_compile.passes.classify import attention_areas, dynamic_sides
 from todo_compile.passes.dump import Dumper
 from todo_compile.passes.graph import BUG, GraphContext
 from todo_compile.passes.grids import GridMap
@@ -29,7 +30,7 @@ from todo_compile.passes.hoist import hoist_pools
 from todo_compile.passes.levels import LevelsOf
 from todo_compile.passes.lower import lower_pools
 from todo_compile.passes.packed import dynamic_packed
-from todo_compile.passes.plan import Decision, attention_areas, dynamic_sides, make_plan
+from todo_compile.passes.plan import Decision, make_plan
 from todo_compile.passes.pool import insert_pools
 from todo_compile.passes.report import PassReport, Report, SiteReport, Totals
 from todo_compile.passes.sites import find_sites

@@ -140,8 +140,9 @@ class Report:
         """One line for people."""
         counts, totals = self.counts, self.totals
         saved = 1 - totals.flops_after / totals.flops if totals.flops else 0.0
+        sites = "site" if counts["rewritten"] == 1 else "sites"
         return (
-            f"{counts['rewritten']} attention sites rewritten, {counts['dense']} left dense, "
+            f"{counts['rewritten']} attention {sites} rewritten, {counts['dense']} left dense, "
             f"{counts['refused']} refused; {saved:.0%} fewer FLOPs"
             + (" (figures are of one item: the batch is dynamic)" if self.per_item else "")
         )
