@@ -94,18 +94,19 @@ def size_hint(size: torch.SymInt) -> int | None:
 
 def compile_number() -> int | None:
     """Which graph of one function Dynamo is compiling, from 1; None outside of it."""
-    from torch._guards import CompileContext
-
-    current = CompileContext.current_compile_id()
-    number = getattr(current, "frame_compile_id", None)
-    return None if number is None else int(number) + 1
+    number = _of_compile("frame_compile_id")
+    return None if number is None else number + 1
 
 
 def compile_frame() -> int | None:
     """Which function Dynamo is compiling (or rest of one, after a graph break); None outside."""
+    return _of_compile("frame_id")
+
+
+def _of_compile(name: str) -> int | None:
     from torch._guards import CompileContext
 
-    number = getattr(CompileContext.current_compile_id(), "frame_id", None)
+    number = getattr(CompileContext.current_compile_id(), name, None)
     return None if number is None else int(number)
 
 

@@ -147,7 +147,7 @@ def build(
     """
     from todo_compile.export import manifest as manifests
     from todo_compile.export.files import staged
-    from todo_compile.export.onnx import data_name, export_onnx
+    from todo_compile.export.onnx import EXTERNAL_OVER, SHARED_OVER, data_name, export_onnx
     from todo_compile.export.tensors import tensors
 
     engine = job.library is not None
@@ -161,7 +161,7 @@ def build(
             input_names=example.input_names,
             output_names=example.output_names,
             progress=job.progress,
-            shared=shared,
+            external_over=SHARED_OVER if shared else EXTERNAL_OVER,
         )
         verification = None
         if job.verify:

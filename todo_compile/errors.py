@@ -71,3 +71,15 @@ class StoppedError(TodoError):
     """Several builds were interrupted, of which some may be finished."""
 
     exit_code = 130
+
+
+def first_line(error: object, *, limit: int | None = None) -> str:
+    """What an error of another library says, in one line.
+
+    Args:
+        error: the exception, or words of its kind; one that says nothing is named by its class.
+        limit: most characters; longer lines end in "…".
+    """
+    lines = str(error).strip().splitlines()
+    line = lines[0] if lines else type(error).__name__
+    return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.errors import ConfigError, InputError
+from todo_compile.errors import ConfigError, InputError, first_line
 from todo_compile.export.files import check_target, staged
 from todo_compile.metrics import Fidelity, fidelity
 
@@ -165,9 +165,8 @@ def _refused(
 ) -> InputError:
     name, scheduler = type(pipeline).__name__, getattr(pipeline, "scheduler", None)
     size = "its own size" if resolution is None else str(resolution)
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
-        f"{name} cannot draw this: {said}",
+        f"{name} cannot draw this: {first_line(error)}",
         remedy=f"It was called with a prompt alone, {steps} steps of {type(scheduler).__name__}, "
         f"guidance {guidance:g} and {size}. Change these, or call pipelines that need more (a "
         "picture, a mask) from Python: todo_compile.load_pipeline.",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.batches import BatchRange, largest
-from todo_compile.errors import ConfigError, ExportError
+from todo_compile.errors import ConfigError, ExportError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,9 +78,8 @@ def run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         feeds = {name: value.numpy() for name, value in inputs.items()}
         outputs: Sequence[Any] = session.run(None, feeds)
     except Exception as error:  # onnxruntime's errors have no common base but Exception
-        first = str(error).strip().splitlines()[0]
         raise ExportError(
-            f"onnxruntime cannot run {path.name}: {first}",
+            f"onnxruntime cannot run {path.name}: {first_line(error)}",
             remedy="bf16 has few CPU kernels: verify with --precision fp32. Else report it.",
         ) from error
     return [torch.from_numpy(o) for o in outputs]

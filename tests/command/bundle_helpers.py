@@ -39,10 +39,6 @@ def damage(folder: Path) -> list[str]:
     return check_bundle(read_bundle(folder), folder)
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().err.split())
-
-
 def refuse_build(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
     """Let builds of `names` fail; returns the list of all that were started."""
     started: list[str] = []

@@ -6,15 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import said
 
 from todo_compile.cli import main
 from todo_compile.export import manifest as manifests
 from todo_compile.export.bundle import read_bundle
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """Standard error in one line: the console wraps."""
-    return " ".join(capsys.readouterr().err.split())
 
 
 def arguments(model: Path, out: Path | str, *more: str) -> list[str]:

@@ -13,8 +13,8 @@ from bundle_helpers import (
     arguments,
     damage,
     run,
-    said,
 )
+from helpers import said
 
 import todo_compile
 from todo_compile import assembly

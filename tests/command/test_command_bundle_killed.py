@@ -16,8 +16,8 @@ from bundle_helpers import (
     content,
     damage,
     refuse_build,
-    said,
 )
+from helpers import said
 
 from todo_compile import assembly
 from todo_compile.cli import main

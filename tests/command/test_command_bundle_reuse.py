@@ -12,8 +12,8 @@ from bundle_helpers import (
     content,
     damage,
     refuse_build,
-    said,
 )
+from helpers import said
 
 from todo_compile.cli import main
 from todo_compile.errors import BundleError

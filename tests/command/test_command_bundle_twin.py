@@ -12,8 +12,8 @@ from bundle_helpers import (
     damage,
     refuse_build,
     run,
-    said,
 )
+from helpers import said, weights_outside
 
 from todo_compile.cli import main
 from todo_compile.export.bundle import read_bundle
@@ -21,10 +21,7 @@ from todo_compile.export.bundle import read_bundle
 
 @pytest.fixture
 def all_external(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny weights go to a file of their own, as big ones do."""
-    from todo_compile.export import onnx
-
-    monkeypatch.setitem(onnx.export_onnx.__kwdefaults__, "external_over", 0)
+    weights_outside(monkeypatch)
 
 
 @pytest.mark.usefixtures("all_external")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compile_helpers import manifest_of, said
+from compile_helpers import manifest_of
+from helpers import said
 
 import todo_compile
 from todo_compile.cli import main

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from compile_helpers import fp32, said
+from compile_helpers import fp32
+from helpers import said
 
 from todo_compile import compiler
 from todo_compile.cli import main

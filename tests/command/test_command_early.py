@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import said
 from safetensors.torch import save_file
 
 from todo_compile import api, compiler
@@ -21,10 +22,6 @@ def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_rewritten", built)
     monkeypatch.setattr(api, "rewrite_graph", built, raising=False)
     monkeypatch.setattr("todo_compile.capture.capture", built)
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

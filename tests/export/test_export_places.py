@@ -71,5 +71,7 @@ def test_two_builds_publish_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_system_without_locks(tmp_path: Path) -> None:
+    entered = False
     with alone(tmp_path / "none" / "x"):  # cannot be opened
-        pass
+        entered = True
+    assert entered

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import tiny_pipelines as tiny
 import torch
+from helpers import weights_outside
 from oracle import OracleProcessor
 from tiny_bundles import compiled, with_oracle
 
@@ -22,7 +23,6 @@ from todo_compile.batches import BatchRange
 from todo_compile.config import PlanOptions
 from todo_compile.errors import BundleError, ConfigError, InputError
 from todo_compile.export import manifest as manifests
-from todo_compile.export import onnx as onnx_export
 from todo_compile.export.tensors import Tensor, tensors
 from todo_compile.runtime.component import PaddedBatchWarning
 from todo_compile.runtime.files import Origin
@@ -37,7 +37,7 @@ def ranged(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle for batches 1 to 4 with a dense twin, weights in files of their own."""
     folder = tmp_path_factory.mktemp("ranged") / "sd"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(onnx_export.export_onnx.__kwdefaults__, "external_over", 0)
+        weights_outside(patch)
         todo_compile.compile_bundle(
             str(model),
             res=tiny.PIXELS,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_pipelines as tiny
+from helpers import said
 from PIL import Image
 from tiny_bundles import make_bundle, with_oracle
 
@@ -21,10 +22,6 @@ from todo_compile.metrics import hpf, mse
 
 def call(*arguments: object) -> int:
     return main(["generate", *map(str, arguments)])
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().err.split())
 
 
 def test_a_picture(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import tiny_pipelines as tiny
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
     StableDiffusionImg2ImgPipeline,
 )
+from helpers import said
 
 import todo_compile
 from todo_compile.cli import main
@@ -21,10 +22,6 @@ from todo_compile.runtime.schedulers import SCHEDULERS, check_steps, make_schedu
 
 def draw(*arguments: object, out: Path) -> int:
     return main(["generate", "-p", "a cat", "-o", str(out), "-q", *map(str, arguments)])
-
-
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_pipelines as tiny
 import torch
+from helpers import weights_outside
 from oracle import OracleProcessor
 from PIL import Image
 
@@ -40,11 +41,9 @@ def build(model: Path, folder: Path, res: Any, **options: Any) -> Any:
 @pytest.fixture(scope="module")
 def sized(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sizes, with dense twins, weights in files of their own. Not to change."""
-    from todo_compile.export import onnx
-
     folder = tmp_path_factory.mktemp("sized") / "b"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(onnx.export_onnx.__kwdefaults__, "external_over", 0)
+        weights_outside(patch)
         build(model, folder, list(SIZES), dense_after=0.5)
     return folder
 
@@ -191,9 +190,7 @@ def test_generate_takes_its_size(sized: Path, tmp_path: Path, capsys: Any) -> No
 def test_sizes_come_and_go(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from todo_compile.export import onnx
-
-    monkeypatch.setitem(onnx.export_onnx.__kwdefaults__, "external_over", 0)
+    weights_outside(monkeypatch)
     started: list[str] = []
     rewritten = compiler._rewritten
 

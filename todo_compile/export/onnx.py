@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from todo_compile.errors import ExportError
+from todo_compile.errors import ExportError, first_line
 from todo_compile.export._external import weight_bytes, write_external
 from todo_compile.export.files import disk_errors, format_bytes
 
@@ -66,7 +66,6 @@ def export_onnx(
     output_names: Sequence[str],
     progress: Progress,
     external_over: int = EXTERNAL_OVER,
-    shared: bool = False,
 ) -> OnnxInfo:
     """Translate `program` to ONNX and write it to `path`, big weights to ``NAME.onnx.data``.
 
@@ -82,7 +81,6 @@ def export_onnx(
         output_names: names of its outputs, in order.
         progress: gets the steps "onnx" and "onnx weights".
         external_over: weights of more bytes than this go to their own file.
-        shared: other models will share the weights, so `SHARED_OVER` is the most that stays.
 
     Raises:
         ExportError: the ONNX packages are absent or an operator has no translation.
@@ -104,7 +102,7 @@ def export_onnx(
     size = weight_bytes(model)
     with progress.step("onnx weights") as step, disk_errors(path, needs=size):
         names = [path.name]
-        apart = size > (min(external_over, SHARED_OVER) if shared else external_over)
+        apart = size > external_over
         if apart:
             names.insert(0, data_name(path))
             write_external(
@@ -183,7 +181,7 @@ def _root_cause(error: BaseException) -> str:
     """The innermost message: the outer ones are general advice over many lines."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first_line(error)
 
 
 def _simplify(model: ir.Model) -> None:

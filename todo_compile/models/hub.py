@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from todo_compile.errors import ModelError
+from todo_compile.errors import ModelError, first_line
 
 _TIMEOUT_S = 10.0
 
@@ -70,7 +70,7 @@ def unreachable(hub_id: str, cause: object) -> ModelError:
     """The error for a repository that is not cached and cannot be had from the hub."""
     return ModelError(
         f"{hub_id} is not in the local hub cache and cannot be fetched from the hub "
-        f"({_first_line(cause)}).",
+        f"({first_line(cause, limit=160)}).",
         remedy="Do one of these: give a local diffusers folder (--model DIR or --weights DIR); "
         f"fill the cache on a machine with a network (huggingface-cli download {hub_id}, then "
         "copy it here and set HF_HOME); or build with --weights random.",
@@ -83,9 +83,3 @@ def _refuse_offline(hub_id: str) -> None:
     offline: Any = constants.HF_HUB_OFFLINE
     if offline:
         raise unreachable(hub_id, "HF_HUB_OFFLINE is set")
-
-
-def _first_line(cause: object) -> str:
-    text = str(cause).strip()
-    line = text.splitlines()[0] if text else type(cause).__name__
-    return line if len(line) <= 160 else line[:157] + "…"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.batches import NAME
-from todo_compile.errors import BundleError, EngineError
+from todo_compile.errors import BundleError, EngineError, first_line
 from todo_compile.runtime.external import check_external
 from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
 
@@ -109,7 +109,7 @@ class OnnxSession:
                 tensor.record_stream(self._stream)
         except Exception as error:  # onnxruntime's errors have no common base but Exception
             raise EngineError(
-                f"onnxruntime failed on {self._output.path.name}: {_first_line(error)}",
+                f"onnxruntime failed on {self._output.path.name}: {first_line(error)}",
                 remedy="If memory ran out: a smaller batch or resolution, or another provider.",
             ) from error
 
@@ -182,7 +182,7 @@ def _create(
     except Exception as error:  # onnxruntime's errors have no common base but Exception
         precision = output.manifest.model.get("precision")
         raise EngineError(
-            f"onnxruntime cannot run {output.path.name}: {_first_line(error)}",
+            f"onnxruntime cannot run {output.path.name}: {first_line(error)}",
             remedy="onnxruntime's CPU provider has few bf16 kernels: build with --precision fp32 "
             "or fp16."
             if precision == "bf16" and device.type == "cpu"
@@ -220,8 +220,3 @@ def _check_signature(session: Any, output: Output) -> None:
 def _plain_shape(shape: list[Any]) -> list[Any]:
     """A shape as manifests have it: -1 for the batch, if it is symbolic."""
     return [-1 if size == NAME else size for size in shape]
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

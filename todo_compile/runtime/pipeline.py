@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.errors import BundleError, ConfigError, ModelError
+from todo_compile.errors import BundleError, ConfigError, ModelError, first_line
 from todo_compile.export.bundle import inside
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
 from todo_compile.runtime.loading import wrap, wrap_pair
-from todo_compile.runtime.schedulers import first_line, make_scheduler
+from todo_compile.runtime.schedulers import make_scheduler
 
 if TYPE_CHECKING:
     from todo_compile.runtime.component import Batching

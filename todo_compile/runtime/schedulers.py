@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from todo_compile.errors import BundleError, ConfigError, ModelError
+from todo_compile.errors import BundleError, ConfigError, ModelError, first_line
 from todo_compile.export.manifest import read_small
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -119,12 +119,6 @@ def check_steps(scheduler: Any, steps: int) -> None:
         ) from error
     if not descends:
         raise ConfigError(f"{name} goes from the picture to the noise.", remedy=remedy)
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _config(folder: Path | None) -> dict[str, Any]:
