@@ -68,12 +68,9 @@ def evaluate(
             hpf = paired(row["values"]["hpf"], row["values"]["hpf_dense"], prompts)
             row["hpf_ratio"] = hpf["ratio"]
             row["hpf_interval"] = (hpf["low"], hpf["high"])
-            row["prompts"] = prompts
             rows.append(row)
             say(f"measured {side} px {setting.name}")
-    _compare(rows)
-    for row in rows:
-        del row["prompts"]  # the same for all: the file names them once
+        _compare([row for row in rows if row["side"] == side], prompts)
     return rows
 
 
@@ -91,19 +88,17 @@ def _other_seed(pairs: Sequence[Pair], dense: Drawn) -> list[Any] | None:
     return chosen
 
 
-def _compare(rows: list[dict[str, Any]]) -> None:
-    """Each rewrite against plain nearest with the same factors."""
+def _compare(rows: Sequence[dict[str, Any]], prompts: Sequence[str]) -> None:
+    """Each rewrite of one size against plain nearest with the same factors."""
     base = {
-        (r["side"], r["factors"], r["dense_last"]): r
+        (r["factors"], r["dense_last"]): r
         for r in rows
         if r["kind"] == "todo" and r["sampling"] == "nearest"
     }
     for row in rows:
-        other = base.get((row["side"], row["factors"], row["dense_last"]))
+        other = base.get((row["factors"], row["dense_last"]))
         if row["kind"] == "todo" and other is not None and other is not row:
-            row["against_nearest"] = paired(
-                row["values"]["mse"], other["values"]["mse"], row["prompts"]
-            )
+            row["against_nearest"] = paired(row["values"]["mse"], other["values"]["mse"], prompts)
 
 
 def real_pictures(folder: Path, side: int, limit: int = 512) -> list[Array]:

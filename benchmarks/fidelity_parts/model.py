@@ -90,12 +90,21 @@ class Model:
         self.identity = _identity(folder)
 
     def prompts(self, file: Path | None) -> list[str]:
-        """One a line of `file`, of ``prompts.txt`` beside the model, or a few general ones."""
+        """One a line of `file`, of ``prompts.txt`` beside the model, or a few general ones.
+
+        Raises:
+            SystemExit: there is no such `file`, or it names none.
+        """
         own = file or self.folder / "prompts.txt"
         if not own.is_file():
+            if file is not None:
+                raise SystemExit(f"{file} is no file of prompts.")
             return list(_PROMPTS)
         lines = [line.strip() for line in own.read_text(encoding="utf-8").splitlines()]
-        return [line for line in lines if line and not line.startswith("#")]
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise SystemExit(f"{own} names no prompt: write one a line.")
+        return found
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """(2B, T, D): the empty prompt B times, then the prompts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import warnings
@@ -164,6 +165,16 @@ def test_warns_once_when_nothing_is_rewritten() -> None:
         warnings.simplefilter("error", UserWarning)
         compiled(kv_tokens=64, inner="eager")(x)
     assert len(todo_compile.reports()) == 2
+
+
+def test_a_line_with_counts_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with torch.no_grad(), caplog.at_level(logging.INFO, "todo_compile"):
+        compiled(factors=2, inner="eager")(image(4, 4))
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "todo_compile"]
+    (report,) = todo_compile.reports()
+    assert line.startswith(report.summary())
+    assert "1 attention site rewritten, 0 left dense" in line
+    assert line.endswith(" ms)")
 
 
 @pytest.mark.parametrize(

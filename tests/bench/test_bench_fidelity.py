@@ -128,6 +128,19 @@ def test_pairs() -> None:
     assert [p.prompt for p in make_pairs(["a", "b", "c"], 2)] == ["a", "a"]
 
 
+def test_prompts_come_from_the_file_that_was_named(tmp_path: Path) -> None:
+    model = Tiny()
+    model.folder = tmp_path
+    assert "an astronaut riding a horse" in model.prompts(None)
+    (tmp_path / "prompts.txt").write_text("# a comment\n\na cat\n  a dog \n")
+    assert model.prompts(None) == ["a cat", "a dog"]
+    with pytest.raises(SystemExit, match="no file of prompts"):
+        model.prompts(tmp_path / "promts.txt")
+    (tmp_path / "prompts.txt").write_text("# nothing else\n")
+    with pytest.raises(SystemExit, match="names no prompt"):
+        model.prompts(None)
+
+
 def test_names_of_settings_are_unique() -> None:
     for run in (*RUNS.values(), QUICK):
         names = [s.name for s in run.settings]
