@@ -117,6 +117,24 @@ def recompile_limit() -> int:
     return int(config.recompile_limit)
 
 
+def marked_dynamic() -> frozenset[Any]:
+    """Symbols of the sizes that the user forbids to specialise (`torch._dynamo.mark_dynamic`).
+
+    Of the graph that Dynamo is compiling; a guard on one of them is an error at the very end.
+    """
+    from torch._guards import TracingContext
+
+    mode = getattr(TracingContext.try_get(), "fake_mode", None)
+    found: set[Any] = set()
+    for tracked in getattr(getattr(mode, "shape_env", None), "tracked_fakes", None) or ():
+        constraints = getattr(tracked.symbolic_context, "constraint_sizes", None) or ()
+        sizes: Any = getattr(tracked.fake, "shape", ())
+        for size, constraint in zip(sizes, constraints, strict=False):
+            if constraint is not None and not constraint.warn_only and is_symbolic(size):
+                found |= size_expression(size).free_symbols
+    return frozenset(found)
+
+
 def onnx_decomposed(
     program: torch.export.ExportedProgram, opset: int
 ) -> torch.export.ExportedProgram:
@@ -130,6 +148,11 @@ def onnx_decomposed(
     return _fx_passes.decompose_with_registry(program, registry)
 
 
-def forget_compiled(module: torch.nn.Module) -> None:
-    """Undo ``module.compile()``."""
-    module._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
+def compiled_call(module: torch.nn.Module) -> Callable[..., Any] | None:
+    """What ``module.compile()`` made a call of `module` run, if it was compiled."""
+    return module._compiled_call_impl  # pyright: ignore[reportPrivateUsage]
+
+
+def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
+    """Put back what `compiled_call` gave; None undoes ``module.compile()``."""
+    module._compiled_call_impl = call  # pyright: ignore[reportPrivateUsage]

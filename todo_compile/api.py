@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.batches import Batch, BatchLike, BatchRange, largest, parse_batch
-from todo_compile.config import PlanOptions
+from todo_compile.config import PlanOptions, check_token_grids
 from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ def dtype_of(precision: str) -> torch.dtype:
         ConfigError: anything else.
     """
     import torch
-
-    from todo_compile.errors import ConfigError
 
     names = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     if precision not in names:
@@ -68,8 +66,6 @@ def check_options(source: Source, options: PlanOptions | None) -> PlanOptions:
     Raises:
         ConfigError: downsampling was asked of a text encoder.
     """
-    from todo_compile.errors import ConfigError
-
     if not source.component.startswith("text_encoder"):
         return options or PlanOptions()
     dense = PlanOptions(factors=())
@@ -147,10 +143,12 @@ def rewrite(
     """A copy of `module` with downsampled keys and values, for the shapes of the example inputs.
 
     The result is an ordinary module: it shares the weights, runs without compilation, and can be
-    trained, compiled or exported further. The original is untouched.
+    trained, compiled or exported further. The original is untouched. Attention that it enters
+    ``torch.autocast`` or a grad mode for is a graph of its own and stays dense, as the report says.
 
     Args:
-        module: any module with attention, in eval mode.
+        module: any module with attention. Where it has dropout or batch normalisation, the result
+            stays in its mode: the other raises a CaptureError.
         args, kwargs: example inputs.
         options: how factors are chosen.
         native_kv_tokens: the default bound on key/value tokens; 4096 if None.
@@ -166,15 +164,18 @@ def rewrite(
         ConfigError: options that this module cannot follow.
     """
     from todo_compile.capture import capture
+    from todo_compile.modes import allow_modes, depends_on_mode
     from todo_compile.passes.pipeline import rewrite_graph
 
     program = capture(module, args, kwargs)
+    dependent = depends_on_mode(program.graph)
     report = rewrite_graph(
         program.graph_module,
         options,
         native_kv_tokens=native_kv_tokens,
-        token_grids=token_grids,
+        token_grids=check_token_grids(token_grids),
         dump=Path(dump) if dump is not None else None,
     )
     program.validate()
-    return program.module(), report
+    rewritten = allow_modes(program.module(), training=module.training, dependent=dependent)
+    return rewritten, report

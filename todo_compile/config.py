@@ -75,6 +75,27 @@ def _is_pair(factor: object) -> bool:
     )
 
 
+def check_token_grids(given: object) -> dict[int, Factor]:
+    """A number of tokens → the (rows, columns) that they come from; None is an empty mapping.
+
+    Raises:
+        ConfigError: no mapping, or a grid that has another number of cells than tokens.
+    """
+    if given is None:
+        return {}
+    remedy = "Give tokens → (rows, columns), e.g. {4096: (64, 64)}."
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"token_grids must be a mapping, not {given!r}.", remedy=remedy)
+    checked: dict[int, Factor] = {}
+    for tokens, grid in cast("Mapping[Any, Any]", given).items():
+        if not _is_pair(grid) or grid[0] * grid[1] != tokens:
+            raise ConfigError(
+                f"token_grids says that {tokens!r} tokens are a grid of {grid!r}.", remedy=remedy
+            )
+        checked[tokens] = (grid[0], grid[1])
+    return checked
+
+
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
     """How key/value factors are chosen.

@@ -15,7 +15,7 @@ from oracle import OracleProcessor, subsample
 from torch import nn
 
 import todo_compile
-from todo_compile.backend import grids_at
+from todo_compile.backend_options import grids_at
 from todo_compile.errors import ConfigError
 
 
@@ -73,6 +73,34 @@ def test_every_size_gets_its_own_plan(dynamic: bool | None) -> None:
             if factor > 1:
                 site = todo_compile.reports()[-1].sites[0]
                 assert (site.grid, site.factor) == ((rows, columns), (factor, factor))
+
+
+@pytest.mark.parametrize("axes", [(2,), (3,), (2, 3)])
+def test_sizes_marked_dynamic_stay_dense(axes: tuple[int, ...]) -> None:
+    """A plan is for one size; torch takes it for an error if a marked one is specialised."""
+    first = image(8, 6)
+    torch._dynamo.mark_dynamic(first, axes)  # noqa: TID251 - what users call
+    model = compiled(factors=2, inner="eager")
+    second = image(12 if 2 in axes else 8, 10 if 3 in axes else 6)
+    with torch.no_grad(), pytest.warns(UserWarning, match="nearest miss.*maybe_mark_dynamic"):
+        model(first)
+    with torch.no_grad():
+        for x in (first, second):
+            assert_close((model(x),), truth(x, 1))
+    (report,) = todo_compile.reports()
+    assert [(s.action, "marked so by mark_dynamic" in s.reason) for s in report.sites] == [
+        ("refused", True)
+    ]
+
+
+def test_sizes_that_may_be_dynamic_get_a_plan() -> None:
+    model = compiled(factors=2, inner="eager")
+    with torch.no_grad():
+        for sides in ((8, 6), (12, 6)):
+            x = image(*sides)
+            torch._dynamo.maybe_mark_dynamic(x, 2)  # noqa: TID251 - as above
+            assert_close((model(x),), truth(x, 2))
+    assert [report.rewritten for report in todo_compile.reports()] == [1, 1]
 
 
 def test_batch_stays_dynamic() -> None:
@@ -186,6 +214,11 @@ def test_a_line_with_counts_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         ({"inner": "eager", "max_autotune": True}, "cannot be given to inner backend"),
         ({"inner": "todo_inductor"}, "its own inner backend"),
         ({"factors": 9}, "exceeds its grid"),
+        ({"inner": 3}, "inner must be text"),
+        ({"res": "8"}, "less than two latent cells"),
+        ({"token_grids": [64]}, "must be a mapping"),
+        ({"token_grids": {64: (8, 9)}}, "64 tokens are a grid of"),
+        ({"token_grids": {"64": (8, 8)}}, "'64' tokens are a grid of"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

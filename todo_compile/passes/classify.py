@@ -123,9 +123,13 @@ def _sized(
         what = "grid is dynamic: its sides are"
         if isinstance(rows, int) and isinstance(columns, int):
             what = "text beside the image is dynamic: its length is"
+        why = "not known when the plan is made"
+        symbols = {s for n in unknown for s in getattr(n, "free_symbols", ())}
+        if symbols & context.keep_dynamic:
+            why = "marked so by mark_dynamic, where maybe_mark_dynamic would allow a plan a size"
         return SiteGrid(
             kind,
-            obstacle=f"the {what} not known when the plan is made",
+            obstacle=f"the {what} {why}",
             refused=True,
             dynamic=unknown,
         )

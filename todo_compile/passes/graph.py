@@ -34,6 +34,7 @@ class GraphContext:
         token_grids: number of tokens → (rows, columns), for graphs whose image tokens arrive
             already packed, so that no 4-D tensor in the graph proves the grid.
         batch: what a dynamic size counts as in `number`; None for one item.
+        keep_dynamic: symbols that must not be specialised.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class GraphContext:
         *,
         token_grids: dict[int, tuple[int, int]] | None = None,
         batch: int | None = None,
+        keep_dynamic: frozenset[Any] = frozenset(),
     ) -> None:
         self.module = module
+        self.keep_dynamic = keep_dynamic
         self.graph = module.graph
         self.token_grids = token_grids or {}
         self.batch = batch
@@ -82,9 +85,12 @@ class GraphContext:
     def specialise(self, expression: Any) -> None:
         """Fix the symbols of `expression` to the sizes at hand; the compiler guards on them.
 
-        Every later call with other sizes compiles anew, with a plan of its own.
+        Every later call with other sizes compiles anew, with a plan of its own. `keep_dynamic` stay
+        as they are.
         """
         wanted = set(expression.free_symbols)
+        if wanted & self.keep_dynamic:
+            return
         sizes: list[Any] = []
         for node in self.graph.nodes:
             value = self.value(node) if node.op == "placeholder" else None

@@ -75,6 +75,7 @@ def rewrite_graph(
     dump: Path | None = None,
     explicit_casts: bool = False,
     specialise: bool = False,
+    keep_dynamic: frozenset[Any] = frozenset(),
     batch: int | None = None,
     levels: LevelsOf | None = None,
     seeds: Mapping[Node, Axes] | None = None,
@@ -91,6 +92,7 @@ def rewrite_graph(
         explicit_casts: also write out implicit type promotion, for ONNX and TensorRT.
         specialise: fix dynamic image sides and numbers of packed tokens to the sizes at hand where
             attention can then be rewritten; the caller's compiler must guard on them (Dynamo does).
+        keep_dynamic: symbols that `specialise` leaves alone.
         batch: where it is dynamic, the one that figures are reported for; None for one item.
         levels: which levels the model has beside those of this graph; None: it is all of it.
         seeds: axes of inputs, for a graph that another calls.
@@ -103,7 +105,7 @@ def rewrite_graph(
         PassError: a pass broke the graph (a bug); the graph must not be used.
     """
     options = options or PlanOptions()
-    context = GraphContext(module, token_grids=token_grids, batch=batch)
+    context = GraphContext(module, token_grids=token_grids, batch=batch, keep_dynamic=keep_dynamic)
     run = _Run(context, options, Dumper(dump) if dump is not None else None)
     if run.dumper is not None:
         run.dumper.write("captured", context)
