@@ -111,7 +111,7 @@ def prepare(
     specs = models.input_specs(
         source, resolution, batch=chosen_batch, dtype=dtype
     )  # it can take them
-    _check_factors(options, specs)
+    _check_factors(source, options, specs)
     engine = path.suffix in ENGINE_SUFFIXES
     gpu = current_gpu() if engine else None
     chosen = choose_library(library, gpu=gpu) if engine else None
@@ -167,14 +167,17 @@ def _refuse_engine_options(path: Path, *options: object) -> None:
             )
 
 
-def _check_factors(options: PlanOptions, specs: Sequence[InputSpec]) -> None:
+def _check_factors(source: Source, options: PlanOptions, specs: Sequence[InputSpec]) -> None:
     """Refuse factors that the passes would refuse later, as far as it can be told by now.
 
     Raises:
-        ConfigError: one is larger than the latents, which no grid of tokens is.
+        ConfigError: one is larger than the largest grid that its level can have: that of the
+            highest attention in the latents, halved at least from one level to the next.
     """
-    rows, columns = next((s.shape[-2:] for s in specs if len(s.shape) == 4), (1, 1))
+    latent = next((s.shape[-2:] for s in specs if len(s.shape) == 4), (1, 1))
     for level, factor in enumerate(options.factors or (), 1):
+        stride = source.native.attention_stride * 2 ** (level - 1)
+        rows, columns = (-(-side // stride) for side in latent)
         if factor[0] > rows or factor[1] > columns:
             raise ConfigError(
                 f"factor {factor[1]}x{factor[0]} (width×height) for level {level} exceeds its grid "

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import said
 
 from todo_compile import compiler
 from todo_compile.cli import main
@@ -91,6 +92,15 @@ def test_unknown_suffix(refused: Refused, name: str) -> None:
 
 def test_factor_larger_than_the_grid(refused: Refused) -> None:
     refused("--factors", "9", says="exceeds its grid of at most 8×8 tokens", remedy="at most the")
+    refused("--factors", "2,5", says="level 2 exceeds its grid of at most 4×4", remedy="at most")
+
+
+@pytest.mark.parametrize("command", ["plan", "drift"])
+def test_one_resolution_where_one_is_shown(
+    command: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "-m", str(model), "-r", "64", "-r", "128"]) == 2
+    assert "2 resolutions were given" in said(capsys)
 
 
 def test_more_factors_than_levels(refused: Refused) -> None:

@@ -15,11 +15,15 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
     StableDiffusionImg2ImgPipeline,
 )
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import (
+    StableDiffusionInpaintPipeline,
+)
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from tiny_bundles import compiled, with_oracle
 
 import todo_compile
+from todo_compile.config import PlanOptions
 
 TOLERANCE = 5e-6
 
@@ -84,6 +88,23 @@ def test_image_to_image(bundle: Path) -> None:
     assert distance(*pictures) < TOLERANCE
 
 
+def test_inpainting(bundle: Path) -> None:
+    source = torch.Generator().manual_seed(1)
+    start = torch.rand(1, 3, tiny.PIXELS, tiny.PIXELS, generator=source)
+    mask = torch.zeros(1, 1, tiny.PIXELS, tiny.PIXELS)
+    mask[:, :, 8:24, 8:] = 1
+    oracle = with_oracle(tiny.sd())
+    expected = StableDiffusionInpaintPipeline(**oracle.components, requires_safety_checker=False)
+    ours = todo_compile.load_pipeline(
+        bundle, pipeline_class="StableDiffusionInpaintPipeline", encoder=tiny.vae()
+    )
+    ours.unet = ours.unet.rewritten
+    options = {"image": start, "mask_image": mask, "strength": 1.0}
+    pictures = [tiny.picture(pipe, **options) for pipe in (ours, expected)]
+    assert distance(*pictures) < TOLERANCE
+    assert distance(pictures[0], tiny.picture(ours, **options, seed=6)) > 500 * TOLERANCE
+
+
 def test_several_pictures_and_no_guidance_are_cut_and_filled_up(bundle: Path) -> None:
     ours = todo_compile.load_pipeline(bundle)
     ours.unet = ours.unet.rewritten
@@ -120,24 +141,43 @@ def test_the_pair_switches_half_way(bundle: Path) -> None:
     assert distance(tiny.picture(alone, steps=4), found) > 100 * TOLERANCE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny SDXL, its UNet and text encoders compiled."""
-    folder = tmp_path_factory.mktemp("tiny") / "xl"
-    tiny.sdxl().save_pretrained(folder)
-    for name in ("unet", "text_encoder", "text_encoder_2"):
-        compiled(folder, folder / f"{name}.onnx", name)
-    return folder
+    """A bundle of the tiny SDXL."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.sdxl().save_pretrained(folder / "xl")
+    todo_compile.compile_bundle(
+        str(folder / "xl"),
+        res=tiny.PIXELS,
+        out=folder / "bundle",
+        kind="onnx",
+        precision="fp32",
+        vae_options=PlanOptions.create(kv_tokens=64),
+    )
+    return folder / "bundle"
 
 
 def test_sdxl(xl: Path) -> None:
-    pipe = tiny.sdxl()
-    expected = with_oracle(tiny.sdxl())
-    expected.vae = pipe.vae
-    for name in ("unet", "text_encoder", "text_encoder_2"):
-        setattr(pipe, name, todo_compile.load(xl / f"{name}.onnx"))
-    options = {"negative_prompt": "a blue dog", "steps": 2}
-    assert distance(tiny.picture(pipe, **options), tiny.picture(expected, **options)) < TOLERANCE
+    ours, expected = todo_compile.load_pipeline(xl), with_oracle(tiny.sdxl())
+    ours.set_progress_bar_config(disable=True)
+    assert type(ours) is type(expected)
+    options: dict[str, Any] = {"negative_prompt": "a blue dog", "steps": 2}
+    found = tiny.picture(ours, **options)
+    assert distance(found, tiny.picture(expected, **options)) < TOLERANCE
+    assert distance(found, tiny.picture(tiny.sdxl(), **options)) > 500 * TOLERANCE
+
+
+def test_sdxl_with_prompts_encoded_before(xl: Path) -> None:
+    ours, expected = todo_compile.load_pipeline(xl), with_oracle(tiny.sdxl())
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
+    names = (*names, "negative_pooled_prompt_embeds")
+    found: list[torch.Tensor] = []
+    for pipe in (ours, expected):
+        encoded = pipe.encode_prompt("a red cat", device="cpu", negative_prompt="a blue dog")
+        order = (encoded[0], encoded[1], encoded[2], encoded[3])
+        given = dict(zip(names, order, strict=True))
+        found.append(tiny.picture(pipe, prompt=None, steps=2, **given))
+    assert distance(*found) < TOLERANCE
 
 
 def test_factors_off_equals_the_plain_pipeline(bundle: Path) -> None:

@@ -14,6 +14,7 @@ from tiny_bundles import compiled
 
 import todo_compile
 from todo_compile.errors import ConfigError, EngineError, InputError
+from todo_compile.runtime.component import CompiledError
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,17 @@ def test_the_component_looks_like_the_module(unet) -> None:
     assert isinstance(found, UNet2DConditionOutput)
     torch.testing.assert_close(found.sample, tuple_[0], rtol=0, atol=0)
     assert "32x32 px" in repr(unet)
+
+
+def test_what_needs_layers_says_so(unet) -> None:
+    """As `load_lora_weights`, `set_adapters` and others of a pipeline call it."""
+    for name in ("load_lora_adapter", "set_attn_processor", "fuse_qkv_projections"):
+        assert not hasattr(unet, name)
+        with pytest.raises(CompiledError, match=f"{name} of UNet2DConditionModel") as caught:
+            getattr(unet, name)
+        assert "--lora" in str(caught.value.remedy)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = unet.nonsense
 
 
 def test_moving_is_tolerated_where_it_changes_nothing(unet) -> None:

@@ -21,6 +21,7 @@ from todo_compile.commands.options import (
     SamplingOption,
     Verbose,
     make_progress,
+    one_resolution,
 )
 
 if TYPE_CHECKING:
@@ -86,12 +87,13 @@ def drift_command(
         from todo_compile.plots import check_plot
 
         check_plot(plot, "drift.png")  # before minutes of measuring
+    size = one_resolution(res)
     options = PlanOptions.create(
         kv_tokens=kv_tokens, factors=factors, sampling=sampling, preset=preset
     )
     progress = make_progress(quiet, verbose)
     source = models.resolve(model)
-    resolution, dtype = models.Resolution.parse(res), dtype_of(precision)
+    resolution, dtype = models.Resolution.parse(size), dtype_of(precision)
     with progress.step("model"):
         found = models.find_weights(source, models.WeightsChoice.parse(weights), dtype=dtype)
         loaded = models.load(source, found, dtype=dtype, hashed=json)
@@ -106,7 +108,7 @@ def drift_command(
     if json:
         facts = {
             "model": source.identifier,
-            "res": res,
+            "res": size,
             "weights": found.description,
             "weights_hash": loaded.weights_hash,
             "random_weights": found.kind == "random",
@@ -122,7 +124,7 @@ def drift_command(
     if plot is not None:
         from todo_compile.plots import plot_drift
 
-        plot_drift(drift, plot, f"{model} at {res}, {drift.options['sampling']}")
+        plot_drift(drift, plot, f"{model} at {size}, {drift.options['sampling']}")
 
 
 def _print_table(drift: Drift, local: bool) -> None:

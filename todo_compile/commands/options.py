@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ Model = Annotated[
 ]
 
 Res = Annotated[
-    str,
+    list[str],
     typer.Option("--res", "-r", help="Pixels: 2048, or WIDTHxHEIGHT.", rich_help_panel="What"),
 ]
 
@@ -143,3 +144,17 @@ def print_passes(report: Any) -> None:
             f"  {one.name:<8} {one.count:6} in {one.seconds * 1e3:6.1f} ms  {detail}",
             highlight=False,
         )
+
+
+def one_resolution(res: Sequence[str]) -> str:
+    """The one ``--res`` of a command that takes no more; the last of several would win silently.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    if len(res) > 1:
+        raise ConfigError(
+            f"{len(res)} resolutions were given, and this looks at one.",
+            remedy="Run it once for each.",
+        )
+    return res[0]

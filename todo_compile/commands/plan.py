@@ -22,6 +22,7 @@ from todo_compile.commands.options import (
     Res,
     SamplingOption,
     Verbose,
+    one_resolution,
     plan_options,
     print_passes,
 )
@@ -54,6 +55,7 @@ def plan_command(
     from todo_compile.console import print_json, sites_table, totals_table
     from todo_compile.models.components import one_component
 
+    size = one_resolution(res)
     options = plan_options(kv_tokens, factors, sampling, preset)
     if plot is not None:
         from todo_compile.plots import check_plot
@@ -61,7 +63,7 @@ def plan_command(
         check_plot(plot, "plan.png")
     report = run(
         model,
-        res=res,
+        res=size,
         component=one_component(component),
         batch=batch,
         precision=precision or "fp16",
@@ -71,7 +73,7 @@ def plan_command(
     if plot is not None:
         from todo_compile.plots import plot_plan
 
-        plot_plan(report, plot, f"{model} at {res}: {report.summary()}")
+        plot_plan(report, plot, f"{model} at {size}: {report.summary()}")
     calls = None if batch is None else parse_batch(batch)
     several = isinstance(calls, BatchRange)
     if json:

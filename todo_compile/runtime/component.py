@@ -29,6 +29,13 @@ class PaddedBatchWarning(UserWarning):
     """Part of an engine's batch was computed for nothing."""
 
 
+class CompiledError(InputError, AttributeError):
+    """A compiled component was asked for something that only weights and layers can do.
+
+    Also an AttributeError, so that ``hasattr`` says no.
+    """
+
+
 class Component(nn.Module):
     """A compiled component with the face of the diffusers module that it replaces.
 
@@ -114,6 +121,29 @@ class Component(nn.Module):
             )
         # Modules inside (a torch encoder beside a compiled decoder) do move.
         return super()._apply(fn, recurse)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the module has and a compiled one can't: adapters, processors, fusing, ….
+
+        Raises:
+            CompiledError: the module that it was made from has this.
+            AttributeError: that has no such attribute either.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            origin: Any = self.__dict__.get("origin")
+            if (
+                origin is None
+                or name.startswith("_")
+                or not hasattr(_class_named(origin.class_name), name)
+            ):
+                raise
+        raise CompiledError(
+            f"{origin.name} is compiled: {name} of {origin.class_name} cannot be had.",
+            remedy="What changes weights or attention comes before compiling (LoRAs: --lora "
+            "FILE[:SCALE]). Or load the pipeline that it was made from.",
+        )
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refused: an engine holds no weights that could be saved.
@@ -205,12 +235,22 @@ def frozen_config(values: dict[str, Any], class_name: str) -> Any:
 
     Old checkpoints lack the keys that came later, and pipelines read them all the same.
     """
-    import diffusers
     from diffusers.configuration_utils import FrozenDict
 
-    made_from = getattr(diffusers, class_name, None)
+    made_from = _class_named(class_name)
     if inspect.isclass(made_from):
         for name, parameter in inspect.signature(made_from.__init__).parameters.items():
             if parameter.default is not inspect.Parameter.empty:
                 values.setdefault(name, parameter.default)
     return FrozenDict(values)
+
+
+def _class_named(name: str) -> Any:
+    """The class of the module that something was made from, or None."""
+    import diffusers
+
+    if (found := getattr(diffusers, name, None)) is not None:
+        return found
+    import transformers
+
+    return getattr(transformers, name, None)
