@@ -21,10 +21,10 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f"### {side} px, {here[0]['pairs']} prompt × seed pairs",
             "",
             "| setting | MSE | PSNR | HPF / dense | SSIM | MS-SSIM | perceptual "
-            "| KID to real (change) | MSE / nearest | attention FLOPs |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| KID to real (change) | MSE / nearest | attention FLOPs | FLOPs | step |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
-        dense = next((r["attention_flops"] for r in here if r["kind"] == "dense"), None)
+        dense: Mapping[str, Any] = next((r for r in here if r["kind"] == "dense"), {})
         for row in here:
             mean = row["mean"]
             low_high = "{:.2e} [{:.2e}, {:.2e}]".format(*mean["mse"])
@@ -32,12 +32,19 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
                 row["name"], low_high, f"{mean['psnr'][0]:.1f}", _hpf(row),
                 _cell(mean, "ssim"), _cell(mean, "ms_ssim"), _cell(mean, "perceptual"),
                 _kid(row), _ratio(row.get("against_nearest")),
-                f"{dense / row['attention_flops']:.1f}× fewer"
-                if dense and row["attention_flops"] else "–",
+                _less(dense, row, "attention_flops", "fewer"), _less(dense, row, "flops", "fewer"),
+                _less(dense, row, "seconds", "faster"),
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _less(dense: Mapping[str, Any], row: Mapping[str, Any], name: str, word: str) -> str:
+    """How much less than dense a row takes of something, or a dash."""
+    if row["kind"] == "dense" or not (dense.get(name) and row.get(name)):
+        return "–"
+    return f"{dense[name] / row[name]:.2f}× {word}"
 
 
 def _cell(mean: Mapping[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""Plots: drift by factor, drift against saved FLOPs, similarity of neighbours over timesteps."""
+"""Plots: drift by factor, drift against speed, similarity of neighbours over timesteps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plots(
     for axes, side in zip(grid, sides, strict=True):
         here = [r for r in rows if r["side"] == side]
         _by_factor(axes[0], here, f"{side} px: drift by factor, first level")
-        _pareto(axes[1], here, f"{side} px: drift against saving")
+        _pareto(axes[1], here, f"{side} px: drift against speed")
         axes[2].axis("off")
     if similarity:
         _similarity(grid[0][2], similarity)
@@ -67,16 +67,17 @@ def _by_factor(axes: Any, rows: Sequence[Mapping[str, Any]], title: str) -> None
 
 
 def _pareto(axes: Any, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Drift against attention's share of FLOPs saved, with the front of what nothing beats."""
-    dense = next((r["attention_flops"] for r in rows if r["kind"] == "dense"), None)
+    """Drift against the measured speed of a step, with the front of what nothing beats."""
+    dense = next((r.get("seconds") for r in rows if r["kind"] == "dense"), None)
     points = [
-        (dense / r["attention_flops"], r["mean"]["mse"][0], r)
+        (dense / r["seconds"], r["mean"]["mse"][0], r)
         for r in rows
-        if dense and r["kind"] == "todo" and r["attention_flops"]
+        if dense and r["kind"] in ("todo", "peer") and r.get("seconds")
     ]
-    for saving, error, row in points:
-        marker = "s" if row["dense_last"] else "o"
-        axes.plot(saving, error, marker, markersize=5, color=_COLOURS.get(row["sampling"]))
+    for speed, error, row in points:
+        marker = "^" if row["kind"] == "peer" else "s" if row["dense_last"] else "o"
+        colour = _COLOURS.get(row["sampling"], "#9467bd")
+        axes.plot(speed, error, marker, markersize=5, color=colour)
     front: list[tuple[float, float, Mapping[str, Any]]] = []
     for point in sorted(points, key=lambda p: (-p[0], p[1])):
         if not front or point[1] < front[-1][1]:
@@ -85,16 +86,17 @@ def _pareto(axes: Any, rows: Sequence[Mapping[str, Any]], title: str) -> None:
         [p[0] for p in front], [p[1] for p in front],
         where="post", color="black", linewidth=0.8, label="nothing is better in both",
     )  # fmt: skip
-    for saving, error, row in front:
+    named = [*front, *(p for p in points if p[2]["kind"] == "peer" and p not in front)]
+    for speed, error, row in named:
         axes.annotate(
-            row["name"], (saving, error), xytext=(-5, 5), textcoords="offset points",
+            row["name"], (speed, error), xytext=(-5, 5), textcoords="offset points",
             ha="right", fontsize=8,
         )  # fmt: skip
     axes.set_yscale("log")
     axes.margins(x=0.25, y=0.15)
-    axes.set_xlabel("attention FLOPs, × fewer than dense (over all steps)")
+    axes.set_xlabel("steps, × faster than dense (processor time, all steps)")
     axes.set_ylabel("MSE to dense")
-    axes.set_title(title + " (squares: last steps dense)", fontsize=10)
+    axes.set_title(title + " (squares: last steps dense; triangles: peers)", fontsize=10)
     if front:
         axes.legend(fontsize=8, loc="upper left")
 

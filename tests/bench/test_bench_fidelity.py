@@ -113,6 +113,17 @@ def test_pictures_are_those_of_the_rewrite_and_are_drawn_once(tmp_path: Path) ->
     assert (tmp_path / "sheet.png").stat().st_size > 0
 
 
+def test_flops_of_peers_are_counted_by_the_reports_rule(tmp_path: Path) -> None:
+    model = Tiny()
+    mine = harness(model, tmp_path)
+    dense, _ = mine._totals(Setting("dense"), 12, 2)
+    assert mine._counted(Setting("dense"), 12, 4) == dense
+    few, tiles = (mine._counted(Setting("peer", "2", r), 12, 4) for r in ("all tokens", "tiles"))
+    nearest, _ = mine._totals(NEAREST, 12, 2)
+    assert few < nearest < dense, "queries are fewer, too"
+    assert few < tiles < dense
+
+
 def test_time_is_bounded_and_all_settings_share_pairs(tmp_path: Path) -> None:
     model = Tiny()
     drawn = harness(model, tmp_path, deadline=0.0).draw((SETTINGS[4],), [12], PAIRS)
