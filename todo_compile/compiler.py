@@ -13,11 +13,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from todo_compile.api import dtype_of
 from todo_compile.batches import BatchLike, BatchRange, largest
 from todo_compile.config import PlanOptions
+from todo_compile.facts import as_built, model_facts, output_tensors, site_facts
 from todo_compile.jobs import Job, check_used, prepare
 from todo_compile.progress import Progress, Step
 
@@ -169,7 +170,7 @@ def build(
 
             verification = verify(job, program, report, onnx, example)
         inputs = tensors(example.specs, example.batches)
-        outputs = _outputs(job, program, example.output_names)
+        outputs = output_tensors(job, program, example.output_names)
         del program, example
         _release_memory()
         built = None
@@ -195,12 +196,12 @@ def build(
             created=manifests.now(),
             request=job.request,
             versions=job.request["versions"],
-            model=_model_facts(job),
-            sites=[_site_facts(s) for s in report.to_dict()["sites"]],
+            model=model_facts(job),
+            sites=[site_facts(s) for s in report.to_dict()["sites"]],
             totals=report.to_dict()["totals"],
             files=entries,
-            inputs=_as_built(built.inputs, inputs) if built else inputs,
-            outputs=_as_built(built.outputs, outputs) if built else outputs,
+            inputs=as_built(built.inputs, inputs) if built else inputs,
+            outputs=as_built(built.outputs, outputs) if built else outputs,
             library=f"{built.library} {built.version}" if built else None,
             targets=list(built.targets) if built else [],
             memory=manifests.MemoryUse(
@@ -231,32 +232,6 @@ def _share(twin: Path, onnx: Path) -> tuple[Path, ...]:
 
     data = twin.with_name(data_name(twin))
     return (data,) if data.exists() and share_weights(onnx, twin) else ()
-
-
-def _outputs(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
-    """Shapes and dtypes of a graph's outputs; with a range of batches all of them have it."""
-    from todo_compile.export.tensors import Tensor
-
-    batches = job.batch if isinstance(job.batch, BatchRange) else None
-    output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
-    values = [v.meta["val"] for v in output.args[0]]
-    return [
-        Tensor(
-            name=name,
-            shape=tuple(value.shape) if batches is None else (-1, *value.shape[1:]),
-            dtype=str(value.dtype).removeprefix("torch."),
-            batches=batches,
-        )
-        for name, value in zip(names, values, strict=True)
-    ]
-
-
-def _as_built(found: Sequence[Any], planned: Sequence[Any]) -> list[Any]:
-    """An engine's tensors by the builder's word, with the ranges that they were planned for."""
-    from todo_compile.export.tensors import tensors
-
-    batches = {spec.name: spec.batches for spec in planned}
-    return tensors(found, [batches.get(spec.name) for spec in found])
 
 
 def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
@@ -334,29 +309,3 @@ def _release_memory() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         except (OSError, AttributeError):
             return  # another libc (musl) has no malloc_trim, and needs none
-
-
-def _model_facts(job: Job) -> dict[str, Any]:
-    return {
-        "name": job.source.identifier,
-        "class": job.source.class_name,
-        "component": job.source.component,
-        "pipeline": job.source.pipeline,
-        "weights": job.weights.description,
-        "weights_hash": job.weights_hash,
-        "loras": [{"file": lora.path.name, **lora.describe()} for lora in job.loras],
-        "controlnet": job.source.controlnet,
-        "random_weights": job.weights.kind == "random",
-        "config": dict(job.source.config),
-        "resolution": str(job.resolution),
-        "batch": job.request["batch"],
-        "precision": job.precision,
-    }
-
-
-def _site_facts(site: dict[str, Any]) -> dict[str, Any]:
-    kept = (
-        "module", "kind", "grid", "level", "heads", "head_dim", "query_tokens", "key_tokens",
-        "key_tokens_after", "factor", "action", "reason",
-    )  # fmt: skip
-    return {key: site[key] for key in kept}
