@@ -1,0 +1,49 @@
+"""The README's tables come out of the runs' JSON as they stand there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from fidelity_summary import drift_table, read, sampling_table
+
+
+def row(name: str, side: int, mse: tuple[float, float, float], **more: Any) -> dict[str, Any]:
+    sampling, _, factors = name.partition(" ")
+    return {
+        "name": name, "side": side, "kind": "todo", "mean": {"mse": mse}, "attention_flops": 25,
+        "sampling": sampling, "factors": factors, "dense_last": 0.0, **more,
+    }  # fmt: skip
+
+
+def test_tables(tmp_path: Path) -> None:
+    dense = row("dense", 128, (0.0, 0.0, 0.0), kind="dense", attention_flops=100)
+    first = row("nearest 4", 128, (2.04e-4, 1.57e-4, 3.0e-4), kid_change=(0.0012, -0.002, 0.004))
+    sure = {"ratio": 0.5, "low": 0.4, "high": 0.7}
+    unsure = {"ratio": 0.9, "low": 0.7, "high": 1.1}
+    other = row("blend:0.5 4", 128, (1e-4, 9e-5, 1.1e-4), against_nearest=sure)
+    late = row("average 4", 128, (1e-4, 9e-5, 1.1e-4), against_nearest=unsure)
+    for name, rows in (
+        ("a", [dense, first, other, late]),
+        ("b", [row("nearest 4", 128, (9, 8, 10))]),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+    rows = read([tmp_path / "a.json", tmp_path / "b.json"])
+    lines = drift_table(rows).splitlines()
+    assert lines[0] == "| setting | 128 px |"
+    assert lines[2] == "| nearest 4 | 2.0e-4 [1.6, 3.0]; +0.001 [-0.002, +0.004]; 1/4.0 |"
+    assert len(lines) == 5, "dense is what they are compared with"
+    ratios = sampling_table(rows).splitlines()
+    assert ratios[0] == "| sampling | 128 px, 4 |"
+    assert ratios[2:] == [
+        "| `blend:0.5` | **0.50 [0.40, 0.70]** |",
+        "| `average` | 0.90 [0.70, 1.10] |",
+    ]
+    with pytest.raises(SystemExit, match=r"no .*c\.json"):
+        read([tmp_path / "c.json"])
