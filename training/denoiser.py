@@ -64,7 +64,7 @@ class Recipe:
     )
     rate: float = 1.5e-3
     steps: int = 0
-    minutes: float = 60.0
+    minutes: float = 50.0
     ema: float = 0.985
     drop: float = 0.1
     seed: int = 0
