@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -28,8 +27,7 @@ torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _old_objects_are_out_of_the_way() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+def _old_objects_are_out_of_the_way() -> None:  # pyright: ignore[reportUnusedFunction]
     """Every build collects garbage, and need not look through a million objects of torch's."""
     gc.collect()
     gc.freeze()
-    yield
