@@ -17,7 +17,7 @@ from typing import Any
 
 from common import RESULTS
 
-RUNS = ("baseline", "factors-2x", "tradeoff")
+RUNS = ("baseline", "factors-2x", "tradeoff", "tradeoff-512")
 Row = Mapping[str, Any]
 
 
