@@ -46,6 +46,7 @@ class _Call:
     options: object  # kept, so that no other object gets its id
     frames: set[int | None] = field(default_factory=set[int | None])
     broken: bool = False
+    areas: set[int] = field(default_factory=set[int])
 
     def is_in_parts(self, module: GraphModule) -> bool:
         self.frames.add(compile_frame())
@@ -87,8 +88,8 @@ class Fragment:
         key = repr(sorted((given or {}).items(), key=lambda item: str(item[0])))
         with _lock:
             self._all = _compiled.setdefault(key, _Compiled())
-            call = _calls.setdefault(id(given), _Call(given))
-            parts = call.is_in_parts(module)
+            self._call = _calls.setdefault(id(given), _Call(given))
+            parts = self._call.is_in_parts(module)
         self._factors = len(plan.factors or ())
         self._family = family
         spatial = any(ops.op(node) in grid_spatial.RULES for node in module.graph.nodes)
@@ -107,6 +108,7 @@ class Fragment:
             known.graphs += 1
             if areas <= self._family:
                 known.areas |= areas
+                self._call.areas |= areas
                 self.levels = self._in_family(areas, before, strict)
             else:
                 self.levels = self._alone(areas, strict)
@@ -120,6 +122,17 @@ class Fragment:
                 f"Factors go by level, and self-attention over {max(areas):,} tokens was met only "
                 f"after graphs in which {max(before):,} tokens counted as level 1. Compile the "
                 "part with the largest grid first, or use kv_tokens, which knows no levels.",
+            )
+        ours, own = (
+            Levels(frozenset(known)).numbers(areas) for known in (before, self._call.areas)
+        )
+        if self._factors and any(ours[area] != own[area] for area in areas):
+            self._warn(
+                "shared",
+                f"Levels are counted over all calls of torch.compile with equal options: {top:,} "
+                "tokens, met in another of them, count as level 1. If that was another model, call "
+                "todo_compile.clear_reports() before compiling this one, or use kv_tokens, which "
+                "knows no levels.",
             )
         scope = f" (level 1: {top:,} tokens)" if top > max(areas) else ""
         return Levels(before | areas, strict, scope)

@@ -113,6 +113,28 @@ def test_second_size_smaller_than_the_factor() -> None:
     assert "exceeds its grid of 8×2 tokens" in second.reason
 
 
+def test_two_models_under_equal_options_warn() -> None:
+    """The second one's only level would count as the second level of the first."""
+
+    def compiled(model: nn.Module) -> Any:
+        options = {"factors": "4", "res": "64", "inner": "eager"}
+        return torch.compile(model, backend="todo_inductor", options=options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        called(compiled(two_levels()))
+    torch.compiler.reset()
+    with pytest.warns(UserWarning, match=r"64 tokens, met in another .*clear_reports\(\)"):
+        called(compiled(ImageAttention()), image(4, 4))
+    assert self_attention()[-1].level == 2
+    torch.compiler.reset()
+    todo_compile.clear_reports()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Levels are counted over")
+        called(compiled(ImageAttention()), image(4, 4))
+    assert self_attention()[-1].factor == (4, 4)
+
+
 def test_larger_grid_after_a_smaller_one_warns() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
