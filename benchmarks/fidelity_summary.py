@@ -1,4 +1,4 @@
-"""The README's tables of fidelity, from the JSON of all runs of `fidelity.py`.
+"""The tables of the README and of docs/fidelity.md, from the JSON of all runs of `fidelity.py`.
 
     python benchmarks/fidelity_summary.py
     python benchmarks/fidelity_summary.py --runs baseline factors-2x --dir benchmarks/results
@@ -20,14 +20,32 @@ from common import RESULTS
 RUNS = ("baseline", "factors-2x", "tradeoff", "tradeoff-512")
 Row = Mapping[str, Any]
 
+IN_README = {
+    "nearest 2": "factor 2",
+    "nearest 4": "factor 4",
+    "nearest 4,2": "factor 4, level 2: 2",
+    "nearest 4, last 20% dense": "factor 4, last 2 of 8 steps dense",
+    "nearest 4, last 40% dense": "factor 4, last 3 of 8 steps dense",
+    "nearest 8": "factor 8",
+    "tomesd 0.75": "ToMe (`tomesd`), ratio 0.75",
+    "tiles 2": "2 × 2 tiles",
+    "all tokens 2": "queries downsampled too, by 2",
+    "bf16 noise": "*for scale:* weights in bf16",
+    "other seed": "*for scale:* another seed",
+    "no attention": "*for scale:* no attention at level 1",
+}
+"""What a reader of five minutes needs: setting → its name there."""
+
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables: the README's, then those of docs/fidelity.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--runs", nargs="+", default=RUNS)
     parser.add_argument("--dir", type=Path, default=RESULTS)
     given = parser.parse_args()
     rows = read([given.dir / f"fidelity-{run}.json" for run in given.runs])
+    print(readme_table(rows))
+    print()
     print(drift_table(rows))
     print()
     print(sampling_table(rows))
@@ -48,6 +66,36 @@ def read(paths: Sequence[Path]) -> dict[tuple[str, int], Row]:
     return found
 
 
+def readme_table(rows: Mapping[tuple[str, int], Row]) -> str:
+    """The settings of `IN_README`, with what a step takes at the largest size."""
+    sides = sorted({side for _, side in rows})
+    top = sides[-1]
+    lines = [
+        f"| setting | a step at {top} px: FLOPs | time | "
+        + " | ".join(f"{side} px" for side in sides)
+        + " |",
+        "|---" * (len(sides) + 3) + "|",
+    ]
+    for name, label in IN_README.items():
+        row: Row = rows.get((name, top), {})
+        cost = [
+            _less(rows["dense", top], row, *of)
+            for of in (("flops", "fewer"), ("seconds", "faster"))
+        ]
+        cells = [
+            _cell(rows[name, side], rows["dense", side], saving=False)
+            if (name, side) in rows
+            else ""
+            for side in sides
+        ]
+        lines.append(f"| {label} | " + " | ".join([*cost, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _less(dense: Row, row: Row, name: str, word: str) -> str:
+    return f"{dense[name] / row[name]:.2f}× {word}" if row.get(name) else ""
+
+
 def drift_table(rows: Mapping[tuple[str, int], Row]) -> str:
     """Settings × sizes: drift to dense, change of KID, and what a step takes."""
     sides = sorted({side for _, side in rows})
@@ -65,14 +113,15 @@ def drift_table(rows: Mapping[tuple[str, int], Row]) -> str:
     return "\n".join(lines)
 
 
-def _cell(row: Row, dense: Row) -> str:
+def _cell(row: Row, dense: Row, *, saving: bool = True) -> str:
     mean, low, high = row["mean"]["mse"]
     mantissa, exponent = f"{mean:.1e}".split("e")
     unit = 10.0 ** int(exponent)
     text = f"{mantissa}e{int(exponent)} [{low / unit:.1f}, {high / unit:.1f}]"
-    if change := row.get("kid_change"):
+    # Another seed's pictures are dense ones of the same prompts: no other distribution.
+    if row["name"] != "other seed" and (change := row.get("kid_change")):
         text += "; {:+.3f} [{:+.3f}, {:+.3f}]".format(*change)
-    if row.get("attention_flops") and row["kind"] == "todo":
+    if saving and row.get("attention_flops") and row["kind"] == "todo":
         text += f"; 1/{dense['attention_flops'] / row['attention_flops']:.1f}"
     return text
 

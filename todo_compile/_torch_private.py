@@ -156,3 +156,8 @@ def compiled_call(module: torch.nn.Module) -> Callable[..., Any] | None:
 def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
     """Put back what `compiled_call` gave; None undoes ``module.compile()``."""
     module._compiled_call_impl = call  # pyright: ignore[reportPrivateUsage]
+
+
+def on_deepcopy(module: torch.fx.GraphModule, call: Callable[[torch.fx.GraphModule], None]) -> None:
+    """Let `call` have every deep copy of `module`: they lose attributes of the instance."""
+    module._register_deepcopy_hook(call)  # pyright: ignore[reportPrivateUsage]

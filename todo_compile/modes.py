@@ -12,6 +12,7 @@ import types
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
+from todo_compile._torch_private import on_deepcopy
 from todo_compile.errors import CaptureError
 
 
@@ -49,19 +50,18 @@ def allow_modes(module: GraphModule, *, training: bool, dependent: bool) -> nn.M
         module.__dict__.pop(name, None)
     module.train(training)
     if dependent:
-        module.train = types.MethodType(_only_eval if not training else _only_train, module)
+        _restrict(module)
+        on_deepcopy(module, _restrict)  # a copy would lose it
     return module
 
 
-def _only_train(module: nn.Module, mode: bool = True) -> nn.Module:
-    if not mode:
-        raise _other_mode("train")
-    return module
+def _restrict(module: GraphModule) -> None:
+    module.train = types.MethodType(_stay, module)  # which eval() calls, too
 
 
-def _only_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    if mode:
-        raise _other_mode("eval")
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    if mode != module.training:
+        raise _other_mode("train" if module.training else "eval")
     return module
 
 

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from fidelity_summary import drift_table, read, sampling_table
+from fidelity_summary import RUNS, drift_table, read, readme_table, sampling_table
 
 
 def row(name: str, side: int, mse: tuple[float, float, float], **more: Any) -> dict[str, Any]:
@@ -47,3 +47,13 @@ def test_tables(tmp_path: Path) -> None:
     ]
     with pytest.raises(SystemExit, match=r"no .*c\.json"):
         read([tmp_path / "c.json"])
+
+
+def test_the_documents_hold_what_was_measured() -> None:
+    """Nobody forgot to copy a table after measuring anew."""
+    root = Path(__file__).parents[2]
+    rows = read([root / "benchmarks" / "results" / f"fidelity-{run}.json" for run in RUNS])
+    assert readme_table(rows) in (root / "README.md").read_text(encoding="utf-8")
+    details = (root / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    assert drift_table(rows) in details
+    assert sampling_table(rows) in details

@@ -86,6 +86,10 @@ def test_what_differs_between_the_modes_keeps_its_own(
     module = rewritten(original, x)
     assert module.training is training
     assert module.train(training) is module
+    other = copy.deepcopy(module)
+    assert other.train(training) is other
+    with pytest.raises(CaptureError):
+        other.train(not training)
     with pytest.raises(CaptureError, match="captured in " + ("train" if training else "eval")):
         module.train(not training)
     if training:
