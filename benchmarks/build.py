@@ -36,7 +36,7 @@ def build(
     """One build in its own process; what it took and what the manifest says."""
     out = folder / "engine.plan"
     command = [
-        sys.executable, "-m", "todo_compile.cli", "--model", model, "--weights", "random",
+        sys.executable, "-m", "todo_compile.cli.app", "--model", model, "--weights", "random",
         "--res", str(px), "--out", str(out), "--force", "--opset", str(opset), "-q", *more,
     ]  # fmt: skip
     if factors is not None:

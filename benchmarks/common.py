@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import todo_compile
-from todo_compile.jobs import versions
+from todo_compile.build.job import versions
 
 RESULTS = Path(__file__).parent / "results"
 DEMO = Path(todo_compile.__file__).parent / "models" / "demo"

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 import todo_compile
-from todo_compile.config import PlanOptions
-from todo_compile.metrics import hpf, mse
-from todo_compile.models.wrappers import VaeDecoder
+from todo_compile.capture.wrappers import VaeDecoder
+from todo_compile.options import PlanOptions
+from todo_compile.runtime.metrics import hpf, mse
 
 SAMPLINGS = ("nearest", "nearest-exact", "average", "blend:0.5")
 

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from todo_compile import models
-from todo_compile.capture import capture
+from todo_compile.capture.inputs import example_inputs
+from todo_compile.capture.trace import capture
 from todo_compile.passes.pipeline import rewrite_graph
 
 
@@ -32,7 +33,7 @@ def measure(name: str, depth: int, repeats: int, px: int) -> dict[str, object]:
     nodes = sites = 0
     for _ in range(repeats):
         loaded = models.load(source, dtype=torch.float16, fake=True)
-        example = models.example_inputs(loaded, models.Resolution(px, px), batch=2)
+        example = example_inputs(loaded, models.Resolution(px, px), batch=2)
         assert loaded.fake is not None
         with loaded.fake:
             program = capture(example.wrapper, example.args)

@@ -21,11 +21,12 @@ import torch
 from common import save, spread
 from torch import Tensor, nn
 
-from todo_compile.export import manifest as manifests
+from todo_compile.bundle import manifest as manifests
+from todo_compile.bundle.tensors import Tensor as Spec
+from todo_compile.bundle.tensors import tensors
+from todo_compile.capture.inputs import input_specs
 from todo_compile.export.onnx import export_onnx
-from todo_compile.export.tensors import Tensor as Spec
-from todo_compile.export.tensors import tensors
-from todo_compile.models import Resolution, input_specs, resolve
+from todo_compile.models import Resolution, resolve
 from todo_compile.progress import SilentProgress
 from todo_compile.runtime.loading import load
 

@@ -28,10 +28,10 @@ from plain_unet import PlainUNet
 from torch import nn
 
 import todo_compile
-from todo_compile._torch_private import dynamo_backend, inductor, inductor_mode
+from todo_compile._torch import dynamo_backend, inductor, inductor_mode
 from todo_compile.api import PRECISIONS, dtype_of
-from todo_compile.backend import todo_inductor
-from todo_compile.config import DEFAULT_KV_TOKENS
+from todo_compile.dynamo.backend import todo_inductor
+from todo_compile.options import DEFAULT_KV_TOKENS
 
 VARIANTS = ("dense", "rewritten", "bound")
 TINY: dict[str, Any] = {"widths": (8, 16, 16), "text": 12, "heads": 2, "groups": 4, "layers": 1}
@@ -75,11 +75,12 @@ def subject(
         made = tuple(t.to(device, dtype if t.dim() > 1 else t.dtype) for t in inputs)
         return Subject(module, made, 16 if model == "tiny" else DEFAULT_KV_TOKENS)
     from todo_compile import models
+    from todo_compile.capture.inputs import example_inputs
     from todo_compile.models.loading import LoadedModel
 
     source = models.resolve(model)
     loaded = LoadedModel(module, source, dtype, None, None, 0)
-    example = models.example_inputs(loaded, models.Resolution(px, px), batch=batch)
+    example = example_inputs(loaded, models.Resolution(px, px), batch=batch)
     return Subject(
         example.wrapper,
         tuple(t.to(device) for t in example.args),

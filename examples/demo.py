@@ -18,10 +18,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import todo_compile
-from todo_compile.generate import GAIN, generate
-from todo_compile.metrics import fidelity
 from todo_compile.models import Resolution
 from todo_compile.models.registry import DEMO
+from todo_compile.runtime.generate import GAIN, generate
+from todo_compile.runtime.metrics import fidelity
 
 PROMPTS = ("a strawberry pattern", "a cactus pattern")
 GUIDANCE = 3.0

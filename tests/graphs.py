@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from todo_compile.config import PlanOptions
+from todo_compile.options import PlanOptions
 from todo_compile.passes import ops
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.passes.report import Report, SiteReport

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from todo_compile.errors import ConfigError
-from todo_compile.metrics import as_image, fidelity, hpf, mse, psnr
+from todo_compile.runtime.metrics import as_image, fidelity, hpf, mse, psnr
 
 
 def flat(value: float, side: int = 4) -> np.ndarray:

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from todo_compile.api import plan as plan
     from todo_compile.api import rewrite as rewrite
-    from todo_compile.assembly import BundleResult as BundleResult
-    from todo_compile.backend import clear_reports as clear_reports
-    from todo_compile.backend import reports as reports
-    from todo_compile.bundles import compile_bundle as compile_bundle
-    from todo_compile.compiler import CompileResult as CompileResult
-    from todo_compile.compiler import compile as compile
-    from todo_compile.config import PlanOptions as PlanOptions
+    from todo_compile.build.assembly import BundleResult as BundleResult
+    from todo_compile.build.bundles import compile_bundle as compile_bundle
+    from todo_compile.build.compiler import CompileResult as CompileResult
+    from todo_compile.build.compiler import compile as compile
+    from todo_compile.dynamo.accelerate import accelerate as accelerate
+    from todo_compile.dynamo.accelerate import restore as restore
+    from todo_compile.dynamo.backend import clear_reports as clear_reports
+    from todo_compile.dynamo.backend import reports as reports
     from todo_compile.errors import TodoError as TodoError
+    from todo_compile.options import PlanOptions as PlanOptions
     from todo_compile.passes.report import Report as Report
     from todo_compile.passes.report import SiteReport as SiteReport
-    from todo_compile.pipelines import accelerate as accelerate
-    from todo_compile.pipelines import restore as restore
     from todo_compile.runtime.loading import load as load
     from todo_compile.runtime.pipeline import load_pipeline as load_pipeline
 
@@ -43,15 +43,15 @@ _HOMES = {
     "load_pipeline": "runtime.pipeline",
     "plan": "api",
     "rewrite": "api",
-    "BundleResult": "assembly",
-    "compile_bundle": "bundles",
-    "compile": "compiler",
-    "CompileResult": "compiler",
-    "accelerate": "pipelines",
-    "clear_reports": "backend",
-    "reports": "backend",
-    "restore": "pipelines",
-    "PlanOptions": "config",
+    "BundleResult": "build.assembly",
+    "compile_bundle": "build.bundles",
+    "compile": "build.compiler",
+    "CompileResult": "build.compiler",
+    "accelerate": "dynamo.accelerate",
+    "clear_reports": "dynamo.backend",
+    "reports": "dynamo.backend",
+    "restore": "dynamo.accelerate",
+    "PlanOptions": "options",
     "TodoError": "errors",
     "Report": "passes.report",
     "SiteReport": "passes.report",

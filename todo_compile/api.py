@@ -1,4 +1,4 @@
-"""The Python API: `plan` and `rewrite`; `compile` lives in `todo_compile.compiler`."""
+"""The Python API: `plan` and `rewrite`; `compile` lives in `todo_compile.build.compiler`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.batches import Batch, BatchLike, BatchRange, largest, parse_batch
-from todo_compile.config import PlanOptions, check_token_grids
 from todo_compile.errors import ConfigError
+from todo_compile.options import PlanOptions, check_token_grids
 
 if TYPE_CHECKING:
     import torch
@@ -105,8 +105,9 @@ def plan(
         ModelError: the model is unknown.
     """
     from todo_compile import models
-    from todo_compile.capture import capture
-    from todo_compile.export.files import check_new_folder
+    from todo_compile.bundle.files import check_new_folder
+    from todo_compile.capture.inputs import example_inputs, input_specs
+    from todo_compile.capture.trace import capture
     from todo_compile.passes.pipeline import rewrite_graph
 
     if dump is not None:
@@ -115,10 +116,10 @@ def plan(
     resolution = models.Resolution.parse(res)
     options = check_options(source, options)
     chosen = check_batch(source, batch)
-    models.input_specs(source, resolution, batch=chosen, dtype=dtype_of(precision))  # possible
+    input_specs(source, resolution, batch=chosen, dtype=dtype_of(precision))  # possible
     loaded = models.load(source, dtype=dtype_of(precision), fake=True)
     # A range is planned by its largest: the plan is the same for every batch (the tests say so).
-    example = models.example_inputs(loaded, resolution, batch=largest(chosen))
+    example = example_inputs(loaded, resolution, batch=largest(chosen))
     assert loaded.fake is not None
     with loaded.fake:
         program = capture(example.wrapper, example.args)
@@ -163,8 +164,8 @@ def rewrite(
         CaptureError: `torch.export` cannot trace the module.
         ConfigError: options that this module cannot follow.
     """
-    from todo_compile.capture import capture
-    from todo_compile.modes import allow_modes, depends_on_mode
+    from todo_compile.capture.modes import allow_modes, depends_on_mode
+    from todo_compile.capture.trace import capture
     from todo_compile.passes.pipeline import rewrite_graph
 
     program = capture(module, args, kwargs)

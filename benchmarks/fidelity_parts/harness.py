@@ -24,11 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from fidelity_parts import peers
 from fidelity_parts.model import Denoise, Model, Pair, Wrapped
 from fidelity_parts.settings import Setting
-from todo_compile.capture import capture
-from todo_compile.config import PlanOptions
+from todo_compile.capture.trace import capture
+from todo_compile.drift.replay import lifted_tensors
+from todo_compile.options import PlanOptions
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.passes.report import Report
-from todo_compile.replay import lifted_tensors
 
 DENSE = Setting("dense")
 

@@ -1,7 +1,8 @@
 """Measures of pictures: against the dense picture, and against real pictures as a set.
 
-MSE and HPF are `todo_compile.metrics`' (the paper's measures); SSIM and MS-SSIM are torchmetrics';
-the perceptual distance and KID stand on EfficientNet-lite0's features (ImageNet, Apache-2.0).
+MSE and HPF are `todo_compile.runtime.metrics`' (the paper's measures); SSIM and MS-SSIM are
+torchmetrics'; the perceptual distance and KID stand on EfficientNet-lite0's features (ImageNet,
+Apache-2.0).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from fidelity_parts.intervals import indices, resampled
-from todo_compile.metrics import hpf, mse
+from todo_compile.runtime.metrics import hpf, mse
 
 Array = NDArray[Any]
 _MS_SSIM_SIDE = 176

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from todo_compile.config import PlanOptions, parse_factors
+from todo_compile.options import PlanOptions, parse_factors
 
 Kind = Literal["dense", "todo", "peer", "control"]
 SAMPLINGS = ("nearest", "nearest-exact", "average", "blend:0.5", "staggered")

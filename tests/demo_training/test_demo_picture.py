@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from examples import demo
-from todo_compile.generate import GAIN
+from todo_compile.runtime.generate import GAIN
 
 
 def test_difference_is_shown_eightfold() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from todo_compile.export.files import staged
+from todo_compile.bundle.files import staged
 from todo_compile.export.library import Library
 from todo_compile.export.targets import Targets
 from todo_compile.export.tensorrt import EngineOptions, build_engine

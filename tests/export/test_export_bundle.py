@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from todo_compile.bundle import bundle as bundles
+from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile, check_bundle, read_bundle
+from todo_compile.bundle.files import staged
+from todo_compile.bundle.manifest import Manifest, file_entry, manifest_path, write
 from todo_compile.errors import BundleError
-from todo_compile.export import bundle as bundles
-from todo_compile.export.bundle import Bundle, ComponentEntry, ExtraFile, check_bundle, read_bundle
-from todo_compile.export.files import staged
-from todo_compile.export.manifest import Manifest, file_entry, manifest_path, write
 
 
 def component(folder: Path, name: str, content: bytes) -> ComponentEntry:

@@ -21,9 +21,9 @@ from export_helpers import (
 )  # fmt: skip
 from torch import nn
 
+from todo_compile.bundle.files import staged
 from todo_compile.errors import BundleError, EngineError
 from todo_compile.export._child import Outcome, run_worker
-from todo_compile.export.files import staged
 from todo_compile.export.library import Library
 from todo_compile.export.onnx import export_onnx
 from todo_compile.export.targets import Targets
@@ -44,7 +44,7 @@ _SLOW = "import time; print('loading', flush=True); time.sleep(600)"
 _PARENT = """
 import sys
 from pathlib import Path
-from todo_compile.export.files import staged
+from todo_compile.bundle.files import staged
 from todo_compile.export.library import Library
 from todo_compile.export.targets import Targets
 from todo_compile.export.tensorrt import build_engine
@@ -320,7 +320,7 @@ def test_kill_of_the_worker_is_an_error_here(tmp_path: Path):
 def test_layers_need_a_driver_and_say_so(library: Library, built: EngineInfo):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    from todo_compile.export.layers import engine_layers
+    from todo_compile.bundle.layers import engine_layers
 
     with pytest.raises(EngineError, match="driver"):
         engine_layers(built.path, f"{library.name} {library.version}")

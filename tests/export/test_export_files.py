@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from export_helpers import litter, start_python
 
+from todo_compile.bundle import files
+from todo_compile.bundle.files import check_space, check_target, format_bytes, staged, sweep
 from todo_compile.errors import BundleError
-from todo_compile.export import files
-from todo_compile.export.files import check_space, check_target, format_bytes, staged, sweep
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from todo_compile.export.files import staged
+from todo_compile.bundle.files import staged
 target = Path(sys.argv[1])
 with staged(target) as stage:
     stage.publish(target.name).write_text(sys.argv[2])

@@ -11,10 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from todo_compile.batches import BatchRange
-from todo_compile.errors import BundleError
-from todo_compile.export.files import staged
-from todo_compile.export.inspect import inspect
-from todo_compile.export.manifest import (
+from todo_compile.bundle.files import staged
+from todo_compile.bundle.inspect import inspect
+from todo_compile.bundle.manifest import (
     FORMAT,
     Manifest,
     check_files,
@@ -25,7 +24,8 @@ from todo_compile.export.manifest import (
     read,
     write,
 )
-from todo_compile.export.tensors import Tensor
+from todo_compile.bundle.tensors import Tensor
+from todo_compile.errors import BundleError
 
 REQUEST = {"model": "sd15", "resolution": "1024x1024", "plan": {"factors": (4, 2)}, "batch": 2}
 

@@ -299,7 +299,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
     code = (
         "import sys, todo_compile.export.onnx, todo_compile.export.tensorrt, "
-        "todo_compile.export.manifest, todo_compile.export.targets; "
+        "todo_compile.bundle.manifest, todo_compile.export.targets; "
         "print([m for m in ('torch', 'onnx', 'onnx_ir', 'numpy', 'tensorrt_rtx') "
         "if m in sys.modules])"
     )

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from todo_compile.bundle import files
+from todo_compile.bundle._locks import alone
+from todo_compile.bundle.files import check_new_folder, check_target, staged
 from todo_compile.errors import BundleError, ConfigError
-from todo_compile.export import files
-from todo_compile.export._locks import alone
-from todo_compile.export.files import check_new_folder, check_target, staged
 
 PROC = Path("/proc")
 no_proc = pytest.mark.skipif(not PROC.is_dir(), reason="there is no /proc here")

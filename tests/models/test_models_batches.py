@@ -16,22 +16,21 @@ from torch.export import ExportedProgram
 
 from todo_compile import PlanOptions
 from todo_compile.batches import BatchRange, parse_batch
-from todo_compile.capture import capture
+from todo_compile.build.verification import run_onnx
+from todo_compile.capture.inputs import example_inputs, input_specs
+from todo_compile.capture.trace import capture
 from todo_compile.errors import CaptureError, ConfigError
 from todo_compile.export.onnx import export_onnx
 from todo_compile.models import (
     Resolution,
     WeightsChoice,
-    example_inputs,
     find_weights,
-    input_specs,
     load,
     resolve,
     resolve_component,
 )
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.progress import SilentProgress
-from todo_compile.verification import run_onnx
 
 RANGE = BatchRange(1, 3, 3)
 

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import todo_compile
 from todo_compile import PlanOptions, models
+from todo_compile.capture.inputs import ExampleInputs, example_inputs
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models.components import overflows_in_half, parse_choice
 from todo_compile.models.extras import light_files
@@ -50,14 +51,14 @@ def vae(pipeline: Path) -> AutoencoderKL:
     return module
 
 
-def loaded(model: Path, component: str) -> tuple[models.LoadedModel, models.ExampleInputs]:
+def loaded(model: Path, component: str) -> tuple[models.LoadedModel, ExampleInputs]:
     source = models.resolve_component(str(model), component)
     weights = models.find_weights(source, models.WeightsChoice.parse("auto"), dtype=torch.float32)
     found = models.load(source, weights, dtype=torch.float32)
-    return found, models.example_inputs(found, models.Resolution.parse(64), batch=1)
+    return found, example_inputs(found, models.Resolution.parse(64), batch=1)
 
 
-def call(example: models.ExampleInputs, *args: torch.Tensor) -> Any:
+def call(example: ExampleInputs, *args: torch.Tensor) -> Any:
     with torch.no_grad():
         return example.wrapper(*(args or example.args))
 

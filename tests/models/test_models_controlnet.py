@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from tiny_models import TINY, TINY_XL, make_unet
 
 from todo_compile import models
+from todo_compile.capture.inputs import example_inputs
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models.controlnet import residual_names, residual_shapes, with_controlnet
 from todo_compile.models.loading import LoadedModel
@@ -104,7 +105,7 @@ def test_inputs_reach_the_unet(xl: bool) -> None:
     """The wrapper's flat call equals diffusers' own with the tensors as keywords."""
     unet = make_unet(**(TINY_XL if xl else TINY))
     source = _source(unet)
-    example = models.example_inputs(
+    example = example_inputs(
         LoadedModel(unet, source, torch.float32, None, None, 1), models.Resolution.parse("72x104")
     )
     values = dict(zip(example.input_names, example.args, strict=True))

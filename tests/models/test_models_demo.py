@@ -16,9 +16,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
 )
 from safetensors import safe_open
 
+from todo_compile.capture.inputs import TEXT_TOKENS, example_inputs
 from todo_compile.errors import ModelError
 from todo_compile.models import REGISTRY, Resolution, WeightsChoice, find_weights, load, resolve
-from todo_compile.models.inputs import TEXT_TOKENS, example_inputs
 from todo_compile.models.registry import DEMO
 
 ROOT = Path(__file__).resolve().parents[2]

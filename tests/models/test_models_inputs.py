@@ -12,15 +12,14 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from tiny_models import TINY_XL, make_unet
 
+from todo_compile.capture.inputs import example_inputs, input_specs
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models import (
     LoadedModel,
     Resolution,
     Source,
     WeightsChoice,
-    example_inputs,
     find_weights,
-    input_specs,
     load,
     resolve,
 )

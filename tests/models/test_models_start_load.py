@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from tiny_models import make_unet
 
 from todo_compile import models
-from todo_compile.capture import capture
+from todo_compile.capture.inputs import example_inputs
+from todo_compile.capture.trace import capture
 from todo_compile.errors import ModelError
 from todo_compile.models import loading
 
@@ -72,7 +73,7 @@ def test_filled_late(
     if inside:
         block = loaded.module.get_submodule("mid_block")
         block.register_forward_pre_hook(fill_now)
-    example = models.example_inputs(loaded, models.Resolution(64, 64))
+    example = example_inputs(loaded, models.Resolution(64, 64))
     program = capture(example.wrapper, example.args)
     assert bool(filled) == inside
     go.set()

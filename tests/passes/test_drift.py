@@ -20,11 +20,11 @@ from graphs import (
     unet_inputs,
 )
 
-from todo_compile.config import PlanOptions
-from todo_compile.drift import Drift, DriftMeter, Probe, measure, relative_error
+from todo_compile.cli.plots import plot_drift
+from todo_compile.drift.measure import Drift, DriftMeter, Probe, measure, relative_error
+from todo_compile.drift.probes import even_timesteps, structured_latents
 from todo_compile.errors import ConfigError
-from todo_compile.plots import plot_drift
-from todo_compile.probes import even_timesteps, structured_latents
+from todo_compile.options import PlanOptions
 
 EVERY = PlanOptions(factors=((3, 2), (2, 1)), sampling="staggered")
 
@@ -180,7 +180,7 @@ def test_a_plot_that_cannot_be_written_is_refused_before_measuring(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from todo_compile import models
-    from todo_compile.cli import main
+    from todo_compile.cli.app import main
 
     monkeypatch.setattr(models, "resolve", lambda _: pytest.fail("the work has begun"))
     command = ["drift", "--model", "sd15", "--res", "64", "--plot", str(tmp_path / name)]
@@ -191,14 +191,14 @@ def test_a_plot_that_cannot_be_written_is_refused_before_measuring(
 
 
 def test_help_says_what_the_conditions_are(capsys: pytest.CaptureFixture[str]) -> None:
-    from todo_compile.cli import main
+    from todo_compile.cli.app import main
 
     assert main(["drift", "--help"]) == 0
     assert "Text conditions are seeded random" in " ".join(capsys.readouterr().out.split())
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from todo_compile.cli import main
+    from todo_compile.cli.app import main
 
     folder = tmp_path / "model"
     make_unet().unet.save_pretrained(str(folder / "unet"))  # pyright: ignore

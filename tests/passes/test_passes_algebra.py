@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from todo_compile.config import PRESETS, SAMPLINGS, PlanOptions, Sampling, parse_factors
 from todo_compile.errors import ConfigError
-from todo_compile.passes import axes
-from todo_compile.passes.axes import grid_of, image_segment
-from todo_compile.passes.plan import smallest_factors
-from todo_compile.passes.pooling import Pooling, pool_tokens
-from todo_compile.passes.reshapes import reshape
+from todo_compile.options import PRESETS, SAMPLINGS, PlanOptions, Sampling, parse_factors
+from todo_compile.passes.grid import axes
+from todo_compile.passes.grid.axes import grid_of, image_segment
+from todo_compile.passes.grid.reshapes import reshape
+from todo_compile.passes.plan.choose import smallest_factors
+from todo_compile.passes.rewrite.pooling import Pooling, pool_tokens
 
 Pair = tuple[int, int]
 

@@ -11,7 +11,7 @@ from graphs import DIALECTS, ImageAttention, assert_close, capture, image, only_
 from oracle import attention, subsample
 from torch import nn
 
-from todo_compile.config import PlanOptions
+from todo_compile.options import PlanOptions
 
 GRID, FACTORS, HEADS, BATCH = (5, 6), (2, 3), 2, 2
 TOKENS = GRID[0] * GRID[1]

@@ -27,7 +27,7 @@ from graphs import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from todo_compile.config import SAMPLINGS, PlanOptions, Sampling
+from todo_compile.options import SAMPLINGS, PlanOptions, Sampling
 from todo_compile.passes.report import Report
 
 Pair = tuple[int, int]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from graphs import Captured, ImageAttention, assert_close, capture, image, only_site
 from torch import nn
 
-from todo_compile.config import PlanOptions, Sampling
+from todo_compile.options import PlanOptions, Sampling
 from todo_compile.passes.report import Report
 
 GRID, FACTORS = (4, 6), (2, 3)

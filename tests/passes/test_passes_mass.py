@@ -13,8 +13,8 @@ from graphs import DIALECTS, assert_close, capture
 from oracle import Pair, attention, mass, subsample
 from torch import nn
 
-from todo_compile.config import PlanOptions
 from todo_compile.export.onnx import export_onnx
+from todo_compile.options import PlanOptions
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.progress import SilentProgress
 

@@ -24,7 +24,7 @@ from graphs import (
     unet_inputs,
 )
 
-from todo_compile.config import SAMPLINGS, PlanOptions
+from todo_compile.options import SAMPLINGS, PlanOptions
 from todo_compile.passes.pipeline import rewrite_graph
 
 GRID, FACTORS = (7, 6), (3, 2)

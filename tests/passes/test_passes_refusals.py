@@ -20,7 +20,7 @@ from graphs import (
 )
 from torch import nn
 
-from todo_compile.config import SAMPLINGS, PlanOptions, Sampling
+from todo_compile.options import SAMPLINGS, PlanOptions, Sampling
 from todo_compile.passes.report import Report
 
 ROWS, COLUMNS = 4, 6

@@ -12,10 +12,10 @@ from graphs import DIALECTS, ImageAttention, assert_close, capture, image, make_
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from todo_compile.config import PlanOptions, check_sampling
 from todo_compile.errors import ConfigError
-from todo_compile.passes.pooling import Pooling, pool_tokens, stagger_pattern
+from todo_compile.options import PlanOptions, check_sampling
 from todo_compile.passes.report import Report
+from todo_compile.passes.rewrite.pooling import Pooling, pool_tokens, stagger_pattern
 
 Pair = tuple[int, int]
 GRIDS = {60: (10, 6), 15: (5, 3)}

@@ -24,7 +24,7 @@ from graphs import (
 from oracle import OracleProcessor, attention, subsample
 from torch import nn
 
-from todo_compile.config import PlanOptions
+from todo_compile.options import PlanOptions
 
 GRID, FACTORS = (6, 5), (2, 3)
 HALF = PlanOptions(factors=(FACTORS,))

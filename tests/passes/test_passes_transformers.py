@@ -11,7 +11,7 @@ import torch
 from graphs import DIALECTS, Captured, assert_close, capture
 from torch import nn
 
-from todo_compile.config import SAMPLINGS, PlanOptions, Sampling
+from todo_compile.options import SAMPLINGS, PlanOptions, Sampling
 
 TEXT = 5
 SIDES = (12, 8)  # pixels of the latents; patches of 2 make a grid of 6×4

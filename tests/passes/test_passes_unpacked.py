@@ -11,7 +11,7 @@ from graphs import DIALECTS, ImageAttention, assert_close, capture, only_site
 from torch import nn
 
 import todo_compile
-from todo_compile.config import PlanOptions
+from todo_compile.options import PlanOptions
 
 ROWS, COLUMNS = 6, 4
 

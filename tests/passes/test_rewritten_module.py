@@ -11,8 +11,8 @@ from oracle import subsample
 from torch import nn
 
 import todo_compile
-from todo_compile.config import PlanOptions
 from todo_compile.errors import CaptureError, ConfigError
+from todo_compile.options import PlanOptions
 
 OPTIONS = PlanOptions(factors=((2, 2),))
 

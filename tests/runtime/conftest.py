@@ -8,7 +8,7 @@ import pytest
 import tiny_pipelines as tiny
 
 import todo_compile
-from todo_compile.config import PlanOptions
+from todo_compile.options import PlanOptions
 
 
 @pytest.fixture(scope="session")

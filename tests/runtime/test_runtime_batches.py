@@ -20,10 +20,10 @@ from tiny_bundles import compiled, with_oracle
 
 import todo_compile
 from todo_compile.batches import BatchRange
-from todo_compile.config import PlanOptions
+from todo_compile.bundle import manifest as manifests
+from todo_compile.bundle.tensors import Tensor, tensors
 from todo_compile.errors import BundleError, ConfigError, InputError
-from todo_compile.export import manifest as manifests
-from todo_compile.export.tensors import Tensor, tensors
+from todo_compile.options import PlanOptions
 from todo_compile.runtime.component import PaddedBatchWarning
 from todo_compile.runtime.files import Origin
 from todo_compile.runtime.loading import adapt

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from tiny_bundles import compiled, with_oracle
 
 import todo_compile
-from todo_compile.config import PlanOptions
 from todo_compile.errors import InputError
+from todo_compile.options import PlanOptions
 
 # In [0, 1]: fp32 rounding through three steps and a decoder, as in the other pipelines' tests.
 TOLERANCE = 5e-6

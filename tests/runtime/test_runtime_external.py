@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 import todo_compile
+from todo_compile.bundle.manifest import file_entry
 from todo_compile.errors import BundleError
-from todo_compile.export.manifest import file_entry
 
 
 def vouched(path: Path, model: Any) -> Path:

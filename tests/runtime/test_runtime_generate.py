@@ -14,10 +14,10 @@ from PIL import Image
 from tiny_bundles import make_bundle, with_oracle
 
 import todo_compile
-from todo_compile.cli import main
+from todo_compile.cli.app import main
 from todo_compile.errors import BundleError, ConfigError
-from todo_compile.generate import Picture, check_picture, generate
-from todo_compile.metrics import hpf, mse
+from todo_compile.runtime.generate import Picture, check_picture, generate
+from todo_compile.runtime.metrics import hpf, mse
 
 
 def call(*arguments: object) -> int:

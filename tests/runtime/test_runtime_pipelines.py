@@ -23,7 +23,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from tiny_bundles import compiled, with_oracle
 
 import todo_compile
-from todo_compile.config import PlanOptions
+from todo_compile.options import PlanOptions
 
 TOLERANCE = 5e-6
 

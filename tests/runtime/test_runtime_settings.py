@@ -14,9 +14,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from helpers import said
 
 import todo_compile
-from todo_compile.cli import main
+from todo_compile.cli.app import main
 from todo_compile.errors import InputError
-from todo_compile.generate import generate
+from todo_compile.runtime.generate import generate
 from todo_compile.runtime.schedulers import SCHEDULERS, check_steps, make_scheduler
 
 
@@ -128,8 +128,8 @@ def test_crafted_bundles(bundle: Path, tmp_path: Path, name: str, content: str, 
     """Every hash right, the content from elsewhere."""
     import json
 
+    from todo_compile.bundle.bundle import file_sha256
     from todo_compile.errors import BundleError
-    from todo_compile.export.bundle import file_sha256
 
     folder = Path(shutil.copytree(bundle, tmp_path / "crafted"))
     path = folder / name

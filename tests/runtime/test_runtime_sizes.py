@@ -15,11 +15,11 @@ from oracle import OracleProcessor
 from PIL import Image
 
 import todo_compile
-from todo_compile import compiler
-from todo_compile.cli import main
-from todo_compile.config import PlanOptions
+from todo_compile.build import compiler
+from todo_compile.bundle.bundle import check_bundle, read_bundle
+from todo_compile.cli.app import main
 from todo_compile.errors import ConfigError, InputError
-from todo_compile.export.bundle import check_bundle, read_bundle
+from todo_compile.options import PlanOptions
 from todo_compile.runtime import loading
 
 SIZES = {"32x32": (16, 16), "48x16": (8, 24)}

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from todo_compile.batches import BatchRange
+from todo_compile.bundle import manifest as manifests
+from todo_compile.bundle.tensors import Tensor
 from todo_compile.errors import BundleError, EngineError, InputError
-from todo_compile.export import manifest as manifests
-from todo_compile.export.tensors import Tensor
 from todo_compile.runtime import tensorrt_session
 from todo_compile.runtime.files import Output
 from todo_compile.runtime.tensorrt_session import TensorRTSession

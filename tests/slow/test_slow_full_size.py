@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from todo_compile.cli import main
+from todo_compile.cli.app import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -9,8 +9,8 @@ import torch
 
 import todo_compile
 from todo_compile import models
-from todo_compile.config import PlanOptions
-from todo_compile.verification import compare
+from todo_compile.build.verification import compare
+from todo_compile.options import PlanOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

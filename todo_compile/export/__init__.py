@@ -1,1 +1,1 @@
-"""Export of finished graphs: ONNX, TensorRT engines, bundles. Knows nothing of attention."""
+"""Export of finished graphs: ONNX and TensorRT engines. Knows nothing of attention."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from todo_compile._torch_private import is_symbolic
+from todo_compile._torch import is_symbolic
 from todo_compile.batches import NAME
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from todo_compile.bundle.files import disk_errors, format_bytes
 from todo_compile.errors import ExportError, first_line
 from todo_compile.export._external import weight_bytes, write_external
-from todo_compile.export.files import disk_errors, format_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -138,7 +138,7 @@ def _translate(
     progress: Progress,
 ) -> ir.Model:
     """The ONNX form of `program`, unoptimised, weights still torch's own memory."""
-    from todo_compile._torch_private import onnx_decomposed
+    from todo_compile._torch import onnx_decomposed
     from todo_compile.export._lower import lowered
 
     fast = lowered(program)

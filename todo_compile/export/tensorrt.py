@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile.bundle.files import disk_full, format_bytes
 from todo_compile.errors import EngineError
 from todo_compile.export._build_log import Memory, memory, read_log, remedy_for, telling_error
 from todo_compile.export._child import Outcome, run_worker
-from todo_compile.export.files import disk_full, format_bytes
 
 if TYPE_CHECKING:
     from todo_compile.batches import BatchRange

@@ -1,6 +1,6 @@
-"""Known models, where their weights come from, and inputs to trace them with.
+"""Known models, and where their weights come from.
 
-The road from a ``--model`` string to a module that can be captured::
+The road from a ``--model`` string to a module that can be captured (see `capture.inputs`)::
 
     source = resolve("sdxl")  # the architecture; no weights yet
     weights = find_weights(source, WeightsChoice.parse("auto"), dtype=torch.float16)
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from todo_compile.models.architecture import Native as Native
     from todo_compile.models.architecture import native as native
     from todo_compile.models.components import resolve_component as resolve_component
-    from todo_compile.models.inputs import ExampleInputs as ExampleInputs
-    from todo_compile.models.inputs import example_inputs as example_inputs
-    from todo_compile.models.inputs import input_specs as input_specs
     from todo_compile.models.loading import LoadedModel as LoadedModel
     from todo_compile.models.loading import check_loras as check_loras
     from todo_compile.models.loading import load as load
@@ -44,9 +41,6 @@ _HOMES = {
     "Native": "architecture",
     "native": "architecture",
     "resolve_component": "components",
-    "ExampleInputs": "inputs",
-    "example_inputs": "inputs",
-    "input_specs": "inputs",
     "Lora": "lora",
     "parse_lora": "lora",
     "LoadedModel": "loading",

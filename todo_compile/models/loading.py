@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from todo_compile._torch_private import fake_mode
+from todo_compile._torch import fake_mode
 from todo_compile.models.build import build
 from todo_compile.models.checkpoint import fill_from, open_checkpoint
 from todo_compile.models.lora import Lora, fuser

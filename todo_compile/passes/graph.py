@@ -16,10 +16,10 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from todo_compile._torch_private import fake_mode_of, is_symbolic, size_expression
+from todo_compile._torch import fake_mode_of, is_symbolic, size_expression
 from todo_compile.errors import PassError
 from todo_compile.passes import ops
-from todo_compile.passes.axes import Size, plain_size
+from todo_compile.passes.grid.axes import Size, plain_size
 
 BUG = "This is a bug in todo-compile; run again with --dump and report it."
 

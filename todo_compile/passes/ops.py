@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from todo_compile._torch_private import overload_name
+from todo_compile._torch import overload_name
 
 # Different names of one meaning. What is not listed keeps its own name.
 _ALIASES = {

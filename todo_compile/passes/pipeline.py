@@ -16,24 +16,24 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from todo_compile.config import PlanOptions
 from todo_compile.errors import PassError
-from todo_compile.passes import cost
-from todo_compile.passes.attention import AttentionSite, NearMiss
-from todo_compile.passes.axes import Axes
-from todo_compile.passes.casts import promote_concatenations
-from todo_compile.passes.classify import attention_areas, dynamic_sides
+from todo_compile.options import PlanOptions
 from todo_compile.passes.dump import Dumper
+from todo_compile.passes.find.attention import AttentionSite, NearMiss
+from todo_compile.passes.find.casts import promote_concatenations
+from todo_compile.passes.find.sites import find_sites
 from todo_compile.passes.graph import BUG, GraphContext
-from todo_compile.passes.grids import GridMap
-from todo_compile.passes.hoist import hoist_pools
-from todo_compile.passes.levels import LevelsOf
-from todo_compile.passes.lower import lower_pools
-from todo_compile.passes.packed import dynamic_packed
-from todo_compile.passes.plan import Decision, make_plan
-from todo_compile.passes.pool import insert_pools
+from todo_compile.passes.grid.axes import Axes
+from todo_compile.passes.grid.grids import GridMap
+from todo_compile.passes.grid.packed import dynamic_packed
+from todo_compile.passes.plan import cost
+from todo_compile.passes.plan.choose import Decision, make_plan
+from todo_compile.passes.plan.classify import attention_areas, dynamic_sides
+from todo_compile.passes.plan.levels import LevelsOf
 from todo_compile.passes.report import PassReport, Report, SiteReport, Totals
-from todo_compile.passes.sites import find_sites
+from todo_compile.passes.rewrite.hoist import hoist_pools
+from todo_compile.passes.rewrite.lower import lower_pools
+from todo_compile.passes.rewrite.pool import insert_pools
 
 
 @dataclass(slots=True)

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from todo_compile.errors import BundleError, ConfigError, EngineError
-from todo_compile.export.bundle import (
+from todo_compile.bundle.bundle import (
     SIZED,
     Bundle,
     check_bundle,
@@ -19,7 +18,8 @@ from todo_compile.export.bundle import (
     inside,
     read_bundle,
 )
-from todo_compile.export.manifest import Manifest, check_files, read
+from todo_compile.bundle.manifest import Manifest, check_files, read
+from todo_compile.errors import BundleError, ConfigError, EngineError
 from todo_compile.models.resolution import Resolution
 
 Verify = Literal["full", "size"]

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from todo_compile.bundle.tensors import Tensor as Spec
+from todo_compile.bundle.tensors import tensors
 from todo_compile.errors import EngineError, ModelError
-from todo_compile.export.tensors import Tensor as Spec
-from todo_compile.export.tensors import tensors
 from todo_compile.runtime.files import Origin
 from todo_compile.runtime.loading import adapt
 from todo_compile.runtime.schedulers import make_scheduler
 from todo_compile.runtime.session import check_feeds
 
 if TYPE_CHECKING:
-    from todo_compile.config import PlanOptions
     from todo_compile.models import Resolution
+    from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
 
 
@@ -143,7 +143,8 @@ def rewrite_pipeline(
         TodoError: the model cannot be captured, or does not take the options.
     """
     from todo_compile import models
-    from todo_compile.capture import capture
+    from todo_compile.capture.inputs import example_inputs
+    from todo_compile.capture.trace import capture
     from todo_compile.passes.pipeline import rewrite_graph
 
     source = models.resolve(str(folder))
@@ -156,7 +157,7 @@ def rewrite_pipeline(
         weights_hash=None,
         parameters=sum(p.numel() for p in module.parameters()),
     )
-    example = models.example_inputs(loaded, resolution, batch=batch)
+    example = example_inputs(loaded, resolution, batch=batch)
     args = tuple(value.to(module.device) for value in example.args)
     program = capture(example.wrapper, args)
     report = rewrite_graph(program.graph_module, options, native_kv_tokens=source.native.kv_tokens)

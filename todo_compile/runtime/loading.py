@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile.bundle.bundle import is_bundle
 from todo_compile.errors import BundleError, ConfigError
-from todo_compile.export.bundle import is_bundle
 from todo_compile.runtime.by_size import SessionBySize
 from todo_compile.runtime.files import (
     Origin,

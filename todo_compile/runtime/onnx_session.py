@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from todo_compile.export.tensors import Tensor as Spec
+    from todo_compile.bundle.tensors import Tensor as Spec
     from todo_compile.runtime.files import Output
 
 # The numbers of ONNX's TensorProto.DataType, and onnxruntime's spelling of each.

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile.bundle.bundle import inside
 from todo_compile.errors import BundleError, ConfigError, ModelError, first_line
-from todo_compile.export.bundle import inside
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
 from todo_compile.runtime.loading import wrap, wrap_pair
 from todo_compile.runtime.schedulers import make_scheduler

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from todo_compile.bundle.manifest import read_small
 from todo_compile.errors import BundleError, ConfigError, ModelError, first_line
-from todo_compile.export.manifest import read_small
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),

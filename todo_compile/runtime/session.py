@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from todo_compile.export.tensors import Tensor as Spec
+    from todo_compile.bundle.tensors import Tensor as Spec
 
 
 class Session(Protocol):

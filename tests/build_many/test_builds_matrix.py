@@ -1,0 +1,182 @@
+"""Entries with lists become single builds; what cannot become one is named by line and entry."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from builds_helpers import builds, document, mistakes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from todo_compile.build.many.matrix import collisions, expand
+from todo_compile.build.request import Request
+from todo_compile.cli.compile import compile_command
+
+BASE = "defaults: {model: sd15, res: 512, out: 'x-{res}.plan'}\n"
+
+
+def test_lists_are_axes_and_lists_in_lists_are_values(tmp_path: Path) -> None:
+    found = builds(
+        tmp_path,
+        """
+defaults: {model: org/My Model, precision: bf16}
+builds:
+  - res: [512, [1024, 2048x1152]]
+    lora: [null, [a/one.safetensors, "two.safetensors:0.5"]]
+    target: [[sm89, sm120]]
+    factors: off
+    out: o/{model}-{res}-{target}-{precision}-{factors}/
+""",
+    )
+    assert [(b.request.res, b.request.lora) for b in found] == [
+        (("512",), ()),
+        (("512",), ("a/one.safetensors", "two.safetensors:0.5")),
+        (("1024", "2048x1152"), ()),
+        (("1024", "2048x1152"), ("a/one.safetensors", "two.safetensors:0.5")),
+    ]
+    assert {b.request.target for b in found} == {"sm89,sm120"}
+    assert found[0].out == "o/My-Model-512-sm89,sm120-bf16-off/"
+    assert found[3].out == "o/My-Model-1024+2048x1152-sm89,sm120-bf16-off/"
+    assert all(b.request.bundle for b in found)
+    assert found[0].axes == ("res", "lora")
+
+
+def test_a_build_wins_over_defaults_and_null_takes_them_away(tmp_path: Path) -> None:
+    text = BASE.replace("res: 512", "res: 512, kv-tokens: 64, batch: 4") + (
+        "builds:\n  - {batch: 1..4}\n  - {kv-tokens: null, factors: 4, out: y.plan}\n"
+    )
+    first, second = (b.request for b in builds(tmp_path, text))
+    assert (first.batch, first.kv_tokens, first.factors) == ("1..4", 64, None)
+    assert (second.batch, second.kv_tokens, second.factors) == ("4", None, "4")
+
+
+axis = st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True)
+
+
+@given(res=axis, batch=axis, opset=axis)
+def test_every_combination_once(
+    tmp_path_factory: pytest.TempPathFactory, res: list[int], batch: list[int], opset: list[int]
+) -> None:
+    text = json.dumps(
+        {
+            "defaults": {"model": "m", "out": "{res}-{batch}-{opset}.onnx", "res": res},
+            "builds": [{"batch": batch, "opset": opset}],
+        }
+    )
+    found = builds(tmp_path_factory.mktemp("m"), text)
+    wanted = {(f"{r}", f"{b}", o) for r, b, o in itertools.product(res, batch, opset)}
+    assert {(b.request.res[0], b.request.batch, b.request.opset) for b in found} == wanted
+    assert len(found) == len(wanted)
+    assert {b.out for b in found} == {f"{r}-{b}-{o}.onnx" for r, b, o in wanted}
+    assert collisions(found) == []
+
+
+def test_defaults_about_engines_are_for_engines(tmp_path: Path) -> None:
+    found = builds(
+        tmp_path,
+        """
+defaults: {model: sd15, res: 512, target: sm89, library: tensorrt_rtx}
+builds:
+  - out: x.plan
+  - out: x.onnx
+  - {out: b/, format: onnx}
+  - {out: y.onnx, target: sm90}
+""",
+    )
+    assert [b.request.target for b in found] == ["sm89", None, None, "sm90"]
+    assert [b.request.library for b in found] == ["tensorrt_rtx", "auto", "auto", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("{resolution: 3}", "line 3: build 1: unknown option 'resolution'. Known: model, res, out"),
+        ("{vae_precision: fp32}", "unknown option 'vae_precision'. Did you mean vae-precision?"),
+        ("{quiet: true}", "unknown option 'quiet'"),
+        ("{out: null}", "build 1: out is missing. Every build needs model, res and out."),
+        ("{opset: high}", "line 3: build 1: opset: 'high' is not possible"),
+        ("{verify: perhaps}", "build 1: verify: 'perhaps' is not possible"),
+        ("{res: [[[1]]]}", "res must be a value, or a list of values"),
+        ("{model: [[a, b]]}", "model: ['a', 'b'] is not possible"),
+        ("{batch: []}", "batch is an empty list"),
+        ("{res: [[]]}", "res: [] is not possible"),
+        ("{out: '{batch}.plan'}", "nothing is known of {batch}. Set that option"),
+        ("{out: '{out}.plan'}", "nothing is known of {out}"),
+    ],
+)
+def test_mistakes(tmp_path: Path, entry: str, says: str) -> None:
+    found = mistakes(tmp_path, f"{BASE}builds:\n  - {entry}\n  - {{res: 1024}}\n")
+    assert len(found) == 1
+    assert says in found[0]
+
+
+def test_mistakes_do_not_hide_good_builds(tmp_path: Path) -> None:
+    made, wrong = expand(
+        document(tmp_path, f"{BASE}builds:\n  - {{opst: 18}}\n  - {{res: 1024}}\n")
+    )
+    assert [b.out for b in made] == ["x-1024.plan"]
+    assert "Did you mean opset?" in str(wrong[0])
+
+
+def test_one_mistake_of_many_builds_is_said_once(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, f"{BASE}builds:\n  - {{batch: [1, 2, 3], opset: high}}\n")
+    assert len(found) == 1
+
+
+def test_too_many(tmp_path: Path) -> None:
+    numbers = list(range(1, 40))
+    text = f"{BASE}builds:\n  - {{res: {numbers}, batch: {numbers}, opset: [18, 19]}}\n"
+    assert "make 3042 builds; a file can have 1000" in mistakes(tmp_path, text)[0]
+
+
+def test_same_place(tmp_path: Path) -> None:
+    text = f"{BASE}builds:\n  - {{batch: [1, 2]}}\n  - {{out: ./a/../x-512.plan}}\n"
+    found = [str(one) for one in collisions(builds(tmp_path, text))]
+    assert found == [
+        "line 3: build 1: several of its builds go to x-512.plan. Tell them apart by placeholders "
+        "in out: {batch}.",
+        "line 4: build 2: ./a/../x-512.plan is where build 1 (line 3) goes too. Name another out.",
+    ]
+
+
+def test_inside_a_bundle(tmp_path: Path) -> None:
+    text = f"{BASE}builds:\n  - {{out: b/}}\n  - {{out: b/c/x.plan}}\n  - {{out: bc/x.plan}}\n"
+    (found,) = collisions(builds(tmp_path, text))
+    assert "build 2: b/c/x.plan lies in the bundle b/" in str(found)
+
+
+EVERYTHING = Request(
+    model="-m", res=("512", "64x32"), out="x/", weights="random:3", component="unet", kind="onnx",
+    batch="1..4", precision="bf16", vae_precision="fp32", kv_tokens=64, factors="4x2,2",
+    sampling="blend:0.5", preset="todo-2x", vae_factors="off", lora=("a.safetensors:0.5", "-b"),
+    controlnet=True, dense_after=0.7, opset=18, target="sm89", library="tensorrt_rtx",
+    timing_cache=Path("t.cache"), weight_streaming=True, verify=True, force=True, dump=Path("d"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("request_", [EVERYTHING, Request(model="m", res=("1",), out="o.plan")])
+def test_the_command_line_says_the_same(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request as arguments, read by the real command, is the request."""
+    from todo_compile.cli.app import main
+    from todo_compile.errors import StoppedError
+
+    seen: list[Request] = []
+
+    def run(self: Request, _progress: object) -> object:
+        seen.append(self)
+        raise StoppedError("seen")
+
+    monkeypatch.setattr(Request, "run", run)
+    assert main(["compile", *request_.arguments()]) == 130
+    assert seen == [request_]
+
+
+def test_every_option_of_the_command_is_a_key() -> None:
+    """But for those that say what is printed."""
+    import inspect
+
+    parameters = set(inspect.signature(compile_command).parameters)
+    assert parameters - {"json", "quiet", "verbose"} == set(Request.model_fields)

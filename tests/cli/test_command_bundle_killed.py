@@ -1,0 +1,162 @@
+"""Bundles whose build is killed, or that two processes build."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundle_helpers import (
+    arguments,
+    bundle_content,
+    content,
+    damage,
+    refuse_build,
+)
+from helpers import said
+
+from todo_compile.build import assembly
+from todo_compile.bundle.bundle import read_bundle
+from todo_compile.cli.app import main
+from todo_compile.errors import BundleError
+from todo_compile.export import onnx
+
+# A build that stops for a minute when it comes to a component, or to a line of the last phase.
+_HANGING = """
+import sys, time
+from pathlib import Path
+from todo_compile.build import assembly, compiler
+from todo_compile.cli.app import main
+from todo_compile.export import onnx
+where = sys.argv.pop(1)
+onnx.SHARED_OVER = 0  # tiny weights are shared, as big ones are
+def hang():
+    print("ready", flush=True)
+    time.sleep(120)
+real = compiler._rewritten
+def rewritten(job):
+    if job.source.component == where:
+        hang()
+    return real(job)
+compiler._rewritten = rewritten
+if where.startswith("place"):
+    left = int(where.removeprefix("place"))
+    place = assembly._place
+    def slow(part, goal):
+        global left
+        if left == 0:
+            hang()
+        left -= 1
+        place(part, goal)
+    assembly._place = slow
+if where == "finish":
+    from todo_compile.bundle import bundle
+    bundle.write_bundle = lambda *_: hang()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start_hanging(where: str, arguments: list[str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HANGING, where, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if line != "ready\n":
+        process.kill()
+        raise AssertionError(process.communicate()[1])
+    return process
+
+
+@pytest.mark.parametrize(
+    ("where", "stands", "built_again"),
+    [
+        ("vae_decoder", True, ["vae_decoder"]),
+        ("place1", False, []),  # a model without its manifest
+        pytest.param("place3", False, [], marks=pytest.mark.slow),
+        pytest.param("finish", False, [], marks=pytest.mark.slow),
+    ],
+)
+def test_killed(
+    pipeline: Path,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    stands: bool,
+    built_again: list[str],
+) -> None:
+    """kill -9: the old bundle stands or there is none; the next build goes on from there."""
+    before = bundle_content(bundle)
+    changed = arguments(pipeline, bundle, "--sampling", "average", "-q")
+    process = start_hanging(where, changed)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if stands:
+        assert bundle_content(bundle) == before
+        assert damage(bundle) == []
+    else:
+        with pytest.raises(BundleError, match="not a finished bundle"):
+            read_bundle(bundle)
+    started = refuse_build(monkeypatch)
+    assert main(changed) == 0
+    assert started == built_again
+    assert damage(bundle) == []
+    assert not [p.name for p in bundle.rglob(".*") if p.name != ".building"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["place1", "place3"])
+def test_killed_with_a_twin(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Wherever the files of two models that share their weights were: nothing is built again."""
+    monkeypatch.setattr(onnx, "SHARED_OVER", 0)  # tiny weights are shared, as big ones are
+    only = arguments(pipeline, tmp_path / "b", "--component", "unet", "--dense-after", "0.7", "-q")
+    process = start_hanging(where, only)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with pytest.raises(BundleError, match="not a finished bundle"):
+        read_bundle(tmp_path / "b")
+    started = refuse_build(monkeypatch)
+    assert main(only) == 0
+    assert started == []
+    assert damage(tmp_path / "b") == []
+    assert sorted(p.name for p in (tmp_path / "b").glob("unet*.*")) == [
+        "unet.dense.onnx", "unet.dense.onnx.json", "unet.onnx", "unet.onnx.data", "unet.onnx.json",
+    ]  # fmt: skip
+
+
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, goal = tmp_path / "part", tmp_path / "goal"
+    part.write_text("new")
+    goal.write_text("old")
+
+    def refuse(*_: Any) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(assembly.os, "link", refuse)
+    assembly._place(part, goal)
+    assert goal.read_text() == "new"
+
+
+def test_two_processes(pipeline: Path, bundle: Path, capsys: Any) -> None:
+    changed = arguments(pipeline, bundle, "--sampling", "average")
+    process = start_hanging("unet", changed)
+    try:
+        before = content(bundle)
+        assert main(arguments(pipeline, bundle, "--factors", "off")) == 7
+        assert "Another process is building" in said(capsys)
+        assert content(bundle) == before
+    finally:
+        process.kill()
+        process.communicate()
+    time.sleep(0.1)
+    assert main([*arguments(pipeline, bundle), "-q"]) == 0  # the lock went with its process
+    assert damage(bundle) == []

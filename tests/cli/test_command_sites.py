@@ -1,0 +1,45 @@
+"""Factors of single sites belong to one model at one size: they go nowhere else by accident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import todo_compile
+from todo_compile.build import bundles
+from todo_compile.build.job import prepare
+from todo_compile.build.verification import pinned
+from todo_compile.options import PlanOptions
+
+
+def one_site(model: Path) -> PlanOptions:
+    """Factor 4 for the first self-attention alone."""
+    report = todo_compile.plan(str(model), res=256, options=PlanOptions(factors=()))
+    first = next(s for s in report.sites if s.kind == "self")
+    return PlanOptions(factors=(), sites=((first.name, (4, 4)),))
+
+
+def test_a_dense_twin_is_dense(model: Path, tmp_path: Path) -> None:
+    options = one_site(model)
+    job = prepare(
+        str(model), res=256, out=tmp_path / "unet.onnx", weights="random", options=options
+    )
+    assert todo_compile.plan(str(model), res=256, options=job.options).rewritten == 1
+    twin = bundles._dense_job(job, 0.7)
+    assert todo_compile.plan(str(model), res=256, options=twin.options).rewritten == 0
+    assert twin.request["plan"] != job.request["plan"]
+
+
+def test_a_decoder_gets_no_sites_of_the_unet(model: Path) -> None:
+    options = bundles._options("vae_decoder", one_site(model), None)
+    assert options is not None
+    assert options.sites == ()
+
+
+@pytest.mark.slow
+def test_verification_at_another_size_rewrites_the_same_sites(model: Path) -> None:
+    for options in (one_site(model), PlanOptions(), PlanOptions(factors=())):
+        full = todo_compile.plan(str(model), res=256, options=options)
+        small = todo_compile.plan(str(model), res=128, options=pinned(options, full))
+        assert [(s.name, s.factor) for s in small.sites] == [(s.name, s.factor) for s in full.sites]

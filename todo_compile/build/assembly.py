@@ -1,0 +1,299 @@
+"""Put a bundle together: build what is missing, move it into place, describe it.
+
+Every component is built as `compiler.compile` builds one, in ``.parts`` inside the folder, where a
+build that was stopped finds what was finished. When all are there, ``bundle.json`` is removed, the
+files are linked to their places, the new ``bundle.json`` is written, and the parts go last. So a
+bundle that was whole stays usable until its successor is, a folder without ``bundle.json`` is never
+loaded, and a build that is killed at any moment finds all its parts again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from todo_compile.build.compiler import CompileResult, build
+from todo_compile.errors import BundleError
+from todo_compile.progress import Progress
+
+if TYPE_CHECKING:
+    from todo_compile.build.job import Job
+    from todo_compile.bundle.bundle import Bundle
+
+DENSE = ".dense"
+"""Ends the name of a dense twin."""
+LOCK = ".building"
+_PARTS = ".parts"
+
+
+@dataclass(frozen=True)
+class BundleResult:
+    """What `compile_bundle` made or found.
+
+    Attributes:
+        folder: the bundle.
+        bundle: what its ``bundle.json`` says.
+        results: of the outputs by name: ``unet``, its dense twin ``unet.dense``, at a further
+            resolution ``unet.2048x1152`` and ``unet.2048x1152.dense``.
+        reused: nothing had to be built or moved.
+    """
+
+    folder: Path
+    bundle: Bundle
+    results: Mapping[str, CompileResult]
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One run over a folder that is ours alone."""
+
+    folder: Path
+    kind: str
+    jobs: Mapping[str, Job]
+    extras: Mapping[str, bytes]
+    dense_after: float | None
+    force: bool
+    progress: Progress
+
+    def run(self) -> BundleResult:
+        from todo_compile.bundle.bundle import BUNDLE_JSON
+        from todo_compile.bundle.files import sweep
+
+        sweep(self.folder / BUNDLE_JSON)
+        results: dict[str, CompileResult] = {}
+        for name, job in self.jobs.items():
+            # The first output of a component has its name and the weights; the others share them.
+            results[name] = self._component(job, results.get(job.source.component))
+        old = self._intact()
+        bundle = self._describe(results)
+        if old is not None and old == bundle.model_copy(update={"created": old.created}):
+            self.progress.info(f"{self.folder} is up to date: every component is equal; kept.")
+            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+            return BundleResult(self.folder, old, results, reused=True)
+        self._finish(bundle, results)
+        moved = {
+            name: replace(result, path=self.folder / result.path.name)
+            for name, result in results.items()
+        }
+        return BundleResult(self.folder, bundle, moved, reused=False)
+
+    def _component(self, job: Job, twin: CompileResult | None) -> CompileResult:
+        """Find the component in its place or among the parts, or build it there.
+
+        A twin (dense, or for another resolution) comes after the model whose weights it shares,
+        and only fits those.
+        """
+        from todo_compile.bundle.files import sweep
+        from todo_compile.bundle.manifest import find_reusable, read
+
+        part = self.folder / _PARTS / job.out.name
+        shared = self._shared(job)
+        reasons: tuple[str, ...] = ()
+        before = dict(self.progress.seconds)
+        # A forced build that was stopped goes on with what it finished; parts are newer.
+        for place in (part,) if self.force else (part, job.out):
+            sweep(place)
+            found = find_reusable(place, job.request)
+            if found.reusable and not job.verify:
+                result = CompileResult(place, read(place), reused=True)
+                if shared and _keeps_weights(result):
+                    reasons = ("its weights shall be shared, and lie in the model file",)
+                elif _fits(result, twin):
+                    self.progress.info(f"{job.out.name} is up to date; kept.")
+                    return result
+            else:
+                reasons = found.reasons or reasons
+        if reasons:
+            self.progress.info(f"Rebuilding {job.out.name}: " + "; ".join(reasons))
+        part.parent.mkdir(exist_ok=True)
+        return build(
+            replace(job, out=part),
+            reasons,
+            since=before,
+            twin=self._beside(part, twin),
+            shared=shared,
+        )
+
+    def _shared(self, job: Job) -> bool:
+        """Whether there is another model with the same weights, as only ONNX can share them."""
+        same = [j for j in self.jobs.values() if j.source.component == job.source.component]
+        return self.kind == "onnx" and len(same) > 1
+
+    def _beside(self, part: Path, twin: CompileResult | None) -> Path | None:
+        """The twin's model file; its weights are linked to the parts, where they must lie too."""
+        from todo_compile.export.onnx import data_name
+
+        if twin is None or self.kind != "onnx":
+            return None
+        data = twin.path.with_name(data_name(twin.path))
+        link = part.with_name(data.name)
+        if data.exists() and data != link:
+            link.unlink(missing_ok=True)
+            try:
+                os.link(data, link)
+            except OSError:
+                return None  # a file system without links: the weights are stored twice
+        return twin.path
+
+    def _intact(self) -> Bundle | None:
+        """The bundle that stands, if it is whole."""
+        from todo_compile.bundle.bundle import check_bundle, read_bundle
+
+        try:
+            bundle = read_bundle(self.folder)
+        except BundleError:
+            return None
+        # The components' files were hashed by the search for reusable ones.
+        wrong = check_bundle(bundle, self.folder, hashes=False)
+        same = all(
+            (self.folder / name).is_file() and (self.folder / name).read_bytes() == content
+            for name, content in self.extras.items()
+        )
+        return bundle if not wrong and same else None
+
+    def _describe(self, results: Mapping[str, CompileResult]) -> Bundle:
+        import hashlib
+
+        from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile, file_sha256
+        from todo_compile.bundle.manifest import manifest_path, now
+
+        main = next(iter(self.jobs.values()))
+        # (components, dense twins) by resolution; what serves all stands with the first.
+        sizes: dict[str, tuple[dict[str, ComponentEntry], dict[str, ComponentEntry]]] = {}
+        for name, result in results.items():
+            job = self.jobs[name]
+            places = sizes.setdefault(str(job.resolution), ({}, {}))
+            places[name.endswith(DENSE)][job.source.component] = ComponentEntry(
+                file=result.path.name, manifest_sha256=file_sha256(manifest_path(result.path))
+            )
+        entries, dense = sizes.pop(str(main.resolution))
+        return Bundle.model_validate(
+            {
+                "created": now(),
+                "model": main.source.identifier,
+                "resolution": str(main.resolution),
+                "batch": main.request["batch"],
+                "precision": main.precision,
+                "kind": self.kind,
+                "pipeline_class": main.source.pipeline or "StableDiffusionPipeline",
+                "components": entries,
+                "dense": dense,
+                "dense_after": self.dense_after,
+                "sizes": [
+                    {"resolution": size, "components": found, "dense": twins}
+                    for size, (found, twins) in sizes.items()
+                ],
+                "extras": [
+                    ExtraFile(
+                        name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+                    )
+                    for name, content in self.extras.items()
+                ],
+            }
+        )
+
+    def _finish(self, bundle: Bundle, results: Mapping[str, CompileResult]) -> None:
+        """Put everything in its place. From the first line to the last there is no bundle."""
+        from todo_compile.bundle.bundle import BUNDLE_JSON, write_bundle
+        from todo_compile.bundle.files import disk_errors, staged
+        from todo_compile.bundle.manifest import manifest_path
+
+        target = self.folder / BUNDLE_JSON
+        stale = self._files()
+        placed: set[str] = set()
+        with disk_errors(target):
+            target.unlink(missing_ok=True)
+            for result in results.values():
+                names = [entry.name for entry in result.manifest.files]
+                if result.path.parent != self.folder:
+                    # The manifest last: a component that lacks its manifest is built again.
+                    for name in (*names, manifest_path(result.path).name):
+                        if name in placed:
+                            continue  # shared weights
+                        placed.add(name)
+                        _place(result.path.with_name(name), self.folder / name)
+                stale -= {*names, manifest_path(result.path).name}
+            for name in stale - set(self.extras):
+                (self.folder / name).unlink(missing_ok=True)
+            for name, content in self.extras.items():
+                path = self.folder / name
+                path.parent.mkdir(exist_ok=True)
+                with staged(path) as stage:
+                    stage.publish(path.name).write_bytes(content)
+            with staged(target) as stage:
+                write_bundle(bundle, stage.publish(BUNDLE_JSON))
+            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+
+    def _files(self) -> set[str]:
+        """Files of the bundle that stands, by its own word."""
+        from todo_compile.bundle.bundle import component_manifest, read_bundle
+        from todo_compile.bundle.manifest import manifest_path
+
+        try:
+            bundle = read_bundle(self.folder)
+        except BundleError:
+            return set()
+        found = {extra.name for extra in bundle.extras}
+        for component, entry in bundle.entries():
+            found |= {entry.file, manifest_path(Path(entry.file)).name}
+            try:
+                manifest = component_manifest(self.folder, component, entry)
+            except BundleError:
+                continue  # damaged: what it would name cannot be trusted
+            found |= {file.name for file in manifest.files}
+        return found
+
+
+@contextmanager
+def only_one(folder: Path) -> Generator[None]:
+    """Keep a second build out of the folder; the system lifts this when we die."""
+    from todo_compile.bundle._locks import lock_file
+    from todo_compile.bundle.files import disk_errors
+
+    with disk_errors(folder / LOCK):
+        lock = lock_file(folder / LOCK, create=True)
+    if lock is None:
+        raise BundleError(
+            f"Another process is building into {folder}.",
+            remedy="Wait for it, or choose another --out.",
+        )
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _place(part: Path, goal: Path) -> None:
+    """Let `goal` be the file `part`, which also stays where it is if the file system has links."""
+    if goal.exists() and goal.samefile(part):
+        return  # by a build that was killed after this
+    goal.unlink(missing_ok=True)  # not in one step: nothing is loaded from here now
+    try:
+        os.link(part, goal)
+    except OSError:
+        os.replace(part, goal)
+
+
+def _fits(result: CompileResult, twin: CompileResult | None) -> bool:
+    """Whether the weights that a dense twin shares are those of the model as it is now."""
+    if twin is None:
+        return True
+    now = {entry.name: entry.sha256 for entry in twin.manifest.files}
+    return all(now.get(e.name, e.sha256) == e.sha256 for e in result.manifest.files)
+
+
+def _keeps_weights(result: CompileResult) -> bool:
+    """Whether a model has weights in its own file that are worth sharing.
+
+    It was built when nothing else had them. Its manifest says it, not its request: a model whose
+    weights lie apart serves without company too.
+    """
+    from todo_compile.export.onnx import SHARED_OVER
+
+    return result.manifest.onnx.get("weight_bytes_inside", 0) > SHARED_OVER

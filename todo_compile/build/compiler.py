@@ -1,0 +1,312 @@
+"""From a model to an engine: the whole pipeline as a table of contents.
+
+    weights → load → capture → passes → ONNX → (verify) → engine → manifest
+
+Everything is made in a stage beside the output and moved there at the end, so that a failure or a
+kill leaves the old output or none.
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from todo_compile.api import dtype_of
+from todo_compile.batches import BatchLike, BatchRange, largest
+from todo_compile.build.facts import as_built, model_facts, output_tensors, site_facts
+from todo_compile.build.job import Job, check_used, prepare
+from todo_compile.options import PlanOptions
+from todo_compile.progress import Progress, Step
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from todo_compile.bundle.files import Stage
+    from todo_compile.bundle.manifest import Manifest
+    from todo_compile.capture.inputs import ExampleInputs
+    from todo_compile.export.tensorrt import EngineInfo
+    from todo_compile.passes.report import Report
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What `compile` made or found.
+
+    Attributes:
+        path: the engine or ONNX file.
+        manifest: its manifest, see `todo_compile.bundle.manifest`.
+        reused: an equal output existed and was kept.
+        reasons: why it was rebuilt, where an output existed.
+        report: what was done to every attention site; None if reused.
+    """
+
+    path: Path
+    manifest: Manifest
+    reused: bool
+    reasons: tuple[str, ...] = ()
+    report: Report | None = field(default=None, repr=False)
+
+
+def compile(
+    model: str,
+    *,
+    res: str | int,
+    out: str | Path,
+    component: str = "unet",
+    weights: str = "auto",
+    batch: BatchLike | None = None,
+    precision: str | None = None,
+    opset: int | None = None,
+    options: PlanOptions | None = None,
+    target: str | None = None,
+    library: str = "auto",
+    timing_cache: str | Path | None = None,
+    weight_streaming: bool = False,
+    verify: bool = False,
+    force: bool = False,
+    dump: str | Path | None = None,
+    loras: Sequence[str] = (),
+    controlnet: bool = False,
+    progress: Progress | None = None,
+) -> CompileResult:
+    """Compile a model for one resolution: rewrite its attention and write an engine or ONNX file.
+
+    Args:
+        model: registry name (``sd15``), local diffusers folder, or hub id.
+        res: side in pixels, or ``"WIDTHxHEIGHT"``.
+        out: ``FILE.plan`` or ``FILE.engine`` for TensorRT, ``FILE.onnx`` for ONNX.
+        component: ``unet`` (whatever denoises), ``vae_decoder``, ``text_encoder`` or
+            ``text_encoder_2``. For all of them in one folder see `bundles.compile_bundle`.
+        weights: ``auto``, ``random[:SEED]``, or a path.
+        batch: None takes 2 for the denoising model (one image with classifier-free guidance) and
+            1 for the others. ``"1..4"`` or ``(1, 4)``: every batch from 1 to 4, with TensorRT's
+            kernels chosen for 4; ``"1..2..4"``: chosen for 2.
+        precision: ``fp16``, ``bf16`` or ``fp32``. None takes fp16, and fp32 for SDXL's own
+            autoencoder, which leaves the range of fp16.
+        opset: 18 to 23; None takes 23, which keeps attention as one operator.
+        options: how factors are chosen.
+        target: GPU architectures (``"sm89,sm120"``) or ``"current"``.
+        library: ``tensorrt``, ``tensorrt_rtx`` or ``auto``.
+        timing_cache: file for TensorRT's timing cache.
+        weight_streaming: let the engine keep weights in host memory.
+        verify: run the ONNX file in onnxruntime against the rewritten graph.
+        force: rebuild even if an equal output exists.
+        dump: folder for the graph before and after every pass.
+        loras: ``FILE[:SCALE]`` each, fused into the weights in order.
+        controlnet: let a UNet take a ControlNet's residuals, as further inputs.
+        progress: receives steps and remarks; None is silent.
+
+    Raises:
+        TodoError: whatever the user can mend; nothing is written then.
+    """
+    from todo_compile import models
+
+    adapters = [models.parse_lora(text) for text in loras]
+    job = prepare(
+        model, res=res, out=out, component=component, weights=weights, batch=batch,
+        precision=precision, opset=opset, options=options, target=target, library=library,
+        timing_cache=timing_cache, weight_streaming=weight_streaming, verify=verify, dump=dump,
+        loras=adapters, controlnet=controlnet, progress=progress,
+    )  # fmt: skip
+    check_used(adapters, [job])
+    from todo_compile.bundle.files import check_target, sweep
+    from todo_compile.bundle.manifest import find_reusable, read
+
+    check_target(job.out)
+    sweep(job.out)
+    found = find_reusable(job.out, job.request)
+    if found.reusable and not force and not verify:
+        job.progress.info(f"{job.out} is up to date: everything that matters is equal; kept.")
+        return CompileResult(job.out, read(job.out), reused=True)
+    reasons = tuple(found.reasons) or (("--force was given",) if found.reusable else ())
+    if job.out.exists() and reasons:
+        job.progress.info("Rebuilding: " + "; ".join(reasons))
+    return build(job, reasons)
+
+
+def build(
+    job: Job,
+    reasons: tuple[str, ...] = (),
+    *,
+    since: Mapping[str, float] | None = None,
+    twin: Path | None = None,
+    shared: bool = False,
+) -> CompileResult:
+    """Make the output of a job in a stage and publish it.
+
+    Args:
+        job: from `job.prepare`.
+        reasons: why it is built although an output existed; passed on.
+        since: seconds that the job's progress had measured for earlier outputs.
+        twin: an ONNX file beside the output, whose weights' file it shall share where weights are
+            equal.
+        shared: other ONNX files share its weights, or it theirs; they go to a file of their own.
+    """
+    from todo_compile.bundle import manifest as manifests
+    from todo_compile.bundle.files import staged
+    from todo_compile.bundle.tensors import tensors
+    from todo_compile.export.onnx import EXTERNAL_OVER, SHARED_OVER, data_name, export_onnx
+
+    engine = job.library is not None
+    with staged(job.out) as stage:
+        program, report, example = _rewritten(job)
+        onnx = stage.folder / ("model.onnx" if engine else job.out.name)
+        info = export_onnx(
+            program,
+            onnx,
+            opset=job.opset,
+            input_names=example.input_names,
+            output_names=example.output_names,
+            progress=job.progress,
+            external_over=SHARED_OVER if shared else EXTERNAL_OVER,
+        )
+        verification = None
+        if job.verify:
+            from todo_compile.build.verification import verify
+
+            verification = verify(job, program, report, onnx, example)
+        inputs = tensors(example.specs, example.batches)
+        outputs = output_tensors(job, program, example.output_names)
+        del program, example
+        _release_memory()
+        built = None
+        lent: tuple[Path, ...] = ()
+        if engine:
+            built = _engine(job, stage, onnx)
+            files: tuple[str, ...] = (job.out.name,)
+            for name in info.files:
+                stage.discard(name)
+        else:
+            files = info.files  # weights first: whoever finds the model finds what it refers to
+            lent = _share(twin, onnx) if twin is not None and len(files) > 1 else ()
+            files = tuple(name for name in files if (stage.folder / name).exists())
+            for name in files:
+                stage.publish(name)
+            if data_name(job.out) not in files:
+                stage.retire(data_name(job.out))
+        stage.complete(files)
+        with job.progress.step("manifest"):
+            entries = [manifests.file_entry(stage.folder / name) for name in files]
+            entries += [manifests.file_entry(path) for path in lent]
+        document = manifests.Manifest(
+            created=manifests.now(),
+            request=job.request,
+            versions=job.request["versions"],
+            model=model_facts(job),
+            sites=[site_facts(s) for s in report.to_dict()["sites"]],
+            totals=report.to_dict()["totals"],
+            files=entries,
+            inputs=as_built(built.inputs, inputs) if built else inputs,
+            outputs=as_built(built.outputs, outputs) if built else outputs,
+            library=f"{built.library} {built.version}" if built else None,
+            targets=list(built.targets) if built else [],
+            memory=manifests.MemoryUse(
+                activation=built.memory.activation,
+                scratch=built.memory.scratch,
+                weights=built.memory.weights,
+            )
+            if built
+            else None,
+            onnx={"opset": info.opset, "ops": info.ops, "weight_bytes_inside": info.inside},
+            verification=verification,
+            seconds=_passed(since or {}, job.progress.seconds),
+            peak_rss_bytes=built.peak_rss_bytes if built else None,
+        )
+        manifests.write(document, stage.publish(manifests.manifest_path(job.out).name))
+    return CompileResult(job.out, document, False, reasons, report)
+
+
+def _passed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of the steps that ran between two readings."""
+    return {k: v - before.get(k, 0.0) for k, v in now.items() if v != before.get(k)}
+
+
+def _share(twin: Path, onnx: Path) -> tuple[Path, ...]:
+    """Let `onnx` use the twin's weights; the files that it then refers to besides its own."""
+    from todo_compile.export._sharing import share_weights
+    from todo_compile.export.onnx import data_name
+
+    data = twin.with_name(data_name(twin))
+    return (data,) if data.exists() and share_weights(onnx, twin) else ()
+
+
+def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
+    """Load, capture and rewrite."""
+    from todo_compile import models
+    from todo_compile.capture.inputs import example_inputs
+    from todo_compile.capture.trace import capture
+    from todo_compile.passes.pipeline import rewrite_graph
+
+    shown: list[Step] = []  # where the background's progress goes
+
+    def tell(done: int, total: int) -> None:
+        if shown:
+            shown[0].update(done, total)
+
+    with job.progress.step("load model") as step:
+        loaded = models.start_load(
+            job.source,
+            job.weights,
+            dtype=dtype_of(job.precision),
+            loras=job.loras,
+            report=tell,
+        )
+        step.note(f"{loaded.parameters / 1e6:,.0f} M parameters")
+    example = example_inputs(loaded, job.resolution, batch=job.batch)
+    with job.progress.step("capture"):
+        program = capture(example.wrapper, example.args, batches=example.batches)
+    with job.progress.step("weights") as step:  # what is left of filling them
+        shown.append(step)
+        loaded.finish()
+    with job.progress.step("passes") as step:
+        report = rewrite_graph(
+            program.graph_module,
+            job.options,
+            native_kv_tokens=job.source.native.kv_tokens,
+            dump=job.dump,
+            explicit_casts=True,
+            batch=largest(job.batch),
+        )
+        program.validate()
+        step.note(report.summary())
+    if report.rewritten == 0 and job.options.factors != ():
+        miss = report.nearest_miss()
+        job.progress.warn(
+            "no attention site was rewritten" + (f"; nearest miss: {miss}" if miss else "")
+        )
+    return program, report, example
+
+
+def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
+    from todo_compile.export.tensorrt import EngineOptions, build_engine
+
+    assert job.library is not None and job.targets is not None
+    return build_engine(
+        onnx,
+        stage.publish(job.out.name),
+        library=job.library,
+        targets=job.targets,
+        log=job.out.with_name(f"{job.out.name}.log"),
+        progress=job.progress,
+        options=EngineOptions(
+            weight_streaming=job.weight_streaming,
+            timing_cache=job.timing_cache,
+            batches=job.batch if isinstance(job.batch, BatchRange) else None,
+        ),
+    )
+
+
+def _release_memory() -> None:
+    """Give the model's memory back before the builder's process takes its own."""
+    gc.collect()
+    if platform.system() == "Linux":
+        import ctypes
+
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            return  # another libc (musl) has no malloc_trim, and needs none

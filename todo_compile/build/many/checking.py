@@ -1,0 +1,143 @@
+"""A whole file checked before anything is built: all that is wrong with it, at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from todo_compile.build.many.document import Document, Mistake, read_document
+from todo_compile.build.many.matrix import Build, collisions, expand
+from todo_compile.build.many.memory import default_budget, need, parse_memory
+from todo_compile.build.many.schedule import Need
+from todo_compile.errors import ConfigError, TodoError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done.
+
+    Attributes:
+        builds: in order.
+        needs: for each, what it takes.
+        budget: bytes of memory for all that run at once.
+        jobs: most builds at once.
+    """
+
+    builds: Sequence[Build]
+    needs: Sequence[Need]
+    budget: int
+    jobs: int
+
+
+def check(
+    path: Path,
+    *,
+    memory: str | None = None,
+    jobs: int | None = None,
+    report: Callable[[int, int, str], None] | None = None,
+) -> Plan:
+    """Read a build file and check every build as the command would, without doing its work.
+
+    Weights are looked for (and downloaded, where they are on the hub) but not read.
+
+    Args:
+        path: of the file.
+        memory: budget; None takes the file's, else a share of what is available.
+        jobs: most builds at once; None takes the file's, else one for two processors.
+        report: called with (done, all, out) while builds are checked.
+
+    Raises:
+        ConfigError: mistakes, all of them.
+    """
+    document = read_document(path)
+    builds, wrong = expand(document)
+    wrong = [*document.mistakes, *wrong, *collisions(builds)]
+    budget, most = _limits(document, memory, jobs, wrong)
+    needs: list[Need] = []
+    for number, build in enumerate(builds):
+        if report is not None:
+            report(number, len(builds), build.out)
+        try:
+            _check_place(build)
+            needs.append(need(build.request.prepare()))
+        except TodoError as error:
+            remedy = error.remedy or ""
+            wrong.append(Mistake(build.line, f"{build.entry}: {error.message}", remedy))
+    if wrong:
+        raise _refusal(path, wrong)
+    return Plan(builds, needs, budget, most)
+
+
+def make_folders(builds: Sequence[Build]) -> None:
+    """The folders that outputs will lie in.
+
+    Raises:
+        ConfigError: one cannot be made.
+    """
+    for folder in dict.fromkeys(Path(build.out).parent for build in builds):
+        make_folder(folder, "Name another out, or make the folder.")
+
+
+def make_folder(folder: Path, remedy: str) -> None:
+    """A folder with those above it.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {folder} cannot be made: {error.strerror}.", remedy=remedy
+        ) from error
+
+
+def _limits(
+    document: Document, memory: str | None, jobs: int | None, wrong: list[Mistake]
+) -> tuple[int, int]:
+    """(budget, most builds at once); what the command line says goes before what the file says."""
+    budget, most = default_budget(), max(1, (os.cpu_count() or 1) // 2)
+    given = document.settings.get("memory")
+    if memory is not None:
+        budget = parse_memory(memory)
+    elif given is not None and given.data is not None:
+        try:
+            budget = parse_memory(str(given.data))
+        except ConfigError as error:
+            wrong.append(Mistake(given.line, f"memory: {error.message}", error.remedy or ""))
+    given = document.settings.get("jobs")
+    if jobs is not None:
+        most = jobs
+    elif given is not None and given.data is not None:
+        if isinstance(given.data, int) and given.data >= 1:
+            most = given.data
+        else:
+            said = f"jobs: {given.data!r} is no number of builds."
+            wrong.append(Mistake(given.line, said, "Give a whole number from 1."))
+    return budget, most
+
+
+def _check_place(build: Build) -> None:
+    """As the command would, but that folders which are missing will be made.
+
+    Raises:
+        TodoError: it cannot be written to.
+    """
+    parent = Path(build.out).parent
+    if parent.exists():
+        build.request.check_place()
+        return
+    above = next((p for p in parent.absolute().parents if p.exists()), None)
+    if above is None or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"The folder {parent} cannot be made.", remedy="Name another out.")
+
+
+def _refusal(path: Path, wrong: Sequence[Mistake]) -> ConfigError:
+    lines = sorted({str(one): one for one in wrong}.values(), key=lambda one: one.line)
+    count = "a mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+    return ConfigError(
+        "\n".join([f"{path} has {count}; nothing was built.", *(f"  {one}" for one in lines)]),
+        remedy="Mend the file and try again; --dry-run shows what would be built.",
+    )

@@ -1,0 +1,231 @@
+"""From entries with lists to single builds.
+
+A list is an axis: a build is made for each of its values, and for each combination of several
+lists. A list within the list is one value of several parts::
+
+    res: [1024, 2048]            two builds
+    res: [[1024, 2048x1152]]     one bundle for two resolutions
+    lora: [null, a.safetensors]  without, and with
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from todo_compile.build.many.document import Document, Entry, Mistake, Value
+from todo_compile.build.request import Request
+from todo_compile.errors import TodoError
+
+MAX_BUILDS = 1000
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+# A list of values that the command line takes in one word.
+_JOINED = ("target", "factors", "vae-factors")
+_WITH_PLACEHOLDERS = ("out", "dump")
+_ENGINES = ("target", "library", "timing-cache", "weight-streaming")
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build of a file.
+
+    Attributes:
+        entry: name of the entry that it is of.
+        line: of the entry.
+        request: what to build.
+        axes: names of the options that the entry varies.
+    """
+
+    entry: str
+    line: int
+    request: Request
+    axes: tuple[str, ...] = ()
+
+    @property
+    def out(self) -> str:
+        """Where it goes, as written."""
+        return self.request.out
+
+
+def expand(document: Document) -> tuple[list[Build], list[Mistake]]:
+    """All builds of a file that can be made out, in order, and what is wrong with the others."""
+    wrong = _unknown(document.defaults)
+    builds: list[Build] = []
+    for entry in document.builds:
+        mistakes = _unknown(entry)
+        values = {**document.defaults.values, **entry.values}
+        axes = {k: v for k, v in values.items() if isinstance(v.data, list)}
+        mistakes += [
+            Mistake(v.line, f"{entry.name}: {k} is an empty list.", "Give a value, or remove it.")
+            for k, v in axes.items()
+            if not v.data
+        ]
+        count = math.prod(len(v.data) for v in axes.values())
+        if len(builds) + count > MAX_BUILDS:
+            mistakes.append(
+                Mistake(
+                    entry.line,
+                    f"{entry.name}: its lists make {count} builds; a file can have {MAX_BUILDS}.",
+                    "Shorten them, or use several files.",
+                )
+            )
+        if mistakes:
+            wrong += mistakes
+            continue
+        found: dict[str, Mistake] = {}  # each once, however many builds it spoils
+        for chosen in _combinations(values):
+            made = _build(entry, chosen, tuple(k for k, v in axes.items() if len(v.data) > 1))
+            if isinstance(made, Build):
+                builds.append(made)
+            else:
+                found.update({str(one): one for one in made})
+        wrong += found.values()
+    return builds, wrong
+
+
+def collisions(builds: Sequence[Build]) -> list[Mistake]:
+    """Builds that would write over each other: the same ``out``, or one within another's folder."""
+    wrong: list[Mistake] = []
+    places: dict[Path, Build] = {}
+    for build in builds:
+        place = Path(build.out).resolve()
+        other = places.setdefault(place, build)
+        if other is not build:
+            wrong.append(_same(build, other))
+    for place, build in places.items():
+        over = next((p for p in place.parents if p in places and places[p].request.bundle), None)
+        if over is not None:
+            wrong.append(
+                Mistake(
+                    build.line,
+                    f"{build.entry}: {build.out} lies in the bundle {places[over].out}.",
+                    "Name another place: a bundle's folder holds nothing else.",
+                )
+            )
+    return list({str(one): one for one in wrong}.values())
+
+
+def _same(build: Build, other: Build) -> Mistake:
+    if other.entry == build.entry:
+        axes = ", ".join("{" + axis + "}" for axis in build.axes if axis != "out")
+        return Mistake(
+            build.line,
+            f"{build.entry}: several of its builds go to {build.out}.",
+            f"Tell them apart by placeholders in out: {axes}.",
+        )
+    return Mistake(
+        build.line,
+        f"{build.entry}: {build.out} is where {other.entry} (line {other.line}) goes too.",
+        "Name another out.",
+    )
+
+
+def _combinations(values: Mapping[str, Value]) -> list[dict[str, Value]]:
+    lists = [
+        [Value(one, v.line) for one in v.data] if isinstance(v.data, list) else [v]
+        for v in values.values()
+    ]
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*lists)]
+
+
+def _unknown(entry: Entry) -> list[Mistake]:
+    known = Request.keys()
+    wrong: list[Mistake] = []
+    for key, value in entry.values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.7)
+            guess = f" Did you mean {near[0]}?" if near else ""
+            wrong.append(
+                Mistake(
+                    value.line,
+                    f"{entry.name}: unknown option {key!r}.{guess}",
+                    f"Known: {', '.join(known)}.",
+                )
+            )
+    return wrong
+
+
+def _build(
+    entry: Entry, chosen: Mapping[str, Value], axes: tuple[str, ...]
+) -> Build | list[Mistake]:
+    values: dict[str, Any] = {}
+    for key, value in chosen.items():
+        data = value.data
+        if data is None:  # takes a default away
+            continue
+        if isinstance(data, list) and key in _JOINED:
+            data = ",".join(map(str, data))
+        values[key] = data
+    missing = [key for key in ("model", "res", "out") if key not in values]
+    if missing:
+        return [
+            Mistake(
+                entry.line,
+                f"{entry.name}: {' and '.join(missing)} is missing.",
+                "Every build needs model, res and out.",
+            )
+        ]
+    wrong: list[Mistake] = []
+    for key in _WITH_PLACEHOLDERS:
+        if isinstance(values.get(key), str):
+            values[key] = _filled(entry, key, values, chosen[key].line, wrong)
+    if wrong:
+        return wrong
+    if str(values["out"]).endswith(".onnx") or values.get("format") == "onnx":
+        # What the defaults say about engines is for the file's engines.
+        values = {k: v for k, v in values.items() if k not in _ENGINES or k in entry.values}
+    try:
+        return Build(entry.name, entry.line, Request.model_validate(values), axes)
+    except ValidationError as error:
+        return [_explained(entry, chosen, one) for one in error.errors()]
+    except TodoError as error:
+        return [Mistake(entry.line, f"{entry.name}: {error.message}", error.remedy or "")]
+
+
+def _explained(entry: Entry, chosen: Mapping[str, Value], error: Any) -> Mistake:
+    key = str(error["loc"][0])
+    given = error["input"]
+    return Mistake(
+        chosen[key].line if key in chosen else entry.line,
+        f"{entry.name}: {key}: {given!r} is not possible: {error['msg']}.",
+        f"Give --{key} as on the command line (todo-compile compile --help).",
+    )
+
+
+def _filled(
+    entry: Entry, option: str, values: Mapping[str, Any], line: int, wrong: list[Mistake]
+) -> str:
+    """A path with its placeholders filled in by the values of the build's own options."""
+    known = [key for key in values if key not in _WITH_PLACEHOLDERS]
+
+    def fill(found: re.Match[str]) -> str:
+        key = found[1]
+        if key in known:
+            return _slug(key, values[key])
+        wrong.append(
+            Mistake(
+                line,
+                f"{entry.name}: {option}: nothing is known of {{{key}}}.",
+                f"Set that option, or use one that is set: {', '.join(known)}.",
+            )
+        )
+        return ""
+
+    return _PLACEHOLDER.sub(fill, str(values[option]))
+
+
+def _slug(key: str, value: Any) -> str:
+    """A value as a part of a file's name: ``org/model`` → ``model``."""
+    parts = value if isinstance(value, list) else [value]
+    texts = [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
+    if key in ("model", "weights", "lora", "timing-cache"):
+        texts = [PurePath(text.rstrip("/\\")).name.removesuffix(".safetensors") for text in texts]
+    return "+".join(re.sub(r"[^\w.,x-]+", "-", text) for text in texts)

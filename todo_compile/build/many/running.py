@@ -1,0 +1,254 @@
+"""Run builds as child processes, as many at once as memory allows, and tell what became of them.
+
+A build that fails stops no other. Ctrl-C ends all: each child is told by its stdin (see `worker`),
+given time to leave nothing half-written, and killed if it takes too long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Literal
+
+import psutil
+
+from todo_compile.build.many.checking import Plan, make_folder
+from todo_compile.build.many.matrix import Build
+from todo_compile.build.many.schedule import startable
+
+Status = Literal["built", "kept", "failed", "stopped"]
+_TICK_SECONDS = 0.2
+_STOP_SECONDS = 30.0
+# The log of a child is not for a terminal: no line is broken.
+_COLUMNS = "1000"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a build.
+
+    Attributes:
+        build: which.
+        status: ``stopped`` is one that was interrupted, or never started because of that.
+        seconds: that it ran; 0 if it never did.
+        bytes: of the output; 0 if there is none.
+        peak_bytes: the most memory that it and its children held.
+        error: first line, if it failed.
+        log: what it said; None if it never ran.
+    """
+
+    build: Build
+    status: Status
+    seconds: float = 0.0
+    bytes: int = 0
+    peak_bytes: int = 0
+    error: str = ""
+    log: Path | None = None
+
+
+@dataclass
+class Running:
+    """A child at work."""
+
+    build: Build
+    process: subprocess.Popen[bytes]
+    answer: IO[bytes]
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+    peak_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since its start."""
+        return time.monotonic() - self.started
+
+    def measure(self) -> None:
+        """Look how much memory the child and its children hold."""
+        with suppress(psutil.Error):
+            root = psutil.Process(self.process.pid)
+            held = [p.memory_info().rss for p in (root, *root.children(recursive=True))]
+            self.peak_bytes = max(self.peak_bytes, sum(held))
+
+    def ask_to_end(self) -> None:
+        """See `worker`."""
+        if self.process.stdin is not None:
+            with suppress(OSError):
+                self.process.stdin.close()
+
+    def kill(self) -> None:
+        """Kill it with its children."""
+        with suppress(psutil.Error):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+        with suppress(OSError):
+            self.process.kill()
+        self.process.wait()
+
+    def outcome(self, *, stopped: bool = False) -> Outcome:
+        """What became of it, once it has ended."""
+        code = self.process.returncode
+        self.answer.seek(0)
+        said = self.answer.read()
+        self.answer.close()
+        self.ask_to_end()
+        status: Status = "stopped" if stopped else "failed"
+        if code == 0:
+            status = "kept" if _reused(said) else "built"
+        return Outcome(
+            self.build,
+            status,
+            seconds=self.seconds,
+            bytes=size_of(Path(self.build.out), bundle=self.build.request.bundle),
+            peak_bytes=self.peak_bytes,
+            error=_error(self.log, code) if status == "failed" else "",
+            log=self.log,
+        )
+
+
+def run(
+    plan: Plan,
+    logs: Path,
+    *,
+    force: bool = False,
+    started: Callable[[Build], None] = lambda _build: None,
+    ended: Callable[[Outcome], None] = lambda _outcome: None,
+    tick: Callable[[Sequence[Running]], None] = lambda _running: None,
+) -> tuple[list[Outcome], bool]:
+    """Run all builds of a checked plan.
+
+    Args:
+        plan: from `checking.check`; the folders of its outputs exist.
+        logs: folder for what each build says; made if need be.
+        force: build even what is equal.
+        started, ended: called for each build.
+        tick: called a few times a second with those that run.
+
+    Returns:
+        What became of each, in order; and whether all of it was interrupted.
+
+    Raises:
+        ConfigError: the folder for logs cannot be made.
+    """
+    make_folder(logs, "Name another for logs: --logs DIR.")
+    waiting = dict(enumerate(plan.needs))
+    running: dict[int, Running] = {}
+    outcomes: dict[int, Outcome] = {}
+    interrupted = False
+
+    def finish(number: int, *, stopped: bool = False) -> None:
+        outcomes[number] = running.pop(number).outcome(stopped=stopped)
+        ended(outcomes[number])
+
+    try:
+        while waiting or running:
+            beside = [plan.needs[number] for number in running]
+            for number in startable(waiting, beside, budget=plan.budget, jobs=plan.jobs):
+                del waiting[number]
+                build = plan.builds[number]
+                running[number] = _start(build, _log(logs, number, build), force)
+                started(build)
+            time.sleep(_TICK_SECONDS)
+            for number, one in list(running.items()):
+                one.measure()
+                if one.process.poll() is not None:
+                    finish(number)
+            tick(list(running.values()))
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:  # whatever happened: no child outlives us
+        _stop(running)
+    for number in list(running):
+        finish(number, stopped=True)
+    for number in waiting:
+        outcomes[number] = Outcome(plan.builds[number], "stopped")
+    return [outcomes[number] for number in sorted(outcomes)], interrupted
+
+
+def _reused(said: bytes) -> bool:
+    try:
+        return bool(json.loads(said)["reused"])
+    except (ValueError, KeyError, TypeError):
+        return False  # something else was printed: it was built all the same
+
+
+def size_of(out: Path, *, bundle: bool) -> int:
+    """Bytes of an output with all its files."""
+    if bundle:
+        files = [p for p in out.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    else:
+        files = [out, out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.data")]
+    return sum(p.stat().st_size for p in files if p.is_file())
+
+
+def _command(build: Build, force: bool) -> list[str]:
+    command = [sys.executable, "-m", "todo_compile.build.many.worker", "compile", "--json"]
+    if force and not build.request.force:
+        command.append("--force")
+    return [*command, *build.request.arguments()]
+
+
+def _start(build: Build, log: Path, force: bool) -> Running:
+    answer = tempfile.TemporaryFile()  # noqa: SIM115 (`outcome` closes it)
+    environment: Mapping[str, str] = {**os.environ, "COLUMNS": _COLUMNS, "PYTHONUTF8": "1"}
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            _command(build, force),
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=sink,
+            env=environment,
+            # Apart from our group: a Ctrl-C is for us, who tell the children in order.
+            start_new_session=os.name != "nt",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    return Running(build, process, answer, log)
+
+
+def _stop(running: Mapping[int, Running]) -> None:
+    for one in running.values():
+        one.ask_to_end()
+    deadline = time.monotonic() + _STOP_SECONDS
+    for one in running.values():
+        try:
+            one.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            deadline = 0.0  # a second Ctrl-C: at once
+            one.kill()
+
+
+def _log(logs: Path, number: int, build: Build) -> Path:
+    name = re.sub(r"[^\w.-]+", "-", build.out).strip("-.")
+    return logs / f"{number + 1:03}-{name[-80:]}.log"
+
+
+def _error(log: Path, code: int) -> str:
+    """The first line of an error: ours if there is one, else the last that was said."""
+    lines = [line for line in _lines(log) if line.strip()]
+    ours = next((line for line in lines if line.startswith("error: ")), None)
+    if ours is not None:
+        return ours.removeprefix("error: ")
+    if code < 0:
+        return f"killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+    return lines[-1].strip() if lines else f"ended with status {code}"
+
+
+def _lines(log: Path) -> list[str]:
+    with suppress(OSError):
+        return log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return []
+
+
+def last_words(log: Path) -> str:
+    """The last line that a build has said so far."""
+    lines = [line for line in _lines(log) if line.strip()]
+    return lines[-1].strip() if lines else ""

@@ -1,0 +1,243 @@
+"""Run an exported ONNX file against the rewritten graph, on the CPU.
+
+onnxruntime's CPU provider materialises QKᵀ, so high resolutions do not fit into memory. Then the
+same model is captured, rewritten and exported once more at the largest resolution that fits, with
+the factors that each level got, and that is verified: the same weights through the same passes.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from todo_compile.batches import BatchRange, largest
+from todo_compile.errors import ConfigError, ExportError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+    from todo_compile.options import PlanOptions
+    from todo_compile.passes.report import Report
+
+# Relative L2 error of a whole UNet, measured at 1e-6 (fp32) and 2e-3 (fp16) on sd15 at 512 px.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Differences between two outputs.
+
+    Attributes:
+        max_abs, mean_abs: absolute differences.
+        relative_l2: ‖a − b‖ / ‖b‖.
+        cosine: cosine similarity of the flattened outputs.
+    """
+
+    max_abs: float
+    mean_abs: float
+    relative_l2: float
+    cosine: float
+
+
+def compare(actual: Tensor, expected: Tensor) -> Errors:
+    """Errors of `actual` against `expected`, in fp64."""
+    a, b = actual.double().flatten(), expected.double().flatten()
+    difference = (a - b).abs()
+    norm = float(b.norm())
+    return Errors(
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        relative_l2=float((a - b).norm()) / norm if norm else float(difference.max()),
+        cosine=float(a @ b / (a.norm() * b.norm())) if norm else 1.0,
+    )
+
+
+def run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Outputs of an ONNX file in onnxruntime on the CPU.
+
+    Raises:
+        ExportError: onnxruntime is absent, refuses the file, or fails.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise ExportError(
+            "--verify needs onnxruntime.", remedy='Install it: pip install "todo-compile[onnx]"'
+        ) from error
+    import torch
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        feeds = {name: value.numpy() for name, value in inputs.items()}
+        outputs: Sequence[Any] = session.run(None, feeds)
+    except Exception as error:  # onnxruntime's errors have no common base but Exception
+        raise ExportError(
+            f"onnxruntime cannot run {path.name}: {first_line(error)}",
+            remedy="bf16 has few CPU kernels: verify with --precision fp32. Else report it.",
+        ) from error
+    return [torch.from_numpy(o) for o in outputs]
+
+
+def score_bytes(report: Report) -> int:
+    """Bytes of the largest QKᵀ in fp32, in which the CPU provider computes it, before and after
+    the softmax."""
+    return 2 * 4 * report.totals.score_elements_after
+
+
+def available_bytes() -> int:
+    """Memory that is free for use; half of a modest machine's where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return 4 * 2**30
+
+
+def verify(
+    job: Any, program: ExportedProgram, report: Report, onnx: Path, example: Any
+) -> dict[str, Any]:
+    """Verify a job's ONNX file; returns what the manifest records.
+
+    Raises:
+        ExportError: the outputs differ by more than the precision explains, or bf16, which the
+            CPU provider cannot run.
+    """
+    if job.precision == "bf16":
+        raise ExportError(
+            "onnxruntime's CPU provider has no bf16 kernels, so bf16 cannot be verified here.",
+            remedy="Verify with --precision fp32, which has the same graph, or leave out --verify.",
+        )
+    # The report's figures are those of the largest batch.
+    budget = available_bytes() // 2
+    if score_bytes(report) <= budget:
+        return _checked(job, program, onnx, example, str(job.resolution))
+    options = pinned(job.options, report)
+    smaller = _largest_that_fits(job, options, budget)
+    job.progress.warn(
+        f"{job.resolution} needs {score_bytes(report) / 2**30:.1f} GB for attention scores on the "
+        f"CPU; verifying the same weights, passes and factors at {smaller} instead"
+    )
+    return _at(job, smaller, options, onnx.parent)
+
+
+def pinned(options: PlanOptions, report: Report) -> PlanOptions:
+    """`options` with the factor that every site got: a smaller grid would be planned gentler."""
+    sites = tuple((s.name, s.factor) for s in report.sites if s.action == "rewritten")
+    return replace(options, kv_tokens=None, factors=(), sites=sites)
+
+
+def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> Any:
+    """Largest scaled-down resolution whose scores fit, from the plan alone.
+
+    Raises:
+        ExportError: none fits.
+    """
+    from todo_compile import models
+    from todo_compile.api import plan
+    from todo_compile.capture.inputs import side_multiple
+
+    multiple = 8 * side_multiple(job.source)
+    for eighths in range(7, 0, -1):
+        sides = [
+            max(multiple, math.floor(s * eighths / 8 / multiple) * multiple)
+            for s in (job.resolution.width, job.resolution.height)
+        ]
+        smaller = models.Resolution(*sides)
+        try:
+            report = plan(
+                job.source.identifier,
+                res=str(smaller),
+                component=job.source.component,
+                batch=job.batch,
+                precision=job.precision,
+                options=options,
+            )
+        except ConfigError:
+            break  # a grid smaller than its factor, and so are all that follow
+        if score_bytes(report) <= budget:
+            return smaller
+    raise ExportError(
+        f"There is not enough free memory to verify {job.resolution} on the CPU, nor any smaller "
+        "size with the same factors.",
+        remedy="Close other programs, or leave out --verify.",
+    )
+
+
+def _at(job: Any, resolution: Any, options: PlanOptions, stage: Path) -> dict[str, Any]:
+    """Capture, rewrite and export once more at `resolution`, and verify that."""
+    from todo_compile import models
+    from todo_compile.api import dtype_of
+    from todo_compile.capture.inputs import example_inputs
+    from todo_compile.capture.trace import capture
+    from todo_compile.export.onnx import export_onnx
+    from todo_compile.passes.pipeline import rewrite_graph
+    from todo_compile.progress import SilentProgress
+
+    dtype = dtype_of(job.precision)
+    loaded = models.load(job.source, job.weights, dtype=dtype, hashed=False, loras=job.loras)
+    example = example_inputs(loaded, resolution, batch=job.batch)
+    program = capture(example.wrapper, example.args, batches=example.batches)
+    rewrite_graph(
+        program.graph_module,
+        options,
+        native_kv_tokens=job.source.native.kv_tokens,
+        explicit_casts=True,
+        batch=largest(job.batch),
+    )
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=stage) as folder:
+        onnx = Path(folder) / "model.onnx"
+        export_onnx(
+            program,
+            onnx,
+            opset=job.opset,
+            input_names=example.input_names,
+            output_names=example.output_names,
+            progress=SilentProgress(),
+        )
+        return _checked(job, program, onnx, example, str(resolution))
+
+
+def _checked(
+    job: Any, program: ExportedProgram, onnx: Path, example: Any, resolution: str
+) -> dict[str, Any]:
+    batches = (job.batch.least, job.batch.most) if isinstance(job.batch, BatchRange) else ()
+    with job.progress.step("verify") as step:
+        module = program.module()
+        calls = [example.rows(batch) for batch in batches] or [example.args]
+        found = [one for args in calls for one in _errors(module, onnx, example, args)]
+        # The worst output speaks for all; NaN is worse than any number.
+        of = f", batches {' and '.join(map(str, batches))}" if batches else ""
+        errors = max(found, key=lambda e: (math.isnan(e.relative_l2), e.relative_l2))
+        summary = (
+            f"onnxruntime against torch at {resolution}{of}: max {errors.max_abs:.2e}, "
+            f"mean {errors.mean_abs:.2e}, relative L2 {errors.relative_l2:.2e}"
+        )
+        step.note(summary)
+    tolerance = TOLERANCES[job.precision]
+    if not errors.relative_l2 <= tolerance:  # also for NaN
+        raise ExportError(
+            f"The ONNX file does not reproduce the graph: {summary} (allowed {tolerance:g}).",
+            remedy="Nothing was written. Try another --opset or --precision, and report it.",
+        )
+    return {"resolution": resolution, "summary": summary, "tolerance": tolerance, **asdict(errors)}
+
+
+def _errors(module: Any, onnx: Path, example: Any, args: Sequence[Tensor]) -> list[Errors]:
+    """Errors of each output for one call."""
+    import torch
+
+    with torch.no_grad():
+        expected = module(*args)
+    if not isinstance(expected, (tuple, list)):
+        expected = (expected,)
+    feeds = dict(zip(example.input_names, args, strict=True))
+    return [compare(*pair) for pair in zip(run_onnx(onnx, feeds), expected, strict=True)]

@@ -1,0 +1,326 @@
+"""Outputs that are there whole or not at all.
+
+A `Stage` is a hidden folder beside the target, on the same file system. Everything is made in it
+under its final name, so files that refer to each other (ONNX and its weights) already fit, and
+moves out only when all of it is complete. A build that is killed leaves its stage behind; the
+next one for the same target sweeps it away.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+from todo_compile.bundle._locks import alone, lock_file
+from todo_compile.errors import BundleError, ConfigError
+
+_LOCK = ".lock"
+_COMMITS = ".committing"
+# A stage without a lock file was killed in its first instant, or is in it right now.
+_GRACE_SECONDS = 60.0
+# Where the file system has no locks, only age tells the dead from the living.
+_ABANDONED_SECONDS = 24 * 3600.0
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def check_target(target: Path, *, needs: int = 0) -> None:
+    """Refuse early what cannot succeed: call this before minutes of work.
+
+    Args:
+        target: the file to be written.
+        needs: bytes that will be needed beside it, 0 if unknown.
+
+    Raises:
+        BundleError: the folder is absent or read-only, the target is a folder, the disk too full.
+    """
+    parent = target.parent
+    if target.is_dir():
+        raise BundleError(f"{target} is a folder.", remedy=f"Name a file: {target / 'engine.plan'}")
+    if not parent.exists():
+        raise BundleError(
+            f"The folder {parent} does not exist.", remedy=f"Make it: mkdir -p {parent}"
+        )
+    if not parent.is_dir():
+        raise BundleError(
+            f"{parent} is not a folder.", remedy="Choose another place for the output."
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _read_only(parent)
+    _try_out(parent)
+    check_space(target, needs)
+
+
+def check_new_folder(folder: Path, option: str) -> None:
+    """Refuse early a folder that cannot be made or written; makes nothing.
+
+    Args:
+        folder: may be absent, with those above it.
+        option: that names it, for the remedy.
+
+    Raises:
+        ConfigError: it is a file, or what is there of its path cannot be written.
+    """
+    above = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        _try_out(above)
+    except (OSError, BundleError) as error:
+        raise ConfigError(
+            f"The folder {folder} cannot be made or written.",
+            remedy=f"Give {option} a folder that you may write.",
+        ) from error
+
+
+def _try_out(folder: Path) -> None:
+    """Make a folder in `folder` and remove it: permissions alone say too much for root, /proc, …"""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".todo-compile-", dir=folder))
+    except OSError as error:
+        if error.errno in _FULL:
+            raise disk_full(folder / "x") from error
+        raise _read_only(folder) from error
+
+
+def check_space(target: Path, needs: int) -> None:
+    """Raise `BundleError` if fewer than `needs` bytes are free where `target` will lie."""
+    free = shutil.disk_usage(target.parent).free
+    if needs > free:
+        raise disk_full(target, needs)
+
+
+def disk_full(target: Path, needs: int = 0) -> BundleError:
+    """The error for a full disk, in one wording wherever it strikes; `needs` is bytes or 0."""
+    free = shutil.disk_usage(target.parent).free
+    about = f" needs about {format_bytes(needs)}," if needs else ""
+    return BundleError(
+        f"Disk full: {target.name}{about} {format_bytes(free)} free in {target.parent}.",
+        remedy="Free some space or choose an output on another disk.",
+    )
+
+
+def format_bytes(count: float) -> str:
+    """A size for people: ``1.74 GB`` (decimal units, as disks are sold)."""
+    for unit in ("bytes", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+@contextmanager
+def disk_errors(target: Path, *, needs: int = 0) -> Generator[None]:
+    """Turn the file system's complaints about `target` into `BundleError` with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise disk_full(target, needs) from error
+        # Only what concerns the output: the body may also read files elsewhere.
+        ours = error.filename is not None and target.parent in Path(str(error.filename)).parents
+        if ours and error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
+            raise _read_only(target.parent) from error
+        if error.errno == errno.EFBIG:
+            raise BundleError(
+                f"{target} would be larger than this file system or the process's limit allows.",
+                remedy="Choose another disk, or raise the limit (ulimit -f).",
+            ) from error
+        raise
+
+
+def _read_only(folder: Path) -> BundleError:
+    return BundleError(
+        f"Cannot write in {folder}.",
+        remedy="Choose another output folder or change its permissions "
+        "(on Windows: close the program that holds the file).",
+    )
+
+
+class Stage:
+    """The folder in which one output is made; see `staged`."""
+
+    def __init__(self, target: Path, folder: Path) -> None:
+        self.target = target
+        self.folder = folder
+        self._published: list[str] = []
+        self._retired: list[str] = []
+        self._flushes: dict[str, Future[None]] = {}
+
+    def publish(self, name: str) -> Path:
+        """Where to write the file that shall stand as `name` beside the target.
+
+        Files move out in the order of these calls. Name data first, then the file that refers to
+        it, then the manifest: whoever finds a manifest finds all that it vouches for.
+        """
+        self._check(name)
+        self._published.append(name)
+        return self.folder / name
+
+    def scratch(self, name: str) -> Path:
+        """Where to write a file that is thrown away at the end."""
+        self._check(name)
+        return self.folder / name
+
+    def discard(self, name: str) -> None:
+        """Remove a scratch file early: what is gone need not be written to the disk any more."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def complete(self, names: Sequence[str]) -> None:
+        """Say that these published files have their content: it goes to the disk meanwhile."""
+        pool = ThreadPoolExecutor(1, "flush")
+        for name in names:
+            self._flushes[name] = pool.submit(flush, self.folder / name)
+        pool.shutdown(wait=False)
+
+    def settle(self) -> None:
+        """Wait for what `complete` started. Called by `staged`."""
+        wait(self._flushes.values())
+
+    def retire(self, name: str) -> None:
+        """Remove `name` beside the target: the old output had such a file, the new one has not."""
+        self._check(name)
+        self._retired.append(name)
+
+    def _check(self, name: str) -> None:
+        if Path(name).name != name or name in {_LOCK, "", ".", ".."}:
+            raise ValueError(f"not a plain file name: {name!r}")
+        if name in self._published:
+            raise ValueError(f"{name!r} is published already")
+
+    def commit(self) -> None:
+        """Move everything published out, in order. Called by `staged`.
+
+        Of two builds of one target one does so after the other, so that the manifest of one never
+        stands beside the model of the other.
+        """
+        for name in self._published:
+            early = self._flushes.get(name)
+            if early is not None:
+                early.result()
+            else:
+                flush(self.folder / name)
+        with alone(self.target.parent / f".{self.target.name}{_COMMITS}"):
+            self._move_out()
+
+    def _move_out(self) -> None:
+        home = self.target.parent
+        # Between the first and the last move old and new must not be taken for one set. So what
+        # refers to other files goes first and comes back last: killed here, there is no output.
+        for name in reversed(self._published[1:]):
+            (home / name).unlink(missing_ok=True)
+        for name in self._published:
+            os.replace(self.folder / name, home / name)
+        for name in self._retired:
+            if name not in self._published:
+                (home / name).unlink(missing_ok=True)
+        _flush_folder(home)
+
+
+@contextmanager
+def staged(target: Path, *, needs: int = 0) -> Generator[Stage]:
+    """Make the output `target` and its companions in a stage; publish them if all goes well.
+
+    On any failure, Ctrl-C included, the stage is removed and what stood before stands. Litter of
+    killed builds of the same target is removed at the start; a build that is still running is
+    left alone, and of two that run at once the last to finish wins.
+
+    Args:
+        target: the main file; companions lie in the same folder.
+        needs: bytes that will be needed, for the check beforehand; 0 if unknown.
+
+    Raises:
+        BundleError: the target cannot be written, or the disk is full.
+    """
+    check_target(target, needs=needs)
+    sweep(target)
+    with disk_errors(target, needs=needs):
+        folder, lock = _make_stage(target)
+        try:
+            stage = Stage(target, folder)
+            try:
+                yield stage
+                stage.commit()
+            finally:
+                stage.settle()
+        finally:
+            # The lock file cannot be removed on Windows while it is open. In the gap another
+            # sweep may take the folder: it is ours to lose by now.
+            os.close(lock)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(target: Path) -> list[Path]:
+    """Remove the stages that dead builds of `target` left behind; returns what was removed."""
+    swept: list[Path] = []
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
+        if folder.is_dir() and not folder.is_symlink() and _is_dead(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            swept.append(folder)
+    return swept
+
+
+def _make_stage(target: Path) -> tuple[Path, int]:
+    while True:
+        folder = target.parent / f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir()
+        try:
+            lock = lock_file(folder / _LOCK, create=True)
+        except FileNotFoundError:
+            continue  # swept between the two calls (a clock that jumped): take a new name
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if lock is not None and (folder / _LOCK).exists():
+            return folder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _is_dead(folder: Path) -> bool:
+    try:
+        lock = lock_file(folder / _LOCK, create=False)
+    except FileNotFoundError:
+        return _age(folder) > _GRACE_SECONDS
+    except OSError:
+        return _age(folder) > _ABANDONED_SECONDS
+    if lock is None:
+        return False
+    os.close(lock)
+    return True
+
+
+def _age(path: Path) -> float:
+    """Seconds since `path` was changed; 0 if it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def flush(path: Path) -> None:
+    """Wait until the content of `path` is on the disk, so that no power cut leaves a hole."""
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the renames themselves durable; Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,282 @@
+"""The manifest beside an output: what it is, what it was made from, and whether it is intact.
+
+``engine.plan`` has ``engine.plan.json``. An output is reused only if everything in the manifest's
+``request`` equals what is asked for now and every file has the size and hash that stand there;
+competitors' engines are found by name alone and go stale unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from todo_compile.bundle.files import disk_errors, flush, format_bytes
+from todo_compile.bundle.tensors import Tensor
+from todo_compile.errors import BundleError
+
+FORMAT = 1
+_MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
+_REBUILD = "Build the output again with todo-compile."
+
+
+def plain_name(name: str) -> str:
+    """A file of the manifest's own folder: no way out of it, on any system.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not re.fullmatch(r"[^/\\:\x00]+", name) or name in {".", ".."}:
+        raise ValueError(f"{name!r} is not a plain file name")
+    return name
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Frozen):
+    """One file of the output, in the manifest's folder."""
+
+    name: Annotated[str, AfterValidator(plain_name)]
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class MemoryUse(_Frozen):
+    """Bytes that the engine takes when it runs, as the builder reports them."""
+
+    activation: int | None = None
+    scratch: int | None = None
+    weights: int | None = None
+
+
+class Manifest(_Frozen):
+    """What an output is and how it was made.
+
+    Attributes:
+        format: version of this layout.
+        created: UTC time.
+        request: everything that decides whether the output can be reused.
+        versions: of the software that made it.
+        model: identity, configuration, and whether the weights are random.
+        sites: decision for every attention site.
+        totals: predicted FLOPs and bytes, dense and rewritten.
+        files: main file first.
+        inputs, outputs: its tensors; see `Tensor.shape` where it takes a range of batches.
+        library: builder of the engine with version; None for ONNX.
+        targets: GPU architectures; empty for ONNX.
+        memory: as the builder reports it; None for ONNX.
+        onnx: opset and operator counts.
+        verification: result of ``--verify``; None if not asked for.
+        seconds: of each step.
+        peak_rss_bytes: the most memory that the builder's process held.
+    """
+
+    format: int = FORMAT
+    created: str
+    request: dict[str, Any]
+    versions: dict[str, str]
+    model: dict[str, Any]
+    sites: list[dict[str, Any]]
+    totals: dict[str, int]
+    files: Annotated[list[FileEntry], Field(min_length=1)]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    library: str | None = None
+    targets: list[str] = []
+    memory: MemoryUse | None = None
+    onnx: dict[str, Any] = {}
+    verification: dict[str, Any] | None = None
+    seconds: dict[str, float]
+    peak_rss_bytes: int | None = None
+
+    def summary(self) -> list[str]:
+        """The manifest in a few lines for people."""
+        actions = [s.get("action") for s in self.sites]
+        counts = ", ".join(f"{actions.count(a)} {a}" for a in ("rewritten", "dense", "refused"))
+        model = self.model
+        lines = [
+            f"model          {model.get('name')} ({model.get('class')}) at "
+            f"{model.get('resolution')}, batch {model.get('batch')}, {model.get('precision')}",
+            f"weights        {model.get('weights')}",
+            f"attention      {counts}",
+        ]
+        if self.library is not None:
+            lines.append(f"engine         {self.library} for {', '.join(self.targets)}")
+        if self.memory is not None:
+            parts = (
+                ("activations", self.memory.activation),
+                ("scratch", self.memory.scratch),
+                ("weights", self.memory.weights),
+            )
+            known = [f"{name} {format_bytes(n)}" for name, n in parts if n is not None]
+            lines.append(f"GPU memory     {', '.join(known) or 'not reported'}")
+        lines.append(
+            "files          " + ", ".join(f"{f.name} ({format_bytes(f.bytes)})" for f in self.files)
+        )
+        if self.verification is not None:
+            lines.append(f"verified       {self.verification.get('summary')}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Whether an existing output serves a request, and if not, why.
+
+    Attributes:
+        reusable: everything that matters is equal and the files are intact.
+        reasons: differences, for people; empty if there is no output yet.
+    """
+
+    reusable: bool
+    reasons: tuple[str, ...] = ()
+
+
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of `output` lies."""
+    return output.with_name(f"{output.name}.json")
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and hash of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(name=path.name, bytes=path.stat().st_size, sha256=digest)
+
+
+def now() -> str:
+    """UTC time in ISO form, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write(manifest: Manifest, path: Path) -> None:
+    """Write a manifest (into a stage: this is not atomic by itself).
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    with disk_errors(path):
+        path.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        flush(path)
+
+
+def read(output: Path) -> Manifest:
+    """The manifest of an output.
+
+    Args:
+        output: the engine or ONNX file, or the manifest itself.
+
+    Raises:
+        BundleError: there is none, or it is damaged or of another version.
+    """
+    path = output if output.suffix == ".json" else manifest_path(output)
+    return parse(read_small(path), path)
+
+
+def read_small(path: Path, most: int = _MAX_BYTES) -> bytes:
+    """The bytes of a description, never more than `most` of them.
+
+    Raises:
+        BundleError: absent, unreadable, or larger.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} does not exist.", remedy=_REBUILD) from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}.", remedy=_REBUILD) from error
+    if len(data) > most:
+        raise BundleError(f"{path} is too large to be a description.", remedy=_REBUILD)
+    return data
+
+
+def parse(data: bytes, path: Path) -> Manifest:
+    """The manifest in `data`, which was read from `path`.
+
+    Raises:
+        BundleError: damaged or of another version.
+    """
+    try:
+        values = json.loads(data.decode("utf-8"))
+        if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
+            raise BundleError(
+                f"{path} has format {values['format']}, this version reads {FORMAT}.",
+                remedy=_REBUILD,
+            )
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(
+            f"{path} is damaged: {where}: {first['msg']}.", remedy=_REBUILD
+        ) from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8
+        raise BundleError(f"{path} is damaged: {error}.", remedy=_REBUILD) from error
+
+
+def check_files(manifest: Manifest, folder: Path, *, hashes: bool = True) -> list[str]:
+    """What is wrong with the files of an output; empty if they are intact. Sizes first.
+
+    Args:
+        manifest: of the output.
+        folder: where its files lie.
+        hashes: read the files too; without, existence and sizes alone.
+    """
+    wrong: list[str] = []
+    for entry in manifest.files:
+        path = folder / entry.name
+        if not path.is_file():
+            wrong.append(f"{entry.name} is missing")
+        elif (size := path.stat().st_size) != entry.bytes:
+            wrong.append(f"{entry.name} has {size} bytes instead of {entry.bytes}")
+    if wrong or not hashes:
+        return wrong
+    return [
+        f"{entry.name} was changed (its hash differs)"
+        for entry in manifest.files
+        if file_entry(folder / entry.name).sha256 != entry.sha256
+    ]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What changed between two requests, one phrase each: ``batch: 2 → 4``."""
+    changed: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changed += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changed.append(f"{prefix}{key}: {_shown(before)} → {_shown(after)}")
+    return changed
+
+
+def _shown(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def find_reusable(output: Path, request: Mapping[str, Any]) -> Reuse:
+    """Whether `output` exists and is what `request` asks for, intact."""
+    if not output.exists():
+        return Reuse(False)
+    try:
+        manifest = read(output)
+    except BundleError as error:
+        return Reuse(False, (error.message,))
+    if not any(entry.name == output.name for entry in manifest.files):
+        return Reuse(False, (f"its manifest does not describe {output.name}",))
+    # Through JSON and back, as the stored one went: tuples are lists there.
+    changed = differences(manifest.request, json.loads(json.dumps(request)))
+    if changed:
+        return Reuse(False, tuple(changed))
+    wrong = check_files(manifest, output.parent)
+    return Reuse(not wrong, tuple(wrong))

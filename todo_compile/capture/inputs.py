@@ -1,0 +1,334 @@
+"""Example inputs of a component: names, shapes, dtypes, and seeded values.
+
+The timestep is one fp32 number of shape (1,), expanded to the batch inside the graph: it holds what
+every diffusers scheduler gives (whole numbers and fractions) exactly, needs no cast (the model
+computes in fp32 from it at once), and TensorRT takes fp32 where it would want int64 converted.
+SDXL's ``time_ids`` are fp32 too: they are sizes in pixels, and bf16 cannot hold 1080. A text
+encoder's tokens are int64, as the tokenizers give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from todo_compile.batches import Batch, BatchRange, largest
+from todo_compile.capture import wrappers
+from todo_compile.errors import ConfigError, ModelError
+from todo_compile.models.architecture import (
+    CLIP_PROJECTION,
+    DIT,
+    PIXART,
+    TEXT_CLASSES,
+    TEXT_TOKENS,
+    UNET,
+    VAE_CLASSES,
+)
+from todo_compile.models.controlnet import residual_names, residual_shapes
+from todo_compile.models.loading import LoadedModel
+from todo_compile.models.resolution import Resolution
+from todo_compile.models.source import Source
+
+_T5_TOKENS = {True: 120, False: 300}  # PixArt-α (with size conditions) and -Σ pipelines' defaults
+_MAX_BATCH = 64
+# From 64 on, diffusers makes other memory layouts before it upsamples: no graph is for both.
+_MAX_RANGE = 63
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input tensor.
+
+    Attributes:
+        name: parameter of the wrapper's ``forward``, and name in the exported graph.
+        shape: at the largest batch, where there is a range of them.
+        dtype: the model's, or fp32/int64 where said in this module's docstring.
+        fill: how `example_inputs` makes it up: ``normal`` N(0,1), ``timestep`` 500, ``label`` 0,
+            ``ones``, ``sizes``: image size, crop, target size, or ``tokens``: random ones, then
+            the vocabulary's last.
+        limit: size of the vocabulary, for ``tokens``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fill: Literal["normal", "timestep", "label", "ones", "sizes", "tokens"] = "normal"
+    limit: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleInputs:
+    """A wrapper and the tensors to call or trace it with: ``wrapper(*args)``.
+
+    Attributes:
+        wrapper: the component with a flat signature, see `wrappers`.
+        specs: of the inputs, in order.
+        args: one tensor for each spec; fake if the model is.
+        output_names: names for the outputs of an exported file.
+        latent: (height, width) of the latent grid.
+        batches: for each input the range that its first size may have; None for a fixed one.
+    """
+
+    wrapper: nn.Module = field(repr=False)
+    specs: tuple[InputSpec, ...]
+    args: tuple[torch.Tensor, ...] = field(repr=False)
+    output_names: tuple[str, ...]
+    latent: tuple[int, int]
+    batches: tuple[BatchRange | None, ...] = ()
+
+    def rows(self, count: int) -> tuple[torch.Tensor, ...]:
+        """The tensors for a batch of `count`, which their range allows."""
+        pairs = zip(self.args, self.batches, strict=True)
+        return tuple(value if batch is None else value[:count] for value, batch in pairs)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(spec.name for spec in self.specs)
+
+
+def example_inputs(
+    model: LoadedModel, resolution: Resolution, *, batch: Batch = 2, seed: int = 0
+) -> ExampleInputs:
+    """Inputs of `model` for images of `resolution`.
+
+    Args:
+        model: real or fake; the inputs are of the same kind.
+        resolution: in pixels.
+        batch: of the denoising model; classifier-free guidance doubles the number of images. Of a
+            range the tensors have the most.
+        seed: of the values, which do not depend on the dtype except for rounding.
+
+    Raises:
+        ConfigError: a resolution or batch that the model cannot take.
+        ModelError: conditions that are not supported.
+    """
+    specs, wrapper = _plan(model.source, resolution, _checked(batch), model.dtype)
+    with model.fake or nullcontext():
+        generator = None if model.fake is not None else torch.Generator().manual_seed(seed)
+        args = tuple(_tensor(spec, resolution, generator) for spec in specs)
+    return ExampleInputs(
+        wrapper=wrapper(model.module).eval(),
+        specs=specs,
+        args=args,
+        output_names=wrappers.output_names(wrapper),
+        latent=_latent(model.source, resolution),
+        batches=_batches(model.source, resolution, batch, model.dtype, specs),
+    )
+
+
+def input_specs(
+    source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
+) -> tuple[InputSpec, ...]:
+    """The inputs alone, without a model; as `example_inputs`."""
+    return _plan(source, resolution, _checked(batch), dtype)[0]
+
+
+def _checked(batch: Batch) -> int:
+    """The largest of the batches.
+
+    Raises:
+        ConfigError: a range that no single graph can serve.
+    """
+    if isinstance(batch, BatchRange) and batch.most > _MAX_RANGE:
+        raise ConfigError(
+            f"A range of batches up to {batch.most} is not possible.",
+            remedy=f"It can end at {_MAX_RANGE}; larger calls are cut into pieces.",
+        )
+    return largest(batch)
+
+
+def _batches(
+    source: Source,
+    resolution: Resolution,
+    batch: Batch,
+    dtype: torch.dtype,
+    specs: tuple[InputSpec, ...],
+) -> tuple[BatchRange | None, ...]:
+    """Which inputs have the batch: those whose first size differs at the range's other end."""
+    if not isinstance(batch, BatchRange):
+        return (None,) * len(specs)
+    least = _plan(source, resolution, batch.least, dtype)[0]
+    return tuple(
+        batch if a.shape[0] != b.shape[0] else None for a, b in zip(specs, least, strict=True)
+    )
+
+
+def side_multiple(source: Source) -> int:
+    """Pixels that both sides of an image must be a multiple of.
+
+    A UNet takes any latent grid (diffusers passes the sizes on where a level does not halve
+    evenly); a transformer needs whole patches.
+    """
+    patched = source.class_name in (PIXART, DIT)
+    patch = int(source.config.get("patch_size", 2)) if patched else 1
+    return source.vae_scale * patch
+
+
+def _latent(source: Source, resolution: Resolution) -> tuple[int, int]:
+    return resolution.latent(side_multiple(source), source.vae_scale)
+
+
+def _plan(
+    source: Source, resolution: Resolution, batch: int, dtype: torch.dtype
+) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
+    if not 1 <= batch <= _MAX_BATCH:
+        raise ConfigError(
+            f"A batch of {batch} is not possible.",
+            remedy=f"Give 1 to {_MAX_BATCH}; with classifier-free guidance it is twice the images.",
+        )
+    if source.class_name in TEXT_CLASSES:
+        return _text(source, batch)
+    if source.class_name in VAE_CLASSES:
+        latent = (batch, int(source.config.get("latent_channels", 4)), *_latent(source, resolution))
+        return (InputSpec("latent_sample", latent, dtype),), wrappers.VaeDecoder
+    sample = (batch, int(source.config.get("in_channels", 4)), *_latent(source, resolution))
+    if source.class_name == UNET:
+        specs, wrapper = _unet(source.config, sample, dtype)
+        return _controlled(specs, wrapper, source) if source.controlnet else (specs, wrapper)
+    if source.class_name == PIXART:
+        return _pixart(source.config, sample, dtype)
+    assert source.class_name == DIT
+    return (
+        InputSpec("hidden_states", sample, dtype),
+        InputSpec("timestep", (1,), torch.float32, "timestep"),
+        InputSpec("class_labels", (batch,), torch.int64, "label"),
+    ), wrappers.ClassTransformer
+
+
+def _unet(
+    config: Mapping[str, Any], sample: tuple[int, ...], dtype: torch.dtype
+) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
+    batch = sample[0]
+    width = config.get("encoder_hid_dim") or config.get("cross_attention_dim", 1280)
+    if not isinstance(width, int):  # one for each block: the text has one width all the same
+        width = int(width[0])
+    specs = [
+        InputSpec("sample", sample, dtype),
+        InputSpec("timestep", (1,), torch.float32, "timestep"),
+        InputSpec("encoder_hidden_states", (batch, TEXT_TOKENS, width), dtype),
+    ]
+    if config.get("encoder_hid_dim_type") not in (None, "text_proj"):
+        raise _unsupported("encoder_hid_dim_type", config["encoder_hid_dim_type"])
+    addition = config.get("addition_embed_type")
+    labels = _labels(config, batch, dtype)
+    wrapper: type[nn.Module] = wrappers.TextUNet
+    if addition == "text_time":
+        if labels is not None:
+            raise _unsupported("class_embed_type beside text_time", config.get("class_embed_type"))
+        # What is left of the projection's input when the six embedded sizes are taken off.
+        pooled = int(config["projection_class_embeddings_input_dim"])
+        pooled -= 6 * int(config["addition_time_embed_dim"])
+        specs.append(InputSpec("text_embeds", (batch, pooled), dtype))
+        specs.append(InputSpec("time_ids", (batch, 6), torch.float32, "sizes"))
+        wrapper = wrappers.TextTimeUNet
+    elif addition not in (None, "text"):  # "text" is made of encoder_hidden_states: no input
+        raise _unsupported("addition_embed_type", addition)
+    elif labels is not None:
+        specs.append(labels)
+        wrapper = wrappers.LabelledUNet
+    guidance = config.get("time_cond_proj_dim")
+    if guidance is not None:  # latent consistency models: the guidance scale, embedded
+        specs.append(InputSpec("timestep_cond", (batch, int(guidance)), dtype))
+    return tuple(specs), wrapper
+
+
+def _controlled(
+    specs: tuple[InputSpec, ...], wrapper: type[nn.Module], source: Source
+) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
+    """The same with a ControlNet's residuals, in the model's type."""
+    batch, _, height, width = specs[0].shape
+    shapes = residual_shapes(source.config, (height, width))
+    names = residual_names(len(shapes))
+    more = [
+        InputSpec(name, (batch, *shape), specs[0].dtype)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+    own = [spec.name for spec in specs]
+    return (*specs, *more), wrappers.controlled(wrapper, own, names)
+
+
+def _text(source: Source, batch: int) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
+    length = int(source.config.get("max_position_embeddings", TEXT_TOKENS))
+    limit = int(source.config.get("vocab_size", 49408))
+    spec = InputSpec("input_ids", (batch, length), torch.int64, "tokens", limit)
+    if source.class_name == CLIP_PROJECTION:
+        return (spec,), wrappers.ClipTextProjection
+    if source.pipeline.startswith("StableDiffusionXL"):
+        return (spec,), wrappers.ClipTextPenultimate
+    return (spec,), wrappers.ClipText
+
+
+def _labels(config: Mapping[str, Any], batch: int, dtype: torch.dtype) -> InputSpec | None:
+    kind = config.get("class_embed_type")
+    if kind is None and config.get("num_class_embeds") is not None:
+        return InputSpec("class_labels", (batch,), torch.int64, "label")
+    if kind == "timestep":
+        return InputSpec("class_labels", (batch,), torch.float32, "timestep")
+    if kind in ("projection", "simple_projection"):
+        width = int(config["projection_class_embeddings_input_dim"])
+        return InputSpec("class_labels", (batch, width), dtype)
+    if kind is not None:
+        raise _unsupported("class_embed_type", kind)
+    return None
+
+
+def _pixart(
+    config: Mapping[str, Any], sample: tuple[int, ...], dtype: torch.dtype
+) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
+    batch = sample[0]
+    sized = config.get("use_additional_conditions")
+    if sized is None:  # diffusers' own rule for checkpoints that do not say
+        sized = config.get("sample_size") == 128
+    text = _T5_TOKENS[bool(sized)]
+    width = int(config.get("caption_channels") or 4096)
+    specs = [
+        InputSpec("hidden_states", sample, dtype),
+        InputSpec("encoder_hidden_states", (batch, text, width), dtype),
+        InputSpec("timestep", (1,), torch.float32, "timestep"),
+        InputSpec("encoder_attention_mask", (batch, text), dtype, "ones"),
+    ]
+    if sized:
+        specs.append(InputSpec("resolution", (batch, 2), torch.float32, "sizes"))
+        specs.append(InputSpec("aspect_ratio", (batch, 1), torch.float32, "sizes"))
+    return tuple(specs), wrappers.PixArtTransformer
+
+
+def _tensor(
+    spec: InputSpec, resolution: Resolution, generator: torch.Generator | None
+) -> torch.Tensor:
+    height, width = resolution.height, resolution.width
+    match spec.fill:
+        case "normal":
+            # Drawn in fp32 and rounded, so that every precision sees the same inputs.
+            value = torch.randn(spec.shape, generator=generator, dtype=torch.float32)
+            return value.to(spec.dtype)
+        case "timestep":
+            return torch.full(spec.shape, 500, dtype=spec.dtype)
+        case "label":
+            return torch.zeros(spec.shape, dtype=spec.dtype)
+        case "tokens":
+            # The end of text is the vocabulary's last token; CLIP pools at its first appearance.
+            ids = torch.randint(1, spec.limit - 1, spec.shape, generator=generator)
+            ids[:, spec.shape[1] // 2 :] = spec.limit - 1
+            return ids
+        case "ones":
+            return torch.ones(spec.shape, dtype=spec.dtype)
+        case "sizes":
+            # 6: original size, crop corner, target size (SDXL); 2: size; 1: aspect ratio (PixArt).
+            row = {6: [height, width, 0, 0, height, width], 2: [height, width]}
+            values = row.get(spec.shape[-1], [height / width])
+            return torch.tensor([values] * spec.shape[0], dtype=spec.dtype)
+
+
+def _unsupported(key: str, value: object) -> ModelError:
+    return ModelError(
+        f"This UNet's conditions are not supported yet: {key} = {value!r}.",
+        remedy="Load the module yourself and hand it to the Python API with example inputs: "
+        "todo_compile.rewrite(module, example_inputs).",
+    )

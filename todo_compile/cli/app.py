@@ -1,0 +1,122 @@
+"""The command line: which commands there are, and how errors end it. Nothing else lives here."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from todo_compile.cli.build import build_command
+from todo_compile.cli.compile import compile_command
+from todo_compile.cli.drift import drift_command
+from todo_compile.cli.generate import generate_command
+from todo_compile.cli.options import stderr
+from todo_compile.cli.plan import plan_command
+from todo_compile.cli.show import inspect_command, models_command
+from todo_compile.errors import TodoError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class _DefaultCompile(TyperGroup):
+    """``todo-compile --model … --out …`` means ``todo-compile compile …``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in _GROUP_OPTIONS:
+            args = ["compile", *args]
+        return super().parse_args(ctx, args)
+
+
+_GROUP_OPTIONS = ("--help", "-h", "--version")
+
+app = typer.Typer(
+    cls=_DefaultCompile,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Make diffusion models cheap at high resolution, at compile time.\n\n"
+        "Self-attention keeps every query; its keys and values are downsampled (ToDo, arXiv "
+        "2402.13573), as a rewrite of the model's graph. Without a command, [bold]compile[/bold] "
+        "is meant."
+    ),
+    epilog=(
+        "Examples:\n\n"
+        "todo-compile plan --model sd15 --res 2048\n\n"
+        "todo-compile --model sd15 --weights random --res 2048 --out engine.plan\n\n"
+        "todo-compile --model ./my-model --res 1920x1080 --out unet.onnx --verify\n\n"
+        "todo-compile --model ./my-model --res 2048 --out bundle/ --format onnx\n\n"
+        "todo-compile build builds.yaml"
+    ),
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(  # pyright: ignore[reportUnusedFunction]
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from todo_compile import __version__
+
+        print(__version__)
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+app.command("compile")(compile_command)
+app.command("build")(build_command)
+app.command("plan")(plan_command)
+app.command("generate")(generate_command)
+app.command("drift")(drift_command)
+app.command("inspect")(inspect_command)
+app.command("models")(models_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Mistakes of the user end with a message and a remedy, without a traceback.
+    """
+    # Before torch is loaded: huge pages for big tensors, since first touching gigabytes of memory
+    # costs seconds. A user's own choice stands.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except TodoError as error:
+        stderr.print(f"error: {error.message}", style="red", highlight=False, markup=False)
+        if error.remedy:
+            stderr.print(error.remedy, highlight=False, markup=False)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        # click's own errors (unknown option, missing value) know how to show themselves.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if code == 130:  # typer turns Ctrl-C into this status by itself
+        stderr.print("interrupted; nothing was written", style="red", highlight=False)
+    return code if isinstance(code, int) else 0
+
+
+def run() -> None:
+    """Entry point of the ``todo-compile`` script."""
+    code = main()
+    # The interpreter's last collection would walk through all that torch made: 2 s for nothing.
+    gc.freeze()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

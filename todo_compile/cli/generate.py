@@ -1,0 +1,254 @@
+"""The command ``generate``: parses, calls `todo_compile.runtime.generate`, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from todo_compile.errors import ConfigError
+
+if TYPE_CHECKING:
+    from todo_compile.cli.console import ConsoleProgress
+    from todo_compile.models import Resolution
+
+_stderr = Console(stderr=True)
+_TWIN_NOTE = "dense: the denoiser; the decoder is the bundle's in both"
+
+
+def generate_command(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to draw.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture: FILE.png, .webp, .jpg.")],
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Folder that todo-compile built.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", "-m", help="Instead of a bundle: a pipeline's folder, rewritten in torch."
+        ),
+    ] = None,
+    res: Annotated[
+        str | None,
+        typer.Option(
+            "--res",
+            "-r",
+            help="Pixels, 1024 or WIDTHxHEIGHT: of a bundle one of its sizes. \\[default: a "
+            "bundle's first; needed with --model]",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="With --model: fp16, bf16 or fp32. \\[default: fp32]")
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance; 1 turns it off.")
+    ] = 7.5,
+    seed: Annotated[int, typer.Option(help="Of the starting noise.")] = 0,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="ddim, euler, euler-a, dpm++, heun, … \\[default: the model's own]"),
+    ] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N. \\[default: a GPU where there is one]")
+    ] = None,
+    verify: Annotated[
+        str, typer.Option(help="full: hash the bundle's files first; size: compare sizes only.")
+    ] = "full",
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Draw dense and rewritten from the same seed, side by side, with their "
+            "difference and MSE, PSNR, HPF. The dense one is the bundle's twin (--dense-after), "
+            "--dense-bundle, or with --model the model as it is. The twin is the denoiser's: both "
+            "pictures are decoded by the bundle's decoder.",
+        ),
+    ] = False,
+    dense_bundle: Annotated[
+        Path | None,
+        typer.Option(help="With --compare: a bundle that was built with --factors off."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings.")] = False,
+) -> None:
+    """Draw a picture with a bundle: on the CPU, or on a GPU."""
+    from todo_compile.cli.console import ConsoleProgress, print_json
+    from todo_compile.runtime import generate as drawing
+
+    if (bundle is None) == (model is None):
+        raise ConfigError("Give either --bundle or --model.")
+    if model is None and precision is not None:
+        raise ConfigError("--precision goes with --model: a bundle has its own.")
+    if dense_bundle is not None and not (compare and bundle is not None):
+        raise ConfigError("--dense-bundle goes with --bundle and --compare.")
+    drawing.check_settings(steps, guidance, seed)
+    drawing.check_picture(out)
+    progress = ConsoleProgress(_stderr, -1 if quiet else 0)
+    options: dict[str, Any] = {
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+    }
+    shared: dict[str, Any] = {"scheduler": scheduler, "provider": provider}
+    with progress.step("load"):
+        if bundle is not None:
+            shared["verify"] = verify
+            _check_bundle(bundle, scheduler, provider, steps)
+            ours, dense, size = _from_bundle(bundle, dense_bundle, res, compare, shared)
+        else:
+            assert model is not None
+            _check_model(model, scheduler, provider, steps)
+            batch = 2 if guidance > 1 else 1
+            ours, dense, size = _from_model(model, res, precision, compare, batch, shared)
+    options["resolution"] = size
+    facts: dict[str, Any] = {"path": str(out), "seed": seed, "steps": steps}
+    if dense is None:
+        picture = _draw(progress, "denoise", ours, prompt, options)
+        drawing.save_picture(picture, out)
+        facts |= {"seconds": picture.seconds, "steps_per_second": picture.rate}
+        said = [drawing.speed(picture)]
+    else:
+        reference = _draw(progress, "dense", dense, prompt, options)
+        picture = _draw(progress, "rewritten", ours, prompt, options)
+        measured = drawing.fidelity(picture.pixels, reference.pixels)
+        both = drawing.Comparison(reference, picture, measured)
+        about = f"seed {seed}, {steps} steps, guidance {guidance:g}, {size}"
+        # What else differs between the pictures, as far as it is known.
+        decoder = bundle is not None and dense_bundle is None
+        notes = [_TWIN_NOTE] if decoder else []
+        drawing.save_comparison(both, out, [about, *notes, prompt])
+        facts |= {
+            "mse": measured.mse,
+            "psnr": measured.psnr if measured.mse else None,
+            "hpf": measured.hpf,
+            "hpf_dense": measured.hpf_reference,
+            "seconds": picture.seconds,
+            "seconds_dense": reference.seconds,
+        }
+        said = [*drawing.measures(both), *notes]
+        if decoder:
+            facts["decoder"] = "bundle's"
+    if json:
+        print_json(facts)
+    elif not quiet:
+        for line in [*said, f"wrote {out}"]:
+            _stderr.print(line, highlight=False, markup=False)
+
+
+def _check_bundle(bundle: Path, scheduler: str | None, provider: str | None, steps: int) -> None:
+    """Refuse before hashing and loading, which take minutes for big models."""
+    from todo_compile.bundle.bundle import inside, read_bundle
+    from todo_compile.runtime.onnx_session import choose_device
+    from todo_compile.runtime.schedulers import check_steps, make_scheduler
+
+    described = read_bundle(bundle)
+    if described.kind == "onnx":
+        choose_device(provider)
+    if any(extra.name.startswith("scheduler/") for extra in described.extras):
+        folder = bundle if bundle.is_dir() else bundle.parent
+        check_steps(make_scheduler(scheduler, inside(folder, "scheduler")), steps)
+
+
+def _check_model(model: Path, scheduler: str | None, provider: str | None, steps: int) -> None:
+    """As `_check_bundle`; what is no pipeline is refused when it is loaded."""
+    from todo_compile.runtime.in_process import torch_device
+    from todo_compile.runtime.schedulers import check_steps, make_scheduler
+
+    torch_device(provider)
+    if (model / "scheduler").is_dir():
+        check_steps(make_scheduler(scheduler, model / "scheduler"), steps)
+
+
+def _from_bundle(
+    bundle: Path,
+    dense_bundle: Path | None,
+    res: str | None,
+    compare: bool,
+    shared: dict[str, Any],
+) -> tuple[Any, Any, Resolution]:
+    from todo_compile import load_pipeline
+    from todo_compile.bundle.bundle import read_bundle
+    from todo_compile.models import Resolution
+
+    described = read_bundle(bundle)
+    size = Resolution.parse(res or described.resolution)
+    # One alone: engines of other sizes would only take memory. A size that is absent is refused.
+    shared["res"] = str(size)
+    if compare and dense_bundle is None and not described.dense:
+        raise ConfigError(
+            f"{bundle} has no dense twin to compare with.",
+            remedy="Build it with --dense-after, or build another bundle with --factors off and "
+            "give it as --dense-bundle.",
+        )
+    if dense_bundle is not None:
+        others = read_bundle(dense_bundle).resolutions
+        if str(size) not in others:
+            raise ConfigError(
+                f"{dense_bundle} was built for {', '.join(others)}, not for {size}.",
+                remedy="Build both for one resolution.",
+            )
+    ours = load_pipeline(bundle, **shared)
+    if not compare:
+        return ours, None, size
+    if dense_bundle is not None:
+        return ours, load_pipeline(dense_bundle, **shared), size
+    # The twin is loaded already, and everything else is the same.
+    dense = type(ours)(**{**_parts(ours), **_twins(ours)})
+    return ours, dense, size
+
+
+def _parts(pipeline: Any) -> dict[str, Any]:
+    settings = {
+        name: pipeline.config[name]
+        for name in ("requires_safety_checker", "force_zeros_for_empty_prompt")
+        if name in pipeline.config
+    }
+    return {**pipeline.components, **settings}
+
+
+def _twins(pipeline: Any) -> dict[str, Any]:
+    found = {name: getattr(pipeline, name, None) for name in ("unet", "transformer")}
+    return {name: dense for name, part in found.items() if (dense := getattr(part, "dense", None))}
+
+
+def _from_model(
+    model: Path,
+    res: str | None,
+    precision: str | None,
+    compare: bool,
+    batch: int,
+    shared: dict[str, Any],
+) -> tuple[Any, Any, Resolution]:
+    from todo_compile.models import Resolution
+    from todo_compile.runtime.in_process import rewrite_pipeline, torch_pipeline
+
+    if res is None:
+        raise ConfigError("--model needs --res.", remedy="For example --res 1024")
+    size = Resolution.parse(res)
+    ours = torch_pipeline(model, precision=precision or "fp32", **shared)
+    dense = None
+    if compare:
+        dense = type(ours)(**_parts(ours))
+    report = rewrite_pipeline(ours, model, size, batch=batch, options=None)
+    _stderr.print(report.summary(), highlight=False, style="dim")
+    return ours, dense, size
+
+
+def _draw(
+    progress: ConsoleProgress, name: str, pipeline: Any, prompt: str, options: dict[str, Any]
+) -> Any:
+    from todo_compile.runtime.generate import generate, speed
+
+    with progress.step(name) as step:
+
+        def on_step(done: int, total: int) -> None:
+            step.update(done, total, f"step {done}/{total}")
+
+        picture = generate(pipeline, prompt, on_step=on_step, **options)
+        step.note(speed(picture))
+    return picture

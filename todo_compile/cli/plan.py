@@ -1,0 +1,94 @@
+"""``todo-compile plan``: what compiling would do to every attention site."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from todo_compile.cli.options import (
+    Batch,
+    Component,
+    Dump,
+    Factors,
+    Json,
+    KvTokens,
+    Model,
+    Precision,
+    Preset,
+    Res,
+    SamplingOption,
+    Verbose,
+    one_resolution,
+    plan_options,
+    print_passes,
+)
+
+
+def plan_command(
+    model: Model,
+    res: Res,
+    component: Component = None,
+    batch: Batch = None,
+    precision: Precision = None,
+    kv_tokens: KvTokens = None,
+    factors: Factors = None,
+    sampling: SamplingOption = None,
+    preset: Preset = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Cross-attention rows too.", rich_help_panel="Output")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Write the plan as a picture.", rich_help_panel="Output"),
+    ] = None,
+    dump: Dump = None,
+    json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show what compiling would do to every attention site. Needs no weights, writes nothing."""
+    from todo_compile.api import plan as run
+    from todo_compile.batches import BatchRange, parse_batch
+    from todo_compile.cli.console import print_json, sites_table, totals_table
+    from todo_compile.models.components import one_component
+
+    size = one_resolution(res)
+    options = plan_options(kv_tokens, factors, sampling, preset)
+    if plot is not None:
+        from todo_compile.cli.plots import check_plot
+
+        check_plot(plot, "plan.png")
+    report = run(
+        model,
+        res=size,
+        component=one_component(component),
+        batch=batch,
+        precision=precision or "fp16",
+        options=options,
+        dump=dump,
+    )
+    if plot is not None:
+        from todo_compile.cli.plots import plot_plan
+
+        plot_plan(report, plot, f"{model} at {size}: {report.summary()}")
+    calls = None if batch is None else parse_batch(batch)
+    several = isinstance(calls, BatchRange)
+    if json:
+        more = {"batch": str(calls), "figures_for_batch": calls.most} if several else {}
+        print_json({**report.to_dict(), **more})
+        return
+    out = Console(width=None if sys.stdout.isatty() else 160)
+    out.print(sites_table(report, every=every))
+    out.print()
+    out.print(totals_table(report))
+    out.print()
+    out.print(report.summary(), highlight=False)
+    if several:
+        out.print(f"figures are for batch {calls.most} of {calls}", highlight=False)
+    if verbose:
+        print_passes(report)
+    if report.rewritten == 0 and (miss := report.nearest_miss()):
+        out.print(f"nearest miss: {miss}", highlight=False, markup=False)

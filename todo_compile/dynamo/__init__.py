@@ -1,0 +1,1 @@
+"""The passes as a `torch.compile` backend, and `accelerate` for diffusers' pipelines."""

@@ -1,0 +1,134 @@
+"""Compile the right components of a diffusers pipeline, and take it back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from todo_compile._torch import compiled_call, set_compiled_call
+from todo_compile.errors import ConfigError, ModelError
+from todo_compile.options import parse_factors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Pipeline = TypeVar("Pipeline")
+_DENOISERS = ("unet", "transformer", "transformer_2")
+
+_before: weakref.WeakKeyDictionary[nn.Module, Callable[..., Any] | None] = (
+    weakref.WeakKeyDictionary()
+)
+"""What calls of the components ran before `accelerate`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A component to compile, with the bound on its key/value tokens where one is known."""
+
+    module: nn.Module
+    native: int | None
+    one_level: bool = False
+
+
+def accelerate(
+    pipe: Pipeline,
+    *,
+    vae: bool = True,
+    mode: str | None = None,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    **options: Any,
+) -> Pipeline:
+    """Compile a pipeline's costly components with downsampled keys and values.
+
+    These are the denoiser (both, where there are two), its ControlNets, and the VAE's decoder. They
+    are compiled in place at their first call; `restore` undoes it.
+
+    Args:
+        pipe: a diffusers pipeline.
+        vae: also compile the VAE's decoder, whose attention runs over every latent position.
+        mode, fullgraph, dynamic: as for `torch.compile`.
+        options: of the backend: ``kv_tokens``, ``factors`` (the decoder takes the first),
+            ``sampling``, ``res``, ``inner``, …; without ``kv_tokens`` and ``factors`` the bound is
+            what each component saw in training.
+
+    Returns:
+        The same pipeline.
+
+    Raises:
+        ModelError: it has no denoiser.
+        ConfigError: an option is unknown.
+    """
+    from todo_compile.dynamo.backend_options import BackendOptions
+
+    BackendOptions.parse(options, mode)
+    for part in _parts(pipe, vae):
+        chosen = dict(options)
+        if part.one_level and (factors := parse_factors(chosen.get("factors"))):
+            chosen["factors"] = factors[:1]
+        if part.native is not None and not {"kv_tokens", "factors", "preset"} & chosen.keys():
+            chosen["kv_tokens"] = part.native
+        _before.setdefault(part.module, compiled_call(part.module))
+        part.module.compile(
+            backend="todo_inductor",
+            fullgraph=fullgraph,
+            dynamic=dynamic,
+            # torch takes a mode or options, not both: ours carries the mode's options itself.
+            options={**_mode_options(mode), **chosen},
+        )
+    return pipe
+
+
+def restore(pipe: Pipeline) -> Pipeline:
+    """Undo `accelerate`: the components run as they did before, compiled otherwise or eagerly."""
+    for part in _parts(pipe, vae=True):
+        if part.module in _before:
+            set_compiled_call(part.module, _before.pop(part.module))
+    return pipe
+
+
+def _mode_options(mode: str | None) -> dict[str, Any]:
+    from todo_compile._torch import inductor_mode
+
+    return inductor_mode(mode) if mode else {}
+
+
+def _parts(pipe: object, vae: bool) -> list[_Part]:
+    found = [
+        _Part(module, _native(module))
+        for name in _DENOISERS
+        if (module := getattr(pipe, name, None)) is not None
+    ]
+    if not found:
+        raise ModelError(
+            f"{type(pipe).__name__} has no {' or '.join(_DENOISERS)} to compile.",
+            remedy='Compile its modules yourself: torch.compile(module, backend="todo_inductor").',
+        )
+    # A ControlNet is a copy of its denoiser's first half, whatever its own configuration says.
+    found += [_Part(net, found[0].native) for net in _controlnets(pipe)]
+    autoencoder: Any = getattr(pipe, "vae", None)
+    decoder: Any = getattr(autoencoder, "decoder", None)
+    if vae and decoder is not None:
+        found.append(_Part(decoder, _native(autoencoder) or found[0].native, one_level=True))
+    return found
+
+
+def _controlnets(pipe: object) -> Iterator[nn.Module]:
+    given: Any = getattr(pipe, "controlnet", None)
+    if given is not None:
+        # Several are one module without a forward pass of its own worth compiling.
+        yield from getattr(given, "nets", (given,))
+
+
+def _native(module: Any) -> int | None:
+    """Tokens at the highest attention level in training, where the configuration tells."""
+    from todo_compile.models import native
+
+    config = dict(getattr(module, "config", {}) or {})
+    config.setdefault("_class_name", type(module).__name__)
+    try:
+        return native(config).kv_tokens
+    except (ModelError, ConfigError):
+        return None  # an architecture that the registry does not know: the general default

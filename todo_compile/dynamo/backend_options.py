@@ -1,0 +1,118 @@
+"""``options=`` of ``torch.compile(…, backend="todo_inductor")``: ours, and those of Inductor."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from todo_compile._torch import inductor_mode, inductor_options
+from todo_compile.errors import ConfigError
+from todo_compile.options import PlanOptions, check_token_grids
+
+OPTIONS = ("kv_tokens", "factors", "sampling", "preset", "res", "token_grids", "inner", "dump")
+"""Options of ours; all others are Inductor's."""
+
+_LATENT_SCALE = 8
+_LEVELS = 6
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """``options=`` of `torch.compile`, taken apart.
+
+    Args:
+        plan: how factors are chosen.
+        token_grids: number of tokens → (rows, columns), from ``res`` or given as such.
+        inner: backend that compiles the rewritten graph.
+        inductor: Inductor's own options, the mode's included.
+        dump: folder for the graph before and after every pass, or None.
+        levels: numbers of tokens of the levels at ``res``; empty without it.
+    """
+
+    plan: PlanOptions
+    token_grids: dict[int, tuple[int, int]]
+    inner: str
+    inductor: dict[str, Any]
+    dump: str | None
+    levels: frozenset[int] = frozenset()
+
+    @staticmethod
+    def parse(options: Mapping[str, Any] | None, mode: str | None) -> BackendOptions:
+        """Check the options.
+
+        Raises:
+            ConfigError: an option is unknown or its value is impossible.
+        """
+        given = dict(options or {})
+        ours = {name: given.pop(name) for name in OPTIONS if name in given}
+        inner, dump = _text(ours, "inner") or "inductor", _text(ours, "dump")
+        _check_foreign(given, inner, mode)
+        patches = {**(inductor_mode(mode) if mode and inner == "inductor" else {}), **given}
+        grids = check_token_grids(ours.get("token_grids"))
+        levels: dict[int, tuple[int, int]] = {}
+        if ours.get("res") is not None:
+            levels = grids_at(str(ours["res"]))
+            if not levels:
+                raise ConfigError(
+                    f"res {ours['res']} is less than two latent cells.",
+                    remedy="It is a size in pixels: 1024, or WIDTHxHEIGHT.",
+                )
+        plan = PlanOptions.create(
+            kv_tokens=ours.get("kv_tokens"),
+            factors=ours.get("factors"),
+            sampling=ours.get("sampling"),
+            preset=ours.get("preset"),
+        )
+        grids = {**levels, **grids}
+        return BackendOptions(plan, grids, inner, patches, dump, frozenset(levels))
+
+
+def _text(given: Mapping[str, Any], name: str) -> str | None:
+    """An option that is a name or a path."""
+    value = given.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{name} must be text, not {value!r}.")
+    return os.fspath(cast("str | os.PathLike[str]", value))
+
+
+def _check_foreign(given: dict[str, Any], inner: str, mode: str | None) -> None:
+    if inner != "inductor":
+        if given or (mode and mode != "default"):
+            what = ", ".join(given) or f"mode {mode!r}"
+            raise ConfigError(
+                f"{what} cannot be given to inner backend {inner!r}.",
+                remedy=f"With another inner backend only ours work: {', '.join(OPTIONS)}.",
+            )
+        return
+    known = inductor_options() if given else frozenset[str]()
+    for name in given:
+        if name.replace("-", "_") not in known:
+            near = difflib.get_close_matches(name, [*OPTIONS, *known], 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"Unknown option {name!r} for todo_inductor.{hint}",
+                remedy=f"Known: {', '.join(OPTIONS)}, and Inductor's own options.",
+            )
+
+
+def grids_at(res: str) -> dict[int, tuple[int, int]]:
+    """Token grids of every level of a latent model at a resolution: N → (rows, columns).
+
+    The latent has one cell for 8×8 pixels; each level halves it, rounding up as strided
+    convolutions with padding do. Sizes that two levels would share are left out.
+    """
+    from todo_compile.models import Resolution
+
+    resolution = Resolution.parse(res)
+    rows, columns = -(-resolution.height // _LATENT_SCALE), -(-resolution.width // _LATENT_SCALE)
+    found: dict[int, tuple[int, int]] = {}
+    for _ in range(_LEVELS):
+        if rows * columns > 1:
+            found[rows * columns] = (rows, columns)
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return found

@@ -1,0 +1,240 @@
+"""What the user may choose about the rewrite: frozen, validated, hashable options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from todo_compile.errors import ConfigError
+
+Sampling = str
+"""Which token stands for a cell; `todo_compile.passes.rewrite.pooling` says what each means."""
+SAMPLINGS: tuple[Sampling, ...] = (
+    "nearest",
+    "nearest-exact",
+    "average",
+    "blend:0.5",
+    "staggered",
+)
+"""Samplings by name; ``blend:α`` takes any α between 0 and 1."""
+
+DEFAULT_KV_TOKENS = 4096
+"""Bound on key/value tokens where the model does not say what it saw in training (64×64)."""
+
+Factor = tuple[int, int]
+"""(rows, columns) that become one."""
+
+_FACTORS_HELP = (
+    "Give one factor a level from the largest grid down, e.g. 4,2,1, a pair WIDTHxHEIGHT for "
+    "different axes, e.g. 4x2,2,1, or 'off' for a dense export."
+)
+
+
+def check_sampling(sampling: object) -> Sampling:
+    """The sampling in its one spelling (``"blend:.50"`` → ``"blend:0.5"``), so that equals compare.
+
+    Raises:
+        ConfigError: unknown, or a weight that is no number strictly between 0 and 1.
+    """
+    if sampling in SAMPLINGS:
+        return cast("str", sampling)
+    if isinstance(sampling, str) and (found := re.fullmatch(r"blend:(\d|\d?\.\d{1,4})", sampling)):
+        weight = float(found[1])
+        if not 0 < weight < 1:
+            raise ConfigError(
+                f"The weight of {sampling!r} must lie strictly between 0 and 1.",
+                remedy="1 is nearest-exact and 0 is average: use their names.",
+            )
+        return f"blend:{weight!r}"
+    raise ConfigError(
+        f"Unknown sampling {sampling!r}.",
+        remedy=f"Known: {', '.join(SAMPLINGS)} (blend takes any weight between 0 and 1).",
+    )
+
+
+def blend_weight(sampling: Sampling) -> float:
+    """Weight of the cell's middle token in a checked ``blend:α``, where its mean has 1 − α."""
+    return float(sampling.removeprefix("blend:"))
+
+
+def _positive_or_none(bound: object) -> bool:
+    """Checked at run time too: Python callers may hand over anything."""
+    if bound is None:
+        return True
+    return isinstance(bound, int) and not isinstance(bound, bool) and bound > 0
+
+
+def _is_pair(factor: object) -> bool:
+    """Checked at run time too, as above."""
+    return (
+        isinstance(factor, (tuple, list))
+        and len(factor) == 2
+        and all(f is not None and _positive_or_none(f) for f in factor)
+    )
+
+
+def check_token_grids(given: object) -> dict[int, Factor]:
+    """A number of tokens → the (rows, columns) that they come from; None is an empty mapping.
+
+    Raises:
+        ConfigError: no mapping, or a grid that has another number of cells than tokens.
+    """
+    if given is None:
+        return {}
+    remedy = "Give tokens → (rows, columns), e.g. {4096: (64, 64)}."
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"token_grids must be a mapping, not {given!r}.", remedy=remedy)
+    checked: dict[int, Factor] = {}
+    for tokens, grid in cast("Mapping[Any, Any]", given).items():
+        if not _is_pair(grid) or grid[0] * grid[1] != tokens:
+            raise ConfigError(
+                f"token_grids says that {tokens!r} tokens are a grid of {grid!r}.", remedy=remedy
+            )
+        checked[tokens] = (grid[0], grid[1])
+    return checked
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """How key/value factors are chosen.
+
+    Args:
+        kv_tokens: most image tokens that keys and values of a site may keep; None takes what the
+            model saw in training.
+        factors: (row, column) factor of each level, largest grid first; levels beyond the end stay
+            dense; ``()`` leaves everything dense; None plans by `kv_tokens`.
+        sampling: which token stands for a cell, see `todo_compile.passes.rewrite.pooling`.
+        sites: (site, factor) for single sites, by module path or by name in the graph as reports
+            give them; they win over `kv_tokens` and `factors`. Accepts a mapping.
+        hoist: move pooling above the key and value projections (off: for comparison only).
+        keep_mass: in joint attention over text and image, let pooled keys weigh as the tokens that
+            they stand for (off: for comparison only).
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    kv_tokens: int | None = None
+    factors: tuple[Factor, ...] | None = None
+    sampling: Sampling = "nearest"
+    hoist: bool = True
+    sites: tuple[tuple[str, Factor], ...] = ()
+    keep_mass: bool = True
+
+    def __post_init__(self) -> None:
+        if not _positive_or_none(self.kv_tokens):
+            raise ConfigError(
+                f"kv_tokens must be a positive whole number, not {self.kv_tokens!r}.",
+                remedy="4096 bounds keys and values to 64×64 tokens; None takes the model's own.",
+            )
+        if self.kv_tokens is not None and self.factors is not None:
+            raise ConfigError(
+                "kv_tokens and factors both say how far to downsample.",
+                remedy="Give one of them: a bound (kv_tokens) or a factor a level (factors).",
+            )
+        object.__setattr__(self, "sampling", check_sampling(self.sampling))
+        given: Any = self.sites
+        single = list(given.items() if isinstance(given, Mapping) else given)
+        for factor in [*(self.factors or ()), *(one for _, one in single)]:
+            if not _is_pair(factor):
+                raise ConfigError(
+                    f"{factor!r} is no pair of positive factors.", remedy=_FACTORS_HELP
+                )
+        if self.factors is not None:  # hashable, whatever sequence came
+            object.__setattr__(self, "factors", tuple((r, c) for r, c in self.factors))
+        object.__setattr__(self, "sites", tuple(sorted((str(n), (r, c)) for n, (r, c) in single)))
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able form, for reports and manifests."""
+        described: dict[str, Any] = {
+            "kv_tokens": self.kv_tokens,
+            "factors": None if self.factors is None else [list(f) for f in self.factors],
+            "sampling": self.sampling,
+            "hoist": self.hoist,
+        }
+        if not self.keep_mass:
+            described["keep_mass"] = False
+        if self.sites:  # absent otherwise: manifests without them stay what they were
+            described["sites"] = {name: list(factor) for name, factor in self.sites}
+        return described
+
+    @staticmethod
+    def create(
+        *,
+        kv_tokens: int | None = None,
+        factors: str | int | tuple[Any, ...] | list[Any] | None = None,
+        sampling: str | None = None,
+        preset: str | None = None,
+    ) -> PlanOptions:
+        """Options from what people write: ``factors="4,2,1"``, ``factors=2``, ``preset="todo-4x"``.
+
+        Raises:
+            ConfigError: as the constructor, or an unknown preset.
+        """
+        if preset is not None:
+            if preset not in PRESETS:
+                raise ConfigError(
+                    f"Unknown preset {preset!r}.", remedy=f"Known: {', '.join(PRESETS)}."
+                )
+            if kv_tokens is not None or factors is not None or sampling is not None:
+                raise ConfigError(
+                    f"Preset {preset} already sets factors and sampling.",
+                    remedy="Leave out --kv-tokens, --factors and --sampling, or the preset.",
+                )
+            return PRESETS[preset]
+        return PlanOptions(
+            kv_tokens=kv_tokens,
+            factors=parse_factors(factors),
+            sampling=sampling or "nearest",
+        )
+
+
+PRESETS: dict[str, PlanOptions] = {
+    "todo-2x": PlanOptions(factors=((2, 2),), sampling="nearest"),
+    "todo-3x": PlanOptions(factors=((3, 3),), sampling="nearest"),
+    "todo-4x": PlanOptions(factors=((4, 4),), sampling="nearest"),
+    "todo-repo-2x": PlanOptions(factors=((2, 2),), sampling="nearest-exact"),
+}
+"""The paper's settings (2402.13573, section 4: the highest level only, nearest sampling; factor
+2, 3, 4 = "merge ratio" 0.75, 0.89, 0.9375), and the default of its repository."""
+
+
+def parse_factors(
+    text: str | int | tuple[Any, ...] | list[Any] | None,
+) -> tuple[Factor, ...] | None:
+    """``"4,2,1"``, ``"4x2,2"`` (width×height), ``"off"``, ``2`` or ``(4, (2, 1))`` as factors.
+
+    In tuples and in the result a pair is (rows, columns).
+
+    Raises:
+        ConfigError: not a number, not positive.
+    """
+    if text is None:
+        return None
+    if isinstance(text, int):
+        parts: list[Any] = [text]
+    elif isinstance(text, str):
+        cleaned = text.strip().lower()
+        if cleaned == "off":
+            return ()
+        parts = [p.strip() for p in cleaned.split(",")]
+    elif isinstance(text, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        parts = list(text)
+    else:
+        parts = [text]
+    return tuple(_one_factor(part, text) for part in parts)
+
+
+def _one_factor(part: Any, whole: Any) -> Factor:
+    if isinstance(part, int) and not isinstance(part, bool) and part >= 1:
+        return part, part
+    if isinstance(part, (tuple, list)) and _is_pair(part):  # pyright: ignore[reportUnknownArgumentType]
+        return part[0], part[1]
+    if isinstance(part, str) and (
+        match := re.fullmatch(r"([1-9]\d{0,4})(?:[x×]([1-9]\d{0,4}))?", part)
+    ):
+        columns = int(match[1])
+        return (int(match[2]) if match[2] else columns), columns
+    raise ConfigError(f"{part!r} in factors {whole!r} is no positive factor.", remedy=_FACTORS_HELP)

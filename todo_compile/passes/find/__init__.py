@@ -1,0 +1,1 @@
+"""Where attention is: every way of spelling it, its masks and casts."""

@@ -1,0 +1,136 @@
+"""Which axes are image axes: tags set where rows and columns are apart, carried by dataflow.
+
+    conv2d (B, C, H, W)   permute        reshape            linear, view, transpose
+    [b][c][H][W]      →   [b][H][W][c] → [b][H·W][c]     →  [b][heads][H·W][d]
+
+A tag appears at a convolution, pooling or resize with two spatial axes, and follows every operation
+whose effect on positions is known. Where it is not known the tag is dropped; a site without tags is
+refused later. Nothing here compares a token count with a square root or a channel count.
+
+The rules are in the files `grid_*`, one family of operations each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from todo_compile.passes import ops
+from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.grid import combining, indexing, reshaping, slicing, spatial
+from todo_compile.passes.grid.axes import Axes, Dim, Unifier, fresh, fresh_dim
+from todo_compile.passes.grid.bodies import bodies, inputs_of, returned, returns_its_bodys
+from todo_compile.passes.grid.packed import packed_inputs
+from todo_compile.passes.grid.state import GridState, Rule, Shape
+
+_RULES: Mapping[str, Rule] = {
+    **spatial.RULES,
+    **combining.RULES,
+    **reshaping.RULES,
+    **slicing.RULES,
+    **indexing.RULES,
+}
+"""Canonical op → rule; no op has two. What is not here drops its tags, which is always correct."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A graph that a node calls, with the axes of what goes in.
+
+    Args:
+        node: that calls it.
+        body: the graph.
+        seeds: its inputs → their axes, from outside; None where it is not known what goes in.
+        grids: its axes.
+    """
+
+    node: Node
+    body: GraphModule
+    seeds: dict[Node, Axes] | None
+    grids: GridMap
+
+
+class GridMap:
+    """Axes of every tensor in the graph, by node, and which ranges are the same.
+
+    Args:
+        context: the graph.
+        seeds: axes of inputs, where they are known from outside (`bodies`).
+        unifier: the caller's, where `seeds` are ranges that it knows.
+    """
+
+    def __init__(
+        self,
+        context: GraphContext,
+        *,
+        seeds: Mapping[Node, Axes] | None = None,
+        unifier: Unifier | None = None,
+    ) -> None:
+        self._state = GridState(context, unifier or Unifier())
+        self._seeds = seeds or {}
+        # Where it is known what goes in, no input is taken for packed tokens by its length.
+        self._packed = packed_inputs(context) if seeds is None else {}
+        self.calls: list[Call] = []
+        for node in context.graph.nodes:
+            self._visit(node)
+
+    @property
+    def context(self) -> GraphContext:
+        """The graph."""
+        return self._state.context
+
+    @property
+    def unifier(self) -> Unifier:
+        """Which ranges are the same."""
+        return self._state.unifier
+
+    @property
+    def axes(self) -> Mapping[Node, Axes]:
+        """Axes of every tensor in the graph."""
+        return self._state.axes
+
+    def dim(self, node: Node, axis: int) -> Dim | None:
+        """Atoms of one axis of a node's output, or None if nothing is known."""
+        axes = self.axes.get(node)
+        return None if axes is None else axes[axis]
+
+    def _visit(self, node: Node) -> None:
+        shape = self.context.shape(node)
+        inside = self._enter(node)
+        if shape is not None:
+            known = inside[0] if inside and len(inside[0]) == len(shape) else None
+            self._state.axes[node] = known or self._tensor(node, shape)
+        elif node.op in ("call_function", "call_method"):
+            outputs = inside or slicing.outputs(self._state, node)
+            if outputs is not None:
+                self._state.outputs[node] = outputs
+
+    def _enter(self, node: Node) -> list[Axes] | None:
+        """Follow axes through the graphs that a node calls; axes of its outputs if known."""
+        outputs: list[Axes] | None = None
+        for body in bodies(self.context.module, node):
+            inputs = inputs_of(self.context, node, body)
+            seeds = None
+            if inputs is not None:
+                seeds = {i: a for i, o in inputs.items() if (a := self.axes.get(o)) is not None}
+            context = GraphContext(body, token_grids=self.context.token_grids)
+            inner = GridMap(context, seeds=seeds, unifier=self.unifier)
+            self.calls.append(Call(node, body, seeds, inner))
+            if seeds is not None and returns_its_bodys(node):
+                outputs = returned(body, inner.axes)
+        return outputs
+
+    def _tensor(self, node: Node, shape: Shape) -> Axes:
+        """Axes by the rule of the operation, or new ranges where it says nothing."""
+        if (seed := self._seeds.get(node)) is not None:
+            return seed
+        rule = _RULES.get(ops.op(node))
+        axes = None if rule is None else rule(self._state, node, shape)
+        if axes is not None and len(axes) == len(shape):
+            return axes
+        axes = tuple(fresh_dim(size) for size in shape)
+        if (grid := self._packed.get(node)) is not None:
+            return axes[0], (fresh(grid[0], "H"), fresh(grid[1], "W")), axes[2]
+        return axes

@@ -1,0 +1,87 @@
+"""What a row-major reshape does to axes.
+
+    (B, H, W, C)           (B, N, C)            (B, N, heads, C / heads)
+    [b][H][W][c]     →     [b][H·W][c]    →     [b][H·W][outer c][inner c]
+
+`reshape` follows atoms, so it also sees what a dimension is made of; `kept_axis` asks about sizes
+alone, where it is enough that one axis stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from todo_compile.passes.grid.axes import Atom, Axes, Dim, Size, fresh, fresh_dim, quotient, same
+
+
+def _one_more(last: Atom, following: Atom) -> bool:
+    """An image axis of one row or column belongs to the dimension that the other axis is in."""
+    return bool(last.role and following.role and last.role != following.role) and same(
+        following.size, 1
+    )
+
+
+def _rejoined(atoms: list[Atom]) -> Dim:
+    """Outer and inner part of one range, side by side, are that range again."""
+    joined: list[Atom] = []
+    for atom in atoms:
+        joined.append(atom)
+        while len(joined) >= 2:
+            outer, inner = joined[-2].split_of, joined[-1].split_of
+            if outer is None or inner is None or outer != (inner[0], 0) or inner[1] != 1:
+                break
+            joined[-2:] = [outer[0]]
+    return tuple(joined)
+
+
+def reshape(axes: Axes, sizes: Sequence[Size]) -> Axes:
+    """Axes after a row-major reshape to `sizes`; roleless where atoms cannot be followed."""
+    atoms = [atom for dim in axes for atom in dim]
+    result: list[Dim] = []
+    position = 0
+    for size in sizes:
+        taken: list[Atom] = []
+        need: Size = size
+        while not same(need, 1):
+            if position >= len(atoms):
+                return tuple(fresh_dim(s) for s in sizes)
+            atom = atoms[position]
+            rest = quotient(need, atom.size)
+            if rest is not None:
+                taken.append(atom)
+                position += 1
+                need = rest
+                while same(need, 1) and position < len(atoms) and _one_more(atom, atoms[position]):
+                    taken.append(atoms[position])
+                    position += 1
+                continue
+            inner = quotient(atom.size, need)
+            if inner is None or atom.segments:
+                return tuple(fresh_dim(s) for s in sizes)
+            # Row-major: the outer part of the atom belongs here, the inner part to what follows.
+            # A coarser row of cells is still "rows"; the position within a cell too.
+            outer = fresh(need, atom.role, atom.origin or atom.ident)
+            taken.append(replace(outer, split_of=(atom, 0)))
+            atoms[position] = replace(fresh(inner, atom.role), split_of=(atom, 1))
+            need = 1
+        result.append(_rejoined(taken))
+    if position != len(atoms):
+        return tuple(fresh_dim(s) for s in sizes)
+    return tuple(result)
+
+
+def kept_axis(shape: tuple[Size, ...], other: tuple[Size, ...], axis: int) -> int | None:
+    """Axis of `other` that is `axis` of `shape` under a row-major reshape between the two.
+
+    The axis is kept whole if its size and the product of all sizes before it are the same.
+    """
+    lead: Size = 1
+    for size in shape[:axis]:
+        lead = lead * size
+    seen: Size = 1
+    for position, size in enumerate(other):
+        if same(seen, lead) and same(size, shape[axis]):
+            return position
+        seen = seen * size
+    return None

@@ -1,0 +1,1 @@
+"""Which sites are downsampled, and by how much: classes, factors, levels, cost."""

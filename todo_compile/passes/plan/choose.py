@@ -1,0 +1,217 @@
+"""Choose a factor for every site, or a reason why it keeps all its keys.
+
+The default policy bounds the key/value tokens of every site by the number that the model saw in
+training at its highest attention level: an attention then never meets more keys than it learned to
+weigh, whatever the resolution. Explicit factors go by level: level 1 is the largest grid; factors
+of single sites go before both.
+
+With ``staggered`` the n-th site of a level gets the n-th phase of `stagger_pattern`, whether the
+sites before it are rewritten or not: a site's phase does not depend on the factors of others. It is
+counted within one graph. Where blocks are compiled one by one ("regional compilation"), each is a
+graph of its own, its sites are the first of their levels, and ``staggered`` equals ``nearest``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch.fx import Node
+
+from todo_compile.errors import ConfigError
+from todo_compile.options import DEFAULT_KV_TOKENS, Factor, PlanOptions
+from todo_compile.passes.find.attention import AttentionSite
+from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.grid.grids import GridMap
+from todo_compile.passes.plan.classify import SiteGrid, classify, grid_areas
+from todo_compile.passes.plan.levels import Levels, check_count
+from todo_compile.passes.rewrite.mass import mass_obstacle
+from todo_compile.passes.rewrite.pooling import Pooling, pooled_size, stagger_pattern
+
+Action = Literal["rewritten", "dense", "refused"]
+
+
+@dataclass(slots=True)
+class Decision:
+    """What happens to a site and why."""
+
+    site: AttentionSite
+    grid: SiteGrid
+    action: Action
+    reason: str
+    level: int = 0
+    pooling: Pooling | None = None
+    keys: int = 0
+    """Key tokens before the rewrite, text included."""
+    keeps_mass: bool = False
+    """Pooled keys weigh as the tokens that they stand for, see `mass`."""
+
+
+def smallest_factors(rows: int, columns: int, bound: int) -> Factor:
+    """Gentlest (row, column) factors that leave at most `bound` tokens.
+
+    Equal factors on a square grid. Elsewhere the pair with the least f_r² + f_c², which is the
+    mean squared distance of a token from the one that stands for it up to constants; of equals,
+    the pair that shortens the longer side more, then the one that keeps more tokens.
+    """
+    if rows * columns <= bound:
+        return 1, 1
+    if rows == columns:
+        factor = next(f for f in range(1, rows + 1) if pooled_size(rows, f) ** 2 <= bound)
+        return factor, factor
+    best: tuple[int, int, int, Factor] | None = None
+    for row_factor in range(1, rows + 1):
+        if best is not None and row_factor**2 >= best[0]:
+            break
+        kept = bound // pooled_size(rows, row_factor)
+        if kept < 1:
+            continue
+        column_factor = next(f for f in range(1, columns + 1) if pooled_size(columns, f) <= kept)
+        sides = pooled_size(rows, row_factor), pooled_size(columns, column_factor)
+        cost = row_factor**2 + column_factor**2
+        rank = (cost, max(sides), -sides[0] * sides[1], (row_factor, column_factor))
+        best = rank if best is None else min(best, rank)
+    return best[3] if best is not None else (rows, columns)
+
+
+def make_plan(
+    context: GraphContext,
+    grids: GridMap,
+    sites: Sequence[AttentionSite],
+    options: PlanOptions,
+    *,
+    native_kv_tokens: int | None = None,
+    levels: Levels | None = None,
+) -> list[Decision]:
+    """A decision for every site, in the order given.
+
+    Args:
+        levels: what is known of the model's levels where this graph is a part of it.
+
+    Raises:
+        ConfigError: a factor exceeds the side of the grid that it is for, or factors name more
+            levels than there are; where `levels` is strict.
+    """
+    levels = levels or Levels()
+    found = [classify(context, grids, site) for site in sites]
+    numbers = levels.numbers(grid_areas(found))
+    # A graph that was rewritten before may hide a level whose pooled grid cannot be followed.
+    again = any("todo_rule" in node.meta for node in context.graph.nodes)
+    if not again:
+        check_count(options, levels, len(numbers))
+    bound = options.kv_tokens or native_kv_tokens or DEFAULT_KV_TOKENS
+    own = _own_factors(context, sites, found, options, again=again)
+    seen: Counter[tuple[int, int]] = Counter()
+    decisions: list[Decision] = []
+    for site, grid in zip(sites, found, strict=True):
+        level = numbers.get(grid.rows * grid.columns, 0)
+        decision = _decide(context, site, grid, level, options, bound, own.get(site.anchor), levels)
+        if grid.obstacle is None:
+            seen[grid.rows, grid.columns] += 1
+        if decision.pooling is not None and options.sampling == "staggered":
+            decision.pooling = _staggered(decision, seen[grid.rows, grid.columns] - 1)
+        decisions.append(decision)
+    return decisions
+
+
+def _staggered(decision: Decision, index: int) -> Pooling:
+    """The pooling with the phase of the `index`-th site of its grid."""
+    assert decision.pooling is not None
+    pooling, turned = decision.pooling, decision.grid.column_major
+    upright = pooling.transposed() if turned else pooling
+    pattern = stagger_pattern(upright.row_factor, upright.column_factor, index + 1)
+    upright = replace(upright, row_phase=pattern[index][0], column_phase=pattern[index][1])
+    return upright.transposed() if turned else upright
+
+
+def _own_factors(
+    context: GraphContext,
+    sites: Sequence[AttentionSite],
+    found: Sequence[SiteGrid],
+    options: PlanOptions,
+    *,
+    again: bool,
+) -> dict[Node, Factor]:
+    """Anchor of a site → the factor that was asked for it alone.
+
+    Raises:
+        ConfigError: no site has the name, or the one that has cannot be downsampled.
+    """
+    own: dict[Node, Factor] = {}
+    names = [(site.name, context.module_path(site.anchor)) for site in sites]
+    for wanted, factor in options.sites:
+        matching = [i for i, pair in enumerate(names) if wanted in pair]
+        if not matching:
+            known = [n for n in {n for pair in names for n in pair} if n]
+            near = difflib.get_close_matches(wanted, known, 1)
+            raise ConfigError(
+                f"No attention site is called {wanted!r}."
+                + (f" Did you mean {near[0]!r}?" if near else ""),
+                remedy="`todo-compile plan --json` lists the sites with name and module.",
+            )
+        for index in matching:
+            if (obstacle := found[index].obstacle) and factor != (1, 1) and not again:
+                raise ConfigError(
+                    f"Site {wanted} cannot be downsampled: {obstacle}.",
+                    remedy="Leave it out, or give it factor 1.",
+                )
+            own[sites[index].anchor] = factor
+    return own
+
+
+def _decide(
+    context: GraphContext,
+    site: AttentionSite,
+    grid: SiteGrid,
+    level: int,
+    options: PlanOptions,
+    bound: int,
+    own: Factor | None,
+    levels: Levels,
+) -> Decision:
+    if grid.obstacle is not None:
+        action: Action = "refused" if grid.refused else "dense"
+        return Decision(site, grid, action, grid.obstacle, level if grid.kind != "cross" else 0)
+    tokens = grid.rows * grid.columns
+    if own is not None:
+        factor, because = own, "factor given for this site"
+    elif options.factors is None:
+        factor = smallest_factors(grid.rows, grid.columns, bound)
+        because = f"{tokens:,} tokens, bound {bound:,}"
+    else:
+        factor = options.factors[level - 1] if level <= len(options.factors) else (1, 1)
+        because = f"factor given for level {level}{levels.scope}"
+        if level > len(options.factors):
+            because = f"no factor was given for level {level}{levels.scope}"
+        if not options.factors:
+            because = "factors are off"
+    if factor[0] > grid.rows or factor[1] > grid.columns:
+        reason = (
+            f"factor {factor[1]}x{factor[0]} (width×height) for level {level}{levels.scope} "
+            f"exceeds its grid of {grid.columns}×{grid.rows} tokens"
+        )
+        if not levels.strict:
+            return Decision(site, grid, "refused", reason, level)
+        raise ConfigError(
+            f"{reason[0].upper()}{reason[1:]}.",
+            remedy="Take a factor of at most the grid's side; `todo-compile plan` shows the grids.",
+        )
+    if factor == (1, 1):
+        return Decision(site, grid, "dense", because, level)
+    rows, columns = factor
+    pooling = Pooling(grid.rows, grid.columns, rows, columns, options.sampling, grid.offset)
+    if grid.column_major:  # slow and fast side change places, and their factors with them
+        pooling = pooling.transposed()
+    if site.mask_axis is not None and not pooling.picks_tokens:
+        reason = "an attention mask over the keys cannot be averaged"
+        return Decision(site, grid, "refused", reason, level)
+    mass = grid.kind == "joint" and options.keep_mass
+    if mass and (reason := mass_obstacle(context, site)):
+        return Decision(site, grid, "refused", reason, level)
+    shape = context.shape(site.key.node)
+    assert shape is not None
+    keys = int(shape[site.key.tokens])  # a number: see `_sized`
+    return Decision(site, grid, "rewritten", because, level, pooling, keys, mass)

@@ -1,0 +1,212 @@
+"""What dataflow proves of a site: its kind of attention, and the grid of its keys.
+
+Self-attention has queries and keys of one grid; joint attention has text in front of, or after, the
+image's tokens in both; cross-attention has keys that are not the queries' image. What cannot be
+proved is refused: the number of tokens alone says nothing of the grid's sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from todo_compile.options import Factor
+from todo_compile.passes.find.attention import AttentionSite
+from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.grid.axes import Dim, Size, grid_of, image_segment, same
+from todo_compile.passes.grid.grids import GridMap
+
+Kind = Literal["self", "cross", "joint", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteGrid:
+    """What dataflow proves of a site's keys.
+
+    Args:
+        kind: self-attention, cross-attention, joint attention over text and image, or unknown.
+        rows, columns: sides of the key tokens' grid (H, W); 0 where there is none.
+        offset: tokens before the image's in a joint sequence.
+        obstacle: why the site cannot or need not be rewritten; None if it can.
+        refused: the obstacle is a lack of proof rather than a property of the model.
+    """
+
+    kind: Kind
+    rows: int = 0
+    columns: int = 0
+    offset: int = 0
+    obstacle: str | None = None
+    refused: bool = False
+    dynamic: tuple[Any, ...] = ()
+    """Symbolic sides, where the grid is dynamic."""
+    column_major: bool = False
+    """The tokens count columns first: ``(B, W·H, C)``."""
+
+
+def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> SiteGrid:
+    """Kind and grid of a site, from dataflow alone."""
+    query = grids.dim(site.query.node, site.query.tokens)
+    key = grids.dim(site.key.node, site.key.tokens)
+    value = grids.dim(site.value.node, site.value.tokens)
+    if query is None or key is None or value is None:
+        return SiteGrid(
+            "unknown", obstacle="the shapes of its operands are not known", refused=True
+        )
+    key_grid, query_grid = grid_of(key), grid_of(query)
+    if key_grid is not None:
+        found = _self_or_other(grids, query, key, query_grid is not None)
+        if found is not None:
+            return found
+        return _sized("self", context, grids, site, key, value, 0)
+    if len(key) == 1 and sum(grid_of(s) is not None for s in key[0].segments) > 1:
+        return SiteGrid(
+            "unknown", obstacle="its keys join the tokens of several images", refused=True
+        )
+    segment = image_segment(key)
+    if segment is not None:
+        offset, image = segment
+        mine = query_grid is not None and grids.unifier.same_range(query, image)
+        inside = image_segment(query)
+        shared = inside is not None and grids.unifier.same_range(inside[1], image)
+        if not mine and not shared:
+            return SiteGrid(
+                "cross", obstacle="cross-attention: the keys are another image's tokens"
+            )
+        other = image_segment(value)
+        if other is None or not same(other[0], offset):
+            return SiteGrid(
+                "joint", obstacle="keys and values order text and image differently", refused=True
+            )
+        return _sized("joint", context, grids, site, image, other[1], offset)
+    return _without_grid(context, grids, site, query, key)
+
+
+def _self_or_other(grids: GridMap, query: Dim, key: Dim, query_is_grid: bool) -> SiteGrid | None:
+    """None for self-attention over the whole grid, else what it is instead."""
+    if grids.unifier.same_range(query, key):
+        return None
+    if _coarsened(grids, query, key):
+        rows, columns = (atom.size if isinstance(atom.size, int) else 0 for atom in query)
+        return SiteGrid("self", rows, columns, obstacle="its keys are downsampled already")
+    what = "lie on another grid than the queries" if query_is_grid else "alone are image tokens"
+    return SiteGrid("cross", obstacle=f"cross-attention: the keys {what}")
+
+
+def _coarsened(grids: GridMap, query: Dim, key: Dim) -> bool:
+    """Whether every axis of the keys is the queries' or a coarser form of it."""
+    find = grids.unifier.find
+    return len(query) == len(key) and all(
+        find(k.ident) == find(q.ident) or (k.origin and find(k.origin) == find(q.ident))
+        for q, k in zip(query, key, strict=True)
+    )
+
+
+def _sized(
+    kind: Kind,
+    context: GraphContext,
+    grids: GridMap,
+    site: AttentionSite,
+    key: Dim,
+    value: Dim,
+    offset: object,
+) -> SiteGrid:
+    """The site with numbers, or the obstacle that remains."""
+    rows, columns = key[0].size, key[1].size
+    shape = context.shape(site.key.node)
+    assert shape is not None
+    # The text of a joint sequence may come after the image, where no offset tells its length.
+    numbers = (rows, columns, offset, shape[site.key.tokens])
+    if unknown := tuple(n for n in numbers if not isinstance(n, int)):
+        what = "grid is dynamic: its sides are"
+        if isinstance(rows, int) and isinstance(columns, int):
+            what = "text beside the image is dynamic: its length is"
+        why = "not known when the plan is made"
+        symbols = {s for n in unknown for s in getattr(n, "free_symbols", ())}
+        if symbols & context.keep_dynamic:
+            why = "marked so by mark_dynamic, where maybe_mark_dynamic would allow a plan a size"
+        return SiteGrid(
+            kind,
+            obstacle=f"the {what} {why}",
+            refused=True,
+            dynamic=unknown,
+        )
+    assert isinstance(offset, int)
+    # Rows and columns are the image's, whichever of them the tokens count first.
+    column_major = key[0].role == "W"
+    if column_major:
+        rows, columns = columns, rows
+    result = SiteGrid(kind, rows, columns, offset, column_major=column_major)
+    obstacle: str | None = site.refusal
+    for operand in (site.key, site.value):
+        shape = context.shape(operand.node) or ()
+        if obstacle is None and sum(not isinstance(s, int) for s in shape) > 1:
+            obstacle = "more than one of its sizes is dynamic"
+    if obstacle is None and not grids.unifier.same_range(key, value):
+        obstacle = "keys and values do not lie on the same grid"
+    if obstacle is None and site.mask is not None and site.mask_axis is not None:
+        obstacle = _mask_obstacle(context, site)
+    if obstacle is not None:
+        return SiteGrid(kind, rows, columns, offset, obstacle, refused=True)
+    return result
+
+
+def _mask_obstacle(context: GraphContext, site: AttentionSite) -> str | None:
+    assert site.mask is not None and site.mask_axis is not None
+    mask, key = context.shape(site.mask), context.shape(site.key.node)
+    if mask is None or key is None or not same(mask[site.mask_axis], key[site.key.tokens]):
+        return "the attention mask's key axis does not match the keys"
+    if context.dtype(site.mask) is torch.bool:
+        return "a boolean mask could lose every key that a query may see"
+    return None
+
+
+def _without_grid(
+    context: GraphContext, grids: GridMap, site: AttentionSite, query: Dim, key: Dim
+) -> SiteGrid:
+    shapes = context.shape(site.query.node), context.shape(site.key.node)
+    assert shapes[0] is not None and shapes[1] is not None
+    queries, keys = shapes[0][site.query.tokens], shapes[1][site.key.tokens]
+    if not grids.unifier.same_range(query, key) and not same(queries, keys):
+        return SiteGrid(
+            "cross", obstacle=f"cross-attention: its {keys} keys are not the image's tokens"
+        )
+    if site.refusal is not None:
+        return SiteGrid("unknown", obstacle=site.refusal, refused=True)
+    return SiteGrid(
+        "unknown",
+        obstacle=f"the grid of its {keys} tokens cannot be proved from the graph; "
+        + _advice(context.token_grids, keys),
+        refused=True,
+    )
+
+
+def _advice(token_grids: Mapping[int, Factor], keys: Size) -> str:
+    """Why the grids that the caller named do not help, or that some would."""
+    if not token_grids:
+        return "give the resolution if they are packed image tokens"
+    if keys in token_grids:
+        return "an input of more tokens was taken for the packed image, or their way was lost"
+    known = ", ".join(str(tokens) for tokens in sorted(token_grids, reverse=True)[:4])
+    more = ", …" if len(token_grids) > 4 else ""
+    return f"none of the grids of res or token_grids ({known}{more} tokens) has as many"
+
+
+def dynamic_sides(
+    context: GraphContext, grids: GridMap, sites: Sequence[AttentionSite]
+) -> list[Any]:
+    """Symbolic sides of the grids of all sites that only lack numbers."""
+    return [side for site in sites for side in classify(context, grids, site).dynamic]
+
+
+def attention_areas(
+    context: GraphContext, grids: GridMap, sites: Sequence[AttentionSite]
+) -> frozenset[int]:
+    """Tokens of every grid that self-attention runs over: the levels of this graph."""
+    return grid_areas([classify(context, grids, site) for site in sites])
+
+
+def grid_areas(found: Sequence[SiteGrid]) -> frozenset[int]:
+    return frozenset(g.rows * g.columns for g in found if g.kind in ("self", "joint") and g.rows)

@@ -1,0 +1,1 @@
+"""Changes to the graph: pooled keys and values, hoisting, merging, masses, lowering."""

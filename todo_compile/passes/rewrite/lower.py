@@ -1,0 +1,40 @@
+"""Replace every pooling by static ATen slices, reshapes and means.
+
+    pool_tokens(x, 1, …)   →   reshape (B, H, W, C) ─ slice H ─ slice W ─ reshape (B, N', C)
+
+No random numbers, no gather by data, no resize operator: what remains builds in every compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.fx import Node
+
+from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.rewrite.pooling import Pooling, is_pool, lowering_steps, resolve
+
+
+def lower_pools(context: GraphContext, nodes: Sequence[Node] | None = None) -> int:
+    """Lower the poolings among `nodes` (default: all in the graph); returns how many."""
+    pools = [n for n in (context.graph.nodes if nodes is None else nodes) if is_pool(n)]
+    for pool in pools:
+        _lower(context, pool)
+    return len(pools)
+
+
+def _lower(context: GraphContext, pool: Node) -> None:
+    source, axis, pooling = Pooling.of(pool)
+    shape = context.shape(source)
+    assert shape is not None
+    values: list[Any] = [source]
+    rule = str(pool.meta.get("todo_rule", "pool"))
+    with context.graph.inserting_before(pool):
+        for target, arguments, result in lowering_steps(context.sizes(shape), axis, pooling):
+            concrete = tuple(resolve(a, values) for a in arguments)
+            values.append(
+                context.call(target, concrete, like=pool, shape=result, rule=rule, name="todo_pool")
+            )
+    pool.replace_all_uses_with(values[-1])
+    context.forget(pool)

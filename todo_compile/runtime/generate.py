@@ -1,0 +1,288 @@
+"""From a pipeline and a prompt to a picture, and two pictures side by side.
+
+`generate` runs any diffusers pipeline, ours or torch's, from a seed; `compare` runs two from the
+same seed and says how far apart their pictures are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from todo_compile.bundle.files import check_target, staged
+from todo_compile.errors import ConfigError, InputError, first_line
+from todo_compile.runtime.metrics import Fidelity, fidelity
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from todo_compile.models import Resolution
+
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+SUFFIXES = (".png", ".webp", ".tiff", ".jpg", ".jpeg")
+_SEEDS = (-(2**63), 2**64 - 1)  # torch's
+GAIN = 8
+"""What the difference map is multiplied by."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a pipeline drew.
+
+    Attributes:
+        pixels: (H, W, 3), float in [0, 1], not yet rounded to 8 bits.
+        seconds: from the prompt to the picture.
+        steps: denoising steps that were run.
+        step_seconds: of the denoising steps alone, from the end of the first one on (which also
+            pays for warming up); None with a single step.
+    """
+
+    pixels: NDArray[np.float32] = field(repr=False)
+    seconds: float
+    steps: int
+    step_seconds: float | None
+
+    @property
+    def rate(self) -> float | None:
+        """Denoising steps a second, or None if there was one step only."""
+        if self.step_seconds is None or self.steps < 2:
+            return None
+        return (self.steps - 1) / self.step_seconds
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two pictures from the same seed.
+
+    Attributes:
+        dense: the reference.
+        rewritten: with downsampled keys and values.
+        fidelity: `rewritten` against `dense`.
+    """
+
+    dense: Picture
+    rewritten: Picture
+    fidelity: Fidelity
+
+
+def generate(
+    pipeline: Any,
+    prompt: str,
+    *,
+    negative_prompt: str | None = None,
+    steps: int = 30,
+    guidance: float = 7.5,
+    seed: int = 0,
+    resolution: Resolution | None = None,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> Picture:
+    """One picture. The same seed gives the same picture on the same software and hardware.
+
+    Args:
+        pipeline: of diffusers, such as from `load_pipeline`.
+        prompt, negative_prompt: texts.
+        steps: of the scheduler.
+        guidance: classifier-free guidance scale; 1 or less turns it off.
+        seed: of the starting noise, drawn on the CPU so that it does not depend on the device.
+        resolution: in pixels; None for the pipeline's own.
+        on_step: told after every step.
+        options: more arguments of the pipeline's call.
+
+    Raises:
+        ConfigError: fewer than one step, or a number that is none.
+        InputError: the pipeline refuses the settings, or fails on them.
+    """
+    import numpy as np
+    import torch
+
+    check_settings(steps, guidance, seed)
+    total = steps
+    ends: list[float] = []
+
+    def after_step(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        del step, timestep
+        ends.append(time.perf_counter())
+        if on_step is not None:
+            on_step(len(ends), total)
+        return kwargs
+
+    size: dict[str, int] = {}
+    if resolution is not None:
+        size = {"height": resolution.height, "width": resolution.width}
+    # Two bars at once would spoil each other; diffusers has no way to ask for the old setting.
+    pipeline.set_progress_bar_config(disable=True)
+    start = time.perf_counter()
+    try:
+        found = pipeline(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type="np",
+            callback_on_step_end=after_step,
+            **size,
+            **options,
+        )
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        # What diffusers raises where a pipeline and its call do not fit: it checks little itself.
+        raise _refused(pipeline, error, steps, guidance, resolution) from error
+    pixels = np.asarray(found.images[0], dtype=np.float32)
+    return Picture(
+        pixels=pixels,
+        seconds=time.perf_counter() - start,
+        steps=len(ends),
+        step_seconds=ends[-1] - ends[0] if len(ends) > 1 else None,
+    )
+
+
+def check_settings(steps: int, guidance: float, seed: int) -> None:
+    """Refuse numbers that no pipeline can draw with.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if steps < 1:
+        raise ConfigError(f"{steps} steps draw nothing.", remedy="Give --steps 1 or more.")
+    if not math.isfinite(guidance):
+        raise ConfigError(
+            f"A guidance of {guidance} is no strength.",
+            remedy="Give --guidance 7.5, or 1 for none.",
+        )
+    if not _SEEDS[0] <= seed <= _SEEDS[1]:
+        raise ConfigError(f"{seed} is no seed.", remedy=f"Give --seed 0 to {_SEEDS[1]}.")
+
+
+def _refused(
+    pipeline: Any, error: Exception, steps: int, guidance: float, resolution: Resolution | None
+) -> InputError:
+    name, scheduler = type(pipeline).__name__, getattr(pipeline, "scheduler", None)
+    size = "its own size" if resolution is None else str(resolution)
+    return InputError(
+        f"{name} cannot draw this: {first_line(error)}",
+        remedy=f"It was called with a prompt alone, {steps} steps of {type(scheduler).__name__}, "
+        f"guidance {guidance:g} and {size}. Change these, or call pipelines that need more (a "
+        "picture, a mask) from Python: todo_compile.load_pipeline.",
+    )
+
+
+def compare(dense: Any, rewritten: Any, prompt: str, **options: Any) -> Comparison:
+    """The same picture by two pipelines.
+
+    Args:
+        dense, rewritten: pipelines.
+        prompt, options: as for `generate`.
+
+    Raises:
+        TodoError: as `generate`.
+    """
+    reference = generate(dense, prompt, **options)
+    ours = generate(rewritten, prompt, **options)
+    return Comparison(reference, ours, fidelity(ours.pixels, reference.pixels))
+
+
+def check_picture(out: Path) -> None:
+    """Refuse a place for a picture early.
+
+    Raises:
+        ConfigError: its suffix is no picture's, or pillow is absent.
+        BundleError: it cannot be written there.
+    """
+    if out.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"The suffix of {out.name!r} is no picture's.", remedy=f"Known: {', '.join(SUFFIXES)}."
+        )
+    check_target(out)
+    try:
+        import PIL  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise ConfigError(
+            "Writing a picture needs pillow.",
+            remedy='Install it: pip install "todo-compile[generate]"',
+        ) from error
+
+
+def save_picture(picture: Picture, out: Path) -> None:
+    """Write a picture: whole, or not at all.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    _save(_image(picture.pixels), out)
+
+
+def save_comparison(comparison: Comparison, out: Path, lines: list[str]) -> None:
+    """Write dense, rewritten and their difference (× `GAIN`) side by side.
+
+    Args:
+        comparison: what to draw.
+        out: file.
+        lines: text under the pictures, beside the measures.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    dense, ours = comparison.dense.pixels, comparison.rewritten.pixels
+    difference = np.clip(GAIN * np.abs(ours - dense), 0, 1)
+    height, width = dense.shape[:2]
+    # Small pictures are enlarged without smoothing, so that there is room for the text.
+    scale = max(1, -(-256 // width))
+    size = max(12, width * scale // 40)
+    font = ImageFont.load_default(size)
+    text = [*measures(comparison), *lines]
+    gap, line = size // 2, size * 3 // 2
+    panel_w, panel_h = width * scale, height * scale
+    sheet = Image.new(
+        "RGB",
+        (3 * panel_w + 4 * gap, panel_h + line + 2 * gap + line * len(text)),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    titles = ("dense", "rewritten", f"difference × {GAIN}")
+    for index, (title, pixels) in enumerate(zip(titles, (dense, ours, difference), strict=True)):
+        left = gap + index * (panel_w + gap)
+        draw.text((left, gap // 2), title, fill="black", font=font)
+        panel = _image(pixels).resize((panel_w, panel_h), Image.Resampling.NEAREST)
+        sheet.paste(panel, (left, line))
+    for index, words in enumerate(text):
+        draw.text((gap, line + panel_h + gap + index * line), words, fill="black", font=font)
+    _save(sheet, out)
+
+
+def measures(comparison: Comparison) -> list[str]:
+    """MSE, PSNR, HPF and time in a few lines."""
+    found = comparison.fidelity
+    dense, ours = comparison.dense, comparison.rewritten
+    return [
+        f"MSE {found.mse:.3e}, PSNR {found.psnr:.2f} dB",
+        f"HPF {found.hpf_reference:.4f} dense, {found.hpf:.4f} rewritten",
+        f"{speed(dense)} dense; {speed(ours)} rewritten",
+    ]
+
+
+def speed(picture: Picture) -> str:
+    """``12.3 s, 2.4 it/s``."""
+    rate = picture.rate
+    return f"{picture.seconds:.1f} s" + (f", {rate:.2f} it/s" if rate is not None else "")
+
+
+def _image(pixels: Any) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8))
+
+
+def _save(image: Any, out: Path) -> None:
+    with staged(out) as stage:
+        image.save(stage.publish(out.name))
