@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from todo_compile.dynamo.backend import reports as reports
     from todo_compile.errors import TodoError as TodoError
     from todo_compile.options import PlanOptions as PlanOptions
+    from todo_compile.passes.report import HoistStop as HoistStop
     from todo_compile.passes.report import Report as Report
     from todo_compile.passes.report import SiteReport as SiteReport
     from todo_compile.runtime.loading import load as load
@@ -53,6 +54,7 @@ _HOMES = {
     "restore": "dynamo.accelerate",
     "PlanOptions": "options",
     "TodoError": "errors",
+    "HoistStop": "passes.report",
     "Report": "passes.report",
     "SiteReport": "passes.report",
 }

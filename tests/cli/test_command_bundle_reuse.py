@@ -31,6 +31,23 @@ def test_equal_is_kept(
     assert content(bundle) == before
 
 
+@pytest.mark.parametrize(
+    ("more", "reason"), [(["--force"], "--force was given"), (["--verify"], "--verify was given")]
+)
+def test_equal_is_built_again_where_it_is_asked_for(
+    pipeline: Path,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    more: Any,
+    reason: Any,
+) -> None:
+    started = refuse_build(monkeypatch, "unet")
+    assert main(arguments(pipeline, bundle, *more)) == 5
+    assert started == ["unet"]
+    assert f"Rebuilding unet.onnx: {reason}" in said(capsys)
+
+
 def test_only_what_changed_is_built(
     pipeline: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from compile_helpers import fp32
 from helpers import said
 
-from todo_compile.build import compiler
+from todo_compile.build import compiler, job
 from todo_compile.cli.app import main
 from todo_compile.errors import ExportError
 
@@ -18,8 +18,7 @@ from todo_compile.errors import ExportError
 def no_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever would be built fails at once: for decisions before the build."""
 
-    def refuse(job: object) -> object:
-        del job
+    def refuse(_: object) -> object:
         raise ExportError("a build was started")
 
     monkeypatch.setattr(compiler, "_rewritten", refuse)
@@ -54,6 +53,9 @@ class TestReuse:
             (("--precision", "fp16"), "precision: fp32 → fp16"),
             (("--opset", "18"), "opset: 23 → 18"),
             (("--force",), "--force was given"),
+            (("--verify",), "--verify was given"),
+            (("--verify", "--force"), "--force was given"),
+            (("--verify", "--force", "--batch", "1"), "batch: 2 → 1"),
         ],
     )
     def test_rebuilds_and_says_why(
@@ -96,3 +98,14 @@ class TestReuse:
         assert main(fp32(model, output)) == 5
         # A long path may be cut anywhere, inside the name too.
         assert reason.replace(" ", "") in said(capsys).replace(" ", "")
+
+
+@pytest.mark.usefixtures("no_build")
+def test_another_source_is_rebuilt(
+    model: Path, output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "sources_hash", lambda: "0123456789abcdef")
+    assert main(fp32(model, output)) == 5
+    text = said(capsys)
+    assert "Rebuilding: sources:" in text
+    assert "→ 0123456789abcdef" in text

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from todo_compile.build.compiler import CompileResult, build
+from todo_compile.build.compiler import CompileResult, asked_for, build
 from todo_compile.errors import BundleError
 from todo_compile.progress import Progress
 
@@ -94,7 +94,8 @@ class Assembly:
 
         part = self.folder / _PARTS / job.out.name
         shared = self._shared(job)
-        reasons: tuple[str, ...] = ()
+        forced = self.force and job.out.exists()
+        reasons = asked_for(force=True, verify=False) if forced else ()
         before = dict(self.progress.seconds)
         # A forced build that was stopped goes on with what it finished; parts are newer.
         for place in (part,) if self.force else (part, job.out):
@@ -107,6 +108,8 @@ class Assembly:
                 elif _fits(result, twin):
                     self.progress.info(f"{job.out.name} is up to date; kept.")
                     return result
+            elif found.reusable:
+                reasons = reasons or asked_for(force=False, verify=job.verify)
             else:
                 reasons = found.reasons or reasons
         if reasons:

@@ -93,7 +93,8 @@ def compile(
         library: ``tensorrt``, ``tensorrt_rtx`` or ``auto``.
         timing_cache: file for TensorRT's timing cache.
         weight_streaming: let the engine keep weights in host memory.
-        verify: run the ONNX file in onnxruntime against the rewritten graph.
+        verify: run the ONNX file in onnxruntime against the rewritten graph; an equal output is
+            rebuilt for it.
         force: rebuild even if an equal output exists.
         dump: folder for the graph before and after every pass.
         loras: ``FILE[:SCALE]`` each, fused into the weights in order.
@@ -122,10 +123,17 @@ def compile(
     if found.reusable and not force and not verify:
         job.progress.info(f"{job.out} is up to date: everything that matters is equal; kept.")
         return CompileResult(job.out, read(job.out), reused=True)
-    reasons = tuple(found.reasons) or (("--force was given",) if found.reusable else ())
+    reasons = found.reasons or (asked_for(force=force, verify=verify) if found.reusable else ())
     if job.out.exists() and reasons:
         job.progress.info("Rebuilding: " + "; ".join(reasons))
     return build(job, reasons)
+
+
+def asked_for(*, force: bool, verify: bool) -> tuple[str, ...]:
+    """Why an equal output is built again: what the caller asked for."""
+    if force:
+        return ("--force was given",)
+    return ("--verify was given, and what is verified is built anew",) if verify else ()
 
 
 def build(

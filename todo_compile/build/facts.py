@@ -36,7 +36,7 @@ def site_facts(site: dict[str, Any]) -> dict[str, Any]:
     """What manifests keep of a report's row."""
     kept = (
         "module", "kind", "grid", "level", "heads", "head_dim", "query_tokens", "key_tokens",
-        "key_tokens_after", "factor", "action", "reason",
+        "key_tokens_after", "factor", "action", "reason", "stops",
     )  # fmt: skip
     return {key: site[key] for key in kept}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile.api import check_batch, check_options, dtype_of
 from todo_compile.batches import Batch, BatchLike, BatchRange
+from todo_compile.build.sources import sources_hash
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress, SilentProgress
@@ -142,7 +143,7 @@ def prepare(
         "targets": list(targets.names) if targets is not None else [],
         "weight_streaming": weight_streaming,
         "versions": versions("transformers") if text else versions(),
-        "passes": passes_hash(),
+        "sources": sources_hash(),
     }
     return Job(
         source, resolution, found, digest, path, chosen_batch, precision, opset or 23, options,
@@ -241,15 +242,3 @@ def versions(*more: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def passes_hash() -> str:
-    """Hash of the passes' source: an output made by other passes is stale."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    rooms = ("passes", "export", "bundle")
-    for path in sorted(path for room in rooms for path in (root / room).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]

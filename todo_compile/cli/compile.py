@@ -153,7 +153,7 @@ def compile_command(
         bool,
         typer.Option(
             "--verify",
-            help="Run the ONNX file in onnxruntime against the rewritten graph.",
+            help="Run the ONNX file in onnxruntime against the rewritten graph; builds anew.",
             rich_help_panel="Output",
         ),
     ] = False,

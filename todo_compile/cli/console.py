@@ -143,6 +143,27 @@ def sites_table(report: Report, *, every: bool = False) -> Table:
     return table
 
 
+def stops_table(report: Report) -> Table | None:
+    """Where poolings stopped below projections that then run on all tokens; None if nowhere."""
+    found = [(site, s) for site in report.sites for s in site.stops if s.extra_flops]
+    if not found:
+        return None
+    table = Table(header_style="bold", pad_edge=False, box=None)
+    for header in ("module", "pooled", "below", "costs", "of the graph", "because"):
+        table.add_column(header, justify="right" if header in ("costs", "of the graph") else "left")
+    for site, stop in found:
+        share = stop.extra_flops / report.totals.flops if report.totals.flops else 0.0
+        table.add_row(
+            _short(site.module or site.name),
+            stop.operand,
+            stop.node,
+            f"{number(stop.extra_flops)}FLOP",
+            f"{share:.2%}",
+            stop.reason,
+        )
+    return table
+
+
 def _short(module: str) -> str:
     return module.replace("transformer_blocks", "blocks").replace("attentions", "attn")
 

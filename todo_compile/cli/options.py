@@ -113,7 +113,11 @@ Quiet = Annotated[
 Verbose = Annotated[
     int,
     typer.Option(
-        "--verbose", "-v", count=True, help="Statistics of every pass.", rich_help_panel="Output"
+        "--verbose",
+        "-v",
+        count=True,
+        help="Statistics of every pass, and where poolings stopped.",
+        rich_help_panel="Output",
     ),
 ]
 
@@ -137,13 +141,17 @@ def make_progress(quiet: bool, verbose: int) -> ConsoleProgress:
 
 
 def print_passes(report: Any) -> None:
-    """Count and time of every pass, on standard error."""
+    """Count and time of every pass, and what kept poolings below projections; on standard error."""
+    from todo_compile.cli.console import stops_table
+
     for one in report.passes:
         detail = ", ".join(f"{k} {v}" for k, v in one.detail.items() if v)
         stderr.print(
             f"  {one.name:<8} {one.count:6} in {one.seconds * 1e3:6.1f} ms  {detail}",
             highlight=False,
         )
+    if (stops := stops_table(report)) is not None:
+        stderr.print(stops)
 
 
 def one_resolution(res: Sequence[str]) -> str:

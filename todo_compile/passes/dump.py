@@ -1,4 +1,7 @@
-"""Write a graph so that a person can read it: one node a line, numbered files in pass order."""
+"""Write a graph so that a person can read it: one node a line, numbered files in pass order.
+
+The last file has what was decided for every site.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch.fx import Node
 from todo_compile.errors import ConfigError
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.report import Report
 
 
 class Dumper:
@@ -33,10 +37,17 @@ class Dumper:
 
     def write(self, name: str, context: GraphContext) -> Path:
         """Write the graph as it is now."""
+        return self._write(name, format_graph(context))
+
+    def write_report(self, report: Report) -> Path:
+        """Write what was decided for every site, as the last file."""
+        return self._write("report", format_report(report))
+
+    def _write(self, name: str, lines: list[str]) -> Path:
         path = self._folder / f"{self._count:02d}-{name}.txt"
         self._count += 1
         try:
-            path.write_text("\n".join(format_graph(context)) + "\n", encoding="utf-8")
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be written: {error.strerror}.",
@@ -61,6 +72,23 @@ def format_graph(context: GraphContext) -> list[str]:
         lines.append(
             f"{node.name}{kind} = {call}({arguments})" + (f"  # {remark}" if remark else "")
         )
+    return lines
+
+
+def format_report(report: Report) -> list[str]:
+    """A line a site, and one below it for every place where a pooling stopped on its way up."""
+    lines = [report.summary()]
+    for site in report.sites:
+        row, column = site.factor
+        lines.append(
+            f"{site.name}  {site.module or '(no module)'}: {site.kind}, {site.action}, factor "
+            f"{row}×{column}, {site.key_tokens} → {site.key_tokens_after} keys: {site.reason}"
+        )
+        lines += [
+            f"    {stop.operand} pooled below {stop.node}: {stop.reason}"
+            + (f" (costs {stop.extra_flops} FLOPs)" if stop.extra_flops else "")
+            for stop in site.stops
+        ]
     return lines
 
 

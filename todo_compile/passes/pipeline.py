@@ -157,7 +157,10 @@ def rewrite_graph(
             _check_planned(run)
             context.graph.lint()
             module.recompile()
-    return _report(run, dense)
+    report = _report(run, dense)
+    if run.dumper is not None:
+        run.dumper.write_report(report)
+    return report
 
 
 def _dynamic_sides(grids: GridMap, sites: list[AttentionSite]) -> list[Any]:

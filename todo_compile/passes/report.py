@@ -10,6 +10,25 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class HoistStop:
+    """A pooling that could move no further up.
+
+    Args:
+        operand: what it pools: key, value or mask.
+        node: the node that it stands below.
+        reason: why it does not move above that.
+        extra_flops: of the projections that run on all tokens because of it, see
+            `todo_compile.passes.rewrite.stops`; 0 where the pooling came as far as there is work
+            to save.
+    """
+
+    operand: str
+    node: str
+    reason: str
+    extra_flops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SiteReport:
     """One attention site.
 
@@ -33,6 +52,7 @@ class SiteReport:
         share: of all FLOPs in the dense graph.
         score_elements, score_elements_after: elements of QKᵀ if it is materialised.
         attention_bytes, attention_bytes_after: of Q, K, V and the result, each moved once.
+        stops: where the poolings of its operands ended, and why; empty where nothing was pooled.
     """
 
     name: str
@@ -57,6 +77,7 @@ class SiteReport:
     attention_bytes: int = 0
     attention_bytes_after: int = 0
     sampling: str = ""
+    stops: tuple[HoistStop, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
