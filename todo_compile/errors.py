@@ -6,6 +6,8 @@ The command line prints ``message`` and ``remedy`` without a traceback and leave
 
 from __future__ import annotations
 
+from todo_compile.foreign import printable
+
 
 class TodoError(Exception):
     """Base of all errors meant for users.
@@ -18,9 +20,11 @@ class TodoError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
-        super().__init__(message if remedy is None else f"{message}\n{remedy}")
-        self.message = message
-        self.remedy = remedy
+        # Names in it may come from files of others, and it may be shown on a terminal.
+        self.message = printable(message)
+        self.remedy = None if remedy is None else printable(remedy)
+        both = self.message if self.remedy is None else f"{self.message}\n{self.remedy}"
+        super().__init__(both)
 
 
 class ConfigError(TodoError):

@@ -105,10 +105,23 @@ def test_unreadable(tmp_path: Path) -> None:
 
 
 def test_many_aliases_cost_nothing(tmp_path: Path) -> None:
-    """The billion laughs: nothing follows aliases deeper than options go."""
+    """The billion laughs, and a long list in a long list: what is referred to counts each time."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    found = document(tmp_path, "\n".join([*lines, "builds:", "  - res: *a11"]))
-    assert "must be a value, or a list of values" in str(found.mistakes[-1])
-    found = document(tmp_path, "builds:\n  - res: &r [*r]\n")
-    assert "must be a value, or a list of values" in str(found.mistakes[-1])
+    for text, says in (
+        ("\n".join([*lines, "builds:", "  - res: *a11"]), "more than 50,000 values"),
+        (f"a: &a [{'x, ' * 999}x]\nbuilds:\n  - res: [{'*a, ' * 9999}*a]", "more than 50,000"),
+        ("builds:\n  - res: &r [*r]\n", "refers to itself"),
+        ("builds:\n  - &r {res: {a: *r}}\n", "refers to itself"),
+        ("[" * 100_000, "nested too deeply"),
+        ("".join(f"{' ' * i}a:\n" for i in range(500)), "nested too deeply"),
+        ("- " * 5_000, "nested too deeply"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            document(tmp_path, text)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, f"1.{'0' * 5000}", "1e400", ".inf", ".nan"])
+def test_odd_numbers_are_text(tmp_path: Path, value: str) -> None:
+    found = document(tmp_path, f"builds:\n  - batch: {value}\n")
+    assert found.builds[0].values["batch"].data == value

@@ -103,7 +103,7 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("{not json", "cannot be read as JSON"),
-        ("[]", "does not hold a JSON object"),
+        ("[]", "it is no object"),
         ("{}", "no _class_name"),
         (json.dumps({"_class_name": "FluxTransformer2DModel"}), "FluxTransformer2DModel is not su"),
         (json.dumps({"_class_name": "os.system"}), "os.system is not supported"),

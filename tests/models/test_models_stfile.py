@@ -29,7 +29,7 @@ def crafted(path: Path, header: dict[str, Any] | bytes, data: int = 640) -> Path
 
 GOOD = {DOWN: tensor([2, 40], 0, 320), UP: tensor([40, 2], 320, 640)}
 BAD: dict[str, tuple[dict[str, Any] | bytes, int, str]] = {
-    "nested": (b'{"a":' * 200_000, 0, "not JSON"),
+    "nested": (b'{"a":' * 200_000, 0, "nested too deeply"),
     "overlapping": ({**GOOD, UP: tensor([40, 2], 0, 320)}, 320, "overlaps another"),
     "partly overlapping": ({**GOOD, UP: tensor([40, 2], 316, 636)}, 640, "overlaps another"),
     "unknown type": ({**GOOD, DOWN: tensor([2, 40], 0, 320, "X9")}, 640, "X9 tensors"),

@@ -120,7 +120,7 @@ def test_what_is_dense_is_said(
         ),
         ("scheduler/scheduler_config.json", '{"a":' * 100_000, "damaged"),
         ("tokenizer/tokenizer.json", "{}", "tokenizer cannot be read"),
-        ("model_index.json", "[" * 100_000, "damaged"),
+        ("model_index.json", "[" * 100_000, "nested too deeply"),
         ("unet.onnx.json", "config list", "no table"),
     ],
 )

@@ -10,7 +10,8 @@ from oracle import OracleProcessor
 
 import todo_compile
 from todo_compile.bundle import manifest as manifests
-from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile, file_sha256, write_bundle
+from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile, write_bundle
+from todo_compile.bundle.manifest import file_sha256
 from todo_compile.options import PlanOptions
 
 BATCHES = {"unet": 2, "vae_decoder": 1, "text_encoder": 1, "text_encoder_2": 1}

@@ -163,8 +163,8 @@ class Assembly:
     def _describe(self, results: Mapping[str, CompileResult]) -> Bundle:
         import hashlib
 
-        from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile, file_sha256
-        from todo_compile.bundle.manifest import manifest_path, now
+        from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile
+        from todo_compile.bundle.manifest import file_sha256, manifest_path, now
 
         main = next(iter(self.jobs.values()))
         # (components, dense twins) by resolution; what serves all stands with the first.

@@ -12,9 +12,7 @@ Nothing in a bundle is unpickled, and nothing in it can name a file outside of i
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -24,12 +22,14 @@ from todo_compile.bundle.files import disk_errors, flush, format_bytes
 from todo_compile.bundle.manifest import (
     Manifest,
     check_files,
+    file_sha256,
     manifest_path,
     parse,
     plain_name,
     read_small,
 )
 from todo_compile.errors import BundleError
+from todo_compile.foreign import parse_object
 
 FORMAT = 1
 BUNDLE_JSON = "bundle.json"
@@ -207,14 +207,14 @@ def read_bundle(folder: Path) -> Bundle:
     inside(folder, BUNDLE_JSON)
     data = read_small(path, _MAX_BYTES)
     try:
-        values = json.loads(data.decode("utf-8"))
-        if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
+        values = parse_object(data)
+        if values.get("format", FORMAT) != FORMAT:
             raise BundleError(
                 f"{path} has format {values['format']}, this version reads {FORMAT}.",
                 remedy=_REBUILD,
             )
         bundle = Bundle.model_validate(values)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BundleError(f"{path} is damaged: {_first(error)}.", remedy=_REBUILD) from error
     for _, entry in bundle.entries():
         inside(folder, entry.file)
@@ -302,12 +302,6 @@ def check_bundle(bundle: Bundle, folder: Path, *, hashes: bool = True) -> list[s
     ]
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_bundle(bundle: Bundle, path: Path) -> None:
     """Write ``bundle.json`` (into a stage: this is not atomic by itself).
 
@@ -317,11 +311,3 @@ def write_bundle(bundle: Bundle, path: Path) -> None:
     with disk_errors(path):
         path.write_text(bundle.model_dump_json(indent=1) + "\n", encoding="utf-8")
         flush(path)
-
-
-def safe_model_index(values: Mapping[str, object]) -> str | None:
-    """The pipeline class that a ``model_index.json`` names, if it is a plain class name."""
-    name = values.get("_class_name")
-    if isinstance(name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,99}", name):
-        return name
-    return None

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from todo_compile.bundle.files import disk_errors, flush, format_bytes
 from todo_compile.bundle.tensors import Tensor
 from todo_compile.errors import BundleError
+from todo_compile.foreign import ForeignError, open_regular, parse_object, read_bytes
 
 FORMAT = 1
 _MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
@@ -147,9 +148,13 @@ def manifest_path(output: Path) -> Path:
 
 def file_entry(path: Path) -> FileEntry:
     """Size and hash of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(name=path.name, bytes=path.stat().st_size, sha256=digest)
+    return FileEntry(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a regular file, read in pieces."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def now() -> str:
@@ -188,15 +193,11 @@ def read_small(path: Path, most: int = _MAX_BYTES) -> bytes:
         BundleError: absent, unreadable, or larger.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
+        return read_bytes(path, most)
     except FileNotFoundError as error:
         raise BundleError(f"{path} does not exist.", remedy=_REBUILD) from error
-    except OSError as error:
+    except (OSError, ForeignError) as error:
         raise BundleError(f"{path} cannot be read: {error}.", remedy=_REBUILD) from error
-    if len(data) > most:
-        raise BundleError(f"{path} is too large to be a description.", remedy=_REBUILD)
-    return data
 
 
 def parse(data: bytes, path: Path) -> Manifest:
@@ -206,8 +207,8 @@ def parse(data: bytes, path: Path) -> Manifest:
         BundleError: damaged or of another version.
     """
     try:
-        values = json.loads(data.decode("utf-8"))
-        if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
+        values = parse_object(data)
+        if values.get("format", FORMAT) != FORMAT:
             raise BundleError(
                 f"{path} has format {values['format']}, this version reads {FORMAT}.",
                 remedy=_REBUILD,
@@ -219,7 +220,7 @@ def parse(data: bytes, path: Path) -> Manifest:
         raise BundleError(
             f"{path} is damaged: {where}: {first['msg']}.", remedy=_REBUILD
         ) from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8
+    except ForeignError as error:
         raise BundleError(f"{path} is damaged: {error}.", remedy=_REBUILD) from error
 
 

@@ -14,8 +14,8 @@ from todo_compile.cli.build import build_command
 from todo_compile.cli.compile import compile_command
 from todo_compile.cli.drift import drift_command
 from todo_compile.cli.generate import generate_command
-from todo_compile.cli.options import stderr
 from todo_compile.cli.plan import plan_command
+from todo_compile.cli.screen import stderr
 from todo_compile.cli.show import inspect_command, models_command
 from todo_compile.errors import TodoError
 
@@ -92,9 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
     except TodoError as error:
-        stderr.print(f"error: {error.message}", style="red", highlight=False, markup=False)
+        stderr.print(f"error: {error.message}", style="red")
         if error.remedy:
-            stderr.print(error.remedy, highlight=False, markup=False)
+            stderr.print(error.remedy)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show()
         return int(getattr(error, "exit_code", 2))
     if code == 130:  # typer turns Ctrl-C into this status by itself
-        stderr.print("interrupted; nothing was written", style="red", highlight=False)
+        stderr.print("interrupted; nothing was written", style="red")
     return code if isinstance(code, int) else 0
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from todo_compile.cli.options import Json, Quiet, stderr
+from todo_compile.cli.options import Json, Quiet
+from todo_compile.cli.screen import stderr, stdout
 from todo_compile.errors import StoppedError
+from todo_compile.foreign import printable
 
 if TYPE_CHECKING:
     from todo_compile.build.many.checking import Plan
@@ -90,7 +91,9 @@ def build_command(
             file,
             memory=memory,
             jobs=jobs,
-            report=lambda done, count, out: status.update(f"checking {done + 1}/{count}  {out}"),
+            report=lambda done, count, out: status.update(
+                Text(printable(f"checking {done + 1}/{count}  {out}"))
+            ),
         )
     if dry_run:
         if json:
@@ -169,12 +172,7 @@ class _Watch:
 
     def _say(self, text: str) -> None:
         if not self._quiet:
-            stderr.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _console() -> Console:
-    """Of standard output; wide where nobody sees it, so that no path is broken."""
-    return Console(width=None if sys.stdout.isatty() else 160)
+            stderr.print(text, soft_wrap=True)
 
 
 def _memory(count: float) -> str:
@@ -195,12 +193,11 @@ def _print_plan(plan: Plan) -> None:
     for number, (build, need) in enumerate(zip(plan.builds, plan.needs, strict=True), start=1):
         values = [_value(build.request, axis) for axis in axes]
         table.add_row(str(number), build.out, build.request.model, *values, _memory(need.bytes))
-    console = _console()
-    console.print(table, highlight=False, markup=False)
+    console = stdout()
+    console.print(table)
     console.print(
         f"{len(plan.builds)} builds, at most {plan.jobs} at once within "
         f"{format_bytes(plan.budget)}; nothing was built",
-        highlight=False,
     )
 
 
@@ -247,7 +244,7 @@ def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
             f"{one.error}\n{one.log}" if one.error else "",
             style=styles.get(one.status, ""),
         )
-    _console().print(table, highlight=False, markup=False)
+    stdout().print(table)
 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:

@@ -233,8 +233,8 @@ def _print_output(
             print_passes(result.report)
         progress.console.print(totals_table(result.report))
     for line in result.manifest.summary():
-        progress.console.print(line, highlight=False, markup=False)
-    progress.console.print(f"{'kept' if result.reused else 'wrote'} {result.path}", highlight=False)
+        progress.console.print(line)
+    progress.console.print(f"{'kept' if result.reused else 'wrote'} {result.path}")
 
 
 def _print_bundle(
@@ -261,10 +261,10 @@ def _print_bundle(
         if result.report is not None and verbose:
             print_passes(result.report)
         said = "kept" if result.reused else "built"
-        progress.console.print(f"\n{name} ({said})", style="bold", highlight=False)
+        progress.console.print(f"\n{name} ({said})", style="bold")
         for line in result.manifest.summary():
-            progress.console.print(f"  {line}", highlight=False, markup=False)
+            progress.console.print(f"  {line}")
     progress.console.print()
     for line in found.bundle.summary():
-        progress.console.print(line, highlight=False, markup=False)
-    progress.console.print(f"{'kept' if found.reused else 'wrote'} {found.folder}", highlight=False)
+        progress.console.print(line)
+    progress.console.print(f"{'kept' if found.reused else 'wrote'} {found.folder}")

@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
+from todo_compile.foreign import printable
 from todo_compile.progress import Step
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ class _BarStep:
 
     def update(self, done: float, total: float, detail: str = "") -> None:
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=done, total=total, detail=detail[:48])
+            self._bars.update(
+                self._task, completed=done, total=total, detail=printable(detail[:48])
+            )
 
     def note(self, text: str) -> None:
         self.remarks.append(text)
@@ -40,7 +44,7 @@ class ConsoleProgress:
     """Shows steps on standard error.
 
     Args:
-        console: of standard error.
+        console: of standard error, see `screen`.
         verbosity: -1 says only warnings, 0 steps, 1 remarks too.
     """
 
@@ -73,24 +77,24 @@ class ConsoleProgress:
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
             if self.verbosity >= 0 and not failed:
                 remark = f"  ({'; '.join(step.remarks)})" if step.remarks else ""
-                self.console.print(f"{name:<14} {seconds:7.1f} s{remark}", highlight=False)
+                self.console.print(f"{name:<14} {seconds:7.1f} s{remark}")
 
     def info(self, text: str) -> None:
         """Something worth knowing; shown unless quiet."""
         if self.verbosity >= 0:
-            self.console.print(text, highlight=False, markup=False, style="dim")
+            self.console.print(text, style="dim")
 
     def warn(self, text: str) -> None:
         """Something to act on; always shown."""
-        self.console.print(f"warning: {text}", highlight=False, markup=False, style="yellow")
+        self.console.print(f"warning: {text}", style="yellow")
 
     def _bars(self) -> Bars:
         return Bars(
             SpinnerColumn(),
-            TextColumn("{task.description:<14}"),
+            TextColumn("{task.description:<14}", markup=False),
             BarColumn(bar_width=30),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[detail]}", style="dim"),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
             console=self.console,
             transient=True,
         )
@@ -130,7 +134,7 @@ def sites_table(report: Report, *, every: bool = False) -> Table:
             f"{rows}" if rows == columns else f"{rows}×{columns}",
             site.sampling,
             f"{site.share:.1%}",
-            f"[{style}]{site.action}[/{style}]" if style else site.action,
+            Text(site.action, style=style),
             site.reason,
         )
     hidden = len(report.sites) - len(shown)
@@ -201,4 +205,4 @@ def print_json(data: Any) -> None:
     """JSON on standard output, for programs."""
     import json
 
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    print(printable(json.dumps(data, indent=2, ensure_ascii=False, default=str)))

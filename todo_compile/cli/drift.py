@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from todo_compile.cli.options import (
     Factors,
@@ -23,6 +22,7 @@ from todo_compile.cli.options import (
     make_progress,
     one_resolution,
 )
+from todo_compile.cli.screen import stdout
 
 if TYPE_CHECKING:
     from todo_compile.drift.measure import Drift
@@ -129,12 +129,12 @@ def drift_command(
 
 
 def _print_table(drift: Drift, local: bool) -> None:
-    out = Console(width=None if sys.stdout.isatty() else 160)
+    out = stdout()
     out.print(drift_table(drift))
     what = "the attention alone (local)" if local else "the output, that site alone rewritten"
-    out.print(f"Relative error of {what}; {drift.samples} latents a timestep.", highlight=False)
+    out.print(f"Relative error of {what}; {drift.samples} latents a timestep.")
     if not drift.sites:
-        out.print("No site is rewritten under this plan: nothing drifts.", highlight=False)
+        out.print("No site is rewritten under this plan: nothing drifts.")
 
 
 def drift_table(drift: Drift) -> Table:
@@ -155,7 +155,7 @@ def drift_table(drift: Drift) -> Table:
             site.sampling,
             *_cells(columns),
         )
-    table.add_row("", "[bold]all sites[/bold]", "", "", "", *_cells(drift.total))
+    table.add_row("", Text("all sites", style="bold"), "", "", "", *_cells(drift.total))
     return table
 
 

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from todo_compile.cli.screen import stderr
 from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
     from todo_compile.cli.console import ConsoleProgress
     from todo_compile.models import Resolution
 
-_stderr = Console(stderr=True)
 _TWIN_NOTE = "dense: the denoiser; the decoder is the bundle's in both"
 
 
@@ -87,7 +86,7 @@ def generate_command(
         raise ConfigError("--dense-bundle goes with --bundle and --compare.")
     drawing.check_settings(steps, guidance, seed)
     drawing.check_picture(out)
-    progress = ConsoleProgress(_stderr, -1 if quiet else 0)
+    progress = ConsoleProgress(stderr, -1 if quiet else 0)
     options: dict[str, Any] = {
         "negative_prompt": negative_prompt,
         "steps": steps,
@@ -137,7 +136,7 @@ def generate_command(
         print_json(facts)
     elif not quiet:
         for line in [*said, f"wrote {out}"]:
-            _stderr.print(line, highlight=False, markup=False)
+            stderr.print(line)
 
 
 def _check_bundle(bundle: Path, scheduler: str | None, provider: str | None, steps: int) -> None:
@@ -235,7 +234,7 @@ def _from_model(
     if compare:
         dense = type(ours)(**_parts(ours))
     report = rewrite_pipeline(ours, model, size, batch=batch, options=None)
-    _stderr.print(report.summary(), highlight=False, style="dim")
+    stderr.print(report.summary(), style="dim")
     return ours, dense, size
 
 

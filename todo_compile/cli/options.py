@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from todo_compile.cli.screen import stderr
 from todo_compile.errors import ConfigError
 from todo_compile.options import PRESETS, SAMPLINGS, PlanOptions
 
 if TYPE_CHECKING:
     from todo_compile.cli.console import ConsoleProgress
-
-stderr = Console(stderr=True)
 
 Model = Annotated[
     str,
@@ -148,7 +146,6 @@ def print_passes(report: Any) -> None:
         detail = ", ".join(f"{k} {v}" for k, v in one.detail.items() if v)
         stderr.print(
             f"  {one.name:<8} {one.count:6} in {one.seconds * 1e3:6.1f} ms  {detail}",
-            highlight=False,
         )
     if (stops := stops_table(report)) is not None:
         stderr.print(stops)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from todo_compile.cli.options import (
     Batch,
@@ -26,6 +24,7 @@ from todo_compile.cli.options import (
     plan_options,
     print_passes,
 )
+from todo_compile.cli.screen import stdout
 
 
 def plan_command(
@@ -80,15 +79,15 @@ def plan_command(
         more = {"batch": str(calls), "figures_for_batch": calls.most} if several else {}
         print_json({**report.to_dict(), **more})
         return
-    out = Console(width=None if sys.stdout.isatty() else 160)
+    out = stdout()
     out.print(sites_table(report, every=every))
     out.print()
     out.print(totals_table(report))
     out.print()
-    out.print(report.summary(), highlight=False)
+    out.print(report.summary())
     if several:
-        out.print(f"figures are for batch {calls.most} of {calls}", highlight=False)
+        out.print(f"figures are for batch {calls.most} of {calls}")
     if verbose:
         print_passes(report)
     if report.rewritten == 0 and (miss := report.nearest_miss()):
-        out.print(f"nearest miss: {miss}", highlight=False, markup=False)
+        out.print(f"nearest miss: {miss}")

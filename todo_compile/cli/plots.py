@@ -73,7 +73,7 @@ def plot_plan(report: Report, path: Path, title: str) -> None:
     right.set_xticks((0, 1), ("dense", "rewritten"))
     right.set_ylabel("TFLOPs per call")
     right.legend(fontsize=7)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     _save(figure, path, "plan.png")
 
 
@@ -100,7 +100,7 @@ def plot_drift(drift: Drift, path: Path, title: str) -> None:
     axes.set_xlabel("timestep (noise on the left)")
     axes.set_ylabel("relative error")
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     _save(figure, path, "drift.png")
 
 

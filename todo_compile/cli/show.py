@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from todo_compile.cli.options import (
-    Json,
-)
+from todo_compile.cli.options import Json
+from todo_compile.cli.screen import stdout
 
 
 def inspect_command(
@@ -33,9 +30,9 @@ def inspect_command(
     if json:
         print_json(found.to_dict())
         return
-    out = Console(width=None if sys.stdout.isatty() else 160)
+    out = stdout()
     for line in found.lines():
-        out.print(line, highlight=False, markup=False)
+        out.print(line)
 
 
 def _inspect_bundle(path: Path, *, json: bool) -> None:
@@ -48,9 +45,9 @@ def _inspect_bundle(path: Path, *, json: bool) -> None:
     if json:
         print_json({"bundle": bundle.model_dump(mode="json"), "damage": damage})
         return
-    out = Console(width=None if sys.stdout.isatty() else 160)
+    out = stdout()
     for line in (*bundle.summary(), f"intact         {'; '.join(damage) or 'yes'}"):
-        out.print(line, highlight=False, markup=False)
+        out.print(line)
 
 
 def models_command(json: Json = False) -> None:
@@ -87,4 +84,4 @@ def models_command(json: Json = False) -> None:
             str(row["hub_id"] or "in this package"),
             str(row["licence"]),
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    stdout().print(table)

@@ -55,7 +55,8 @@ def run_worker(
 
     Any exception here, Ctrl-C included, kills the worker before it goes on.
     """
-    command = [sys.executable, "-m", _WORKER]
+    # -P: nothing of the working directory is imported.
+    command = [sys.executable, "-P", "-m", _WORKER]
     sink: IO[bytes] | int = subprocess.PIPE if log is None else log.open("ab", buffering=0)
     try:
         process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -10,13 +11,15 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from todo_compile.errors import ModelError
+from todo_compile.errors import ModelError, TodoError, first_line
 from todo_compile.models.architecture import TEXT_CLASSES, class_name
+from todo_compile.models.bounds import Account, check_config
 
 _RANDOM_FILLS = frozenset(
     {"uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_"}
     | {"xavier_uniform_", "xavier_normal_", "orthogonal_"}
 )
+_OF_A_SIZE = frozenset({"empty", "zeros", "ones", "rand", "randn", "full"})
 
 
 def build(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
@@ -27,18 +30,22 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     under a fake mode, where ``Module.to`` fails.
 
     Raises:
-        ModelError: diffusers is absent, or it does not accept the configuration.
+        ModelError: diffusers is absent, or it does not accept the configuration, or what that
+            describes is larger than any model (`bounds`).
     """
     name = class_name(config)
+    check_config(config)
     text = name in TEXT_CLASSES
     make = _transformers_maker(name) if text else _diffusers_class(name).from_config
     try:
-        with default_dtype(dtype), _SkipRandomFills():
+        with default_dtype(dtype), _Making():
             module = cast("nn.Module", make(dict(config)))
-    except (TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+    except TodoError:
+        raise
+    except Exception as error:  # whatever a configuration from elsewhere sets off in a library
         library = "transformers" if text else "diffusers"
         raise ModelError(
-            f"{library} cannot make a {name} from the model's config.json: {error}",
+            f"{library} cannot make a {name} from the model's config.json: {first_line(error)}",
             remedy=f"Compare config.json with the model's origin, or update {library}.",
         ) from error
     return module.eval().requires_grad_(False)
@@ -55,8 +62,15 @@ def default_dtype(dtype: torch.dtype) -> Generator[None]:
         torch.set_default_dtype(before)
 
 
-class _SkipRandomFills(TorchFunctionMode):
-    """Leaves out random initialisation; constants (zeros, ones) and buffers are made as ever."""
+class _Making(TorchFunctionMode):
+    """Leaves out random initialisation; constants (zeros, ones) and buffers are made as ever.
+
+    What is made is counted before it takes memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._account = Account()
 
     def __torch_function__(
         self,
@@ -67,9 +81,20 @@ class _SkipRandomFills(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _RANDOM_FILLS:
+        name = getattr(func, "__name__", "")
+        if name in _RANDOM_FILLS:
             return args[0] if args else kwargs["tensor"]
+        if name in _OF_A_SIZE:
+            self._account.add(_elements(args, kwargs))
+        elif name == "arange":
+            self._account.add(max((abs(n) for n in args if isinstance(n, int)), default=0))
         return func(*args, **kwargs)
+
+
+def _elements(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Of ``torch.empty(2, 3)``, ``torch.empty((2, 3))`` or ``torch.empty(size=(2, 3))``."""
+    size = kwargs.get("size", args[0] if args and not isinstance(args[0], int) else args)
+    return math.prod(side for side in size if isinstance(side, int))
 
 
 def _diffusers_class(name: str) -> Any:

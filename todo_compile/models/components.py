@@ -23,6 +23,7 @@ from todo_compile.models.architecture import (
 )
 from todo_compile.models.builtin import COMPONENT_CONFIGS
 from todo_compile.models.source import Source, read_config, resolve
+from todo_compile.models.trust import read_index
 
 OTHERS = ("vae_decoder", "text_encoder", "text_encoder_2")
 """Components besides the denoising model."""
@@ -126,13 +127,15 @@ def pipeline_folder(source: Source) -> Path | None:
 
 
 def pipeline_class(source: Source) -> str:
-    """Name of the diffusers pipeline: as ``model_index.json`` says, else by the denoising model."""
+    """Name of the diffusers pipeline: as ``model_index.json`` says, else by the denoising model.
+
+    Raises:
+        ModelError: the index names what is no class of diffusers or transformers.
+    """
     root = pipeline_folder(source)
-    index = root / "model_index.json" if root is not None else None
-    if index is not None and index.is_file():
-        name = read_config(index).get("_class_name")
-        if isinstance(name, str) and name.isidentifier():
-            return name
+    name = read_index(root).get("_class_name") if root is not None else None
+    if name is not None:
+        return str(name)
     if source.class_name == UNET:
         sized = source.config.get("addition_embed_type") == "text_time"
         return "StableDiffusionXLPipeline" if sized else "StableDiffusionPipeline"
@@ -156,7 +159,7 @@ def _config(source: Source, component: str) -> dict[str, Any] | None:
     name = f"{_subfolder(component)}/config.json"
     root = pipeline_folder(source)
     if root is not None:
-        return read_config(root / name) if (root / name).is_file() else None
+        return read_config(root / name, root) if (root / name).is_file() else None
     if source.entry is not None:
         built_in = COMPONENT_CONFIGS.get(source.entry.name, {}).get(component)
         return dict(built_in) if built_in is not None else None
@@ -165,14 +168,14 @@ def _config(source: Source, component: str) -> dict[str, Any] | None:
         if f"{_subfolder(component)}/config.json" not in hub.list_files(source.hub_ids[0]):
             return None
         folder = hub.download(source.hub_ids[0], [name]) / _subfolder(component)
-    return read_config(folder / "config.json")
+    return read_config(folder / "config.json", folder)
 
 
 def _alone(folder: Path, component: str) -> Source | None:
     """A component given by its own folder; None if `folder` is not that."""
     if not (folder / "config.json").is_file():
         return None
-    config = read_config(folder / "config.json")
+    config = read_config(folder / "config.json", folder)
     try:
         if class_name(config) not in _SUPPORTED[component]:
             return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from todo_compile.errors import ModelError
+from todo_compile.foreign import ForeignError, parse_object, read_bytes
 from todo_compile.models import hub
 from todo_compile.models.builtin import SCHEDULERS
 from todo_compile.models.components import pipeline_folder
@@ -43,7 +44,7 @@ def light_files(sources: Mapping[str, Source], *, fetch: bool) -> dict[str, byte
     root = _root(main, fetch)
     if root is not None:
         for path in _wanted(root):
-            found[path.relative_to(root).as_posix()] = _read(path)
+            found[path.relative_to(root).as_posix()] = _read(path, root)
     if main.entry is not None and main.entry.name in SCHEDULERS:
         found.setdefault("scheduler/scheduler_config.json", _json(SCHEDULERS[main.entry.name]))
     for source in sources.values():
@@ -72,25 +73,29 @@ def _wanted(root: Path) -> Iterable[Path]:
             yield from (f for f in files if f.suffix in _SUFFIXES and f.is_file())
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, root: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        return read_bytes(path, _MAX_BYTES, within=root)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(data) > _MAX_BYTES:
+    except ForeignError as error:
         raise ModelError(
-            f"{path} is too large to be a part of a tokenizer or a configuration.",
+            f"{error}; it cannot be a part of a tokenizer or a configuration.",
             remedy="Move it out of the pipeline's folder.",
-        )
-    return data
+        ) from error
 
 
 def _index(
     pipeline: str, sources: Mapping[str, Source], found: Mapping[str, bytes]
 ) -> dict[str, Any]:
     """A ``model_index.json`` for a pipeline that came without one."""
-    scheduler = json.loads(found["scheduler/scheduler_config.json"]).get("_class_name")
+    name = "scheduler/scheduler_config.json"
+    try:
+        scheduler = parse_object(found[name]).get("_class_name")
+    except ForeignError as error:
+        raise ModelError(
+            f"{name} is damaged: {error}.", remedy="Download or save the model again."
+        ) from error
     index: dict[str, Any] = {
         "_class_name": pipeline,
         "scheduler": ["diffusers", scheduler],

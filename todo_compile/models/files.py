@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import cast
 
 from todo_compile.errors import ModelError
+from todo_compile.foreign import ForeignError, read_object
 
 DIFFUSERS_BASE = "diffusion_pytorch_model"
 TEXT_BASE = "model"
 """transformers' name for weights; everything else in a pipeline has diffusers'."""
+_MAX_INDEX = 16 * 2**20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -88,14 +89,17 @@ def _candidates(half: bool, base: str) -> list[tuple[str, str]]:
 def _shards(index: Path) -> tuple[Path, ...]:
     folder = index.parent.absolute()
     try:
-        value: Any = json.loads(index.read_text(encoding="utf-8"))
-        table = cast("dict[str, object]", value["weight_map"])
-        shards = sorted({str(name) for name in table.values()})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        table = read_object(index, _MAX_INDEX, within=folder).get("weight_map")
+    except (OSError, ForeignError) as error:
         raise ModelError(
-            f"{index} is not a shard index: {type(error).__name__}.",
-            remedy="Download or save the model again.",
+            f"{index} is not a shard index: {error}.", remedy="Download or save the model again."
         ) from error
+    if not isinstance(table, dict):
+        raise ModelError(
+            f"{index} is not a shard index: it has no weight_map.",
+            remedy="Download or save the model again.",
+        )
+    shards = sorted({str(name) for name in cast("dict[str, object]", table).values()})
     for name in shards:
         # Plain names only: an index must not make us read files elsewhere.
         if PurePosixPath(name).name != name or "\\" in name or not name.endswith(".safetensors"):

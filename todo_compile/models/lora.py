@@ -8,7 +8,6 @@ not understood is refused: a layer that is silently left out makes another pictu
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from todo_compile.errors import ConfigError, ModelError
+from todo_compile.foreign import open_regular, parse_object
 from todo_compile.models.stfile import Entry, check_floating, read_header, read_into, read_metadata
 
 _SIDES = (
@@ -94,7 +94,7 @@ def parse_lora(text: str) -> Lora:
             remedy="Write --lora FILE.safetensors[:SCALE]; pickles are refused.",
         )
     layers = _layers(path, read_header(path))
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Lora(path, scale, digest, layers, _alphas(path))
 
@@ -188,7 +188,7 @@ def _alphas(path: Path) -> dict[str, float]:
     if text is None:
         return {}
     try:
-        values = cast("dict[str, Any]", json.loads(text))
+        values = parse_object(text)
         for key in _SCALED_OTHERWISE:
             if any(values.get(f"{name}.{key}") for name in _DOTTED):
                 raise ModelError(
@@ -197,7 +197,7 @@ def _alphas(path: Path) -> dict[str, float]:
                 )
         found = {name: values.get(f"{name}.lora_alpha") for name in _DOTTED}
         return {name: float(alpha) for name, alpha in found.items() if alpha is not None}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ModelError(
             f"{path} has a damaged adapter configuration: {error}.", remedy="Save the LoRA again."
         ) from error

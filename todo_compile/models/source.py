@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from todo_compile.errors import ModelError
+from todo_compile.foreign import ForeignError, read_object
 from todo_compile.models import hub
 from todo_compile.models.architecture import (
     SUPPORTED_CLASSES,
@@ -20,7 +20,9 @@ from todo_compile.models.architecture import (
     native,
     vae_scale,
 )
+from todo_compile.models.bounds import check_config
 from todo_compile.models.registry import REGISTRY, RegistryEntry
+from todo_compile.models.trust import read_index
 
 COMPONENTS = ("unet", "transformer")
 """Subfolders of a pipeline that hold the denoising model, in the order they are looked for."""
@@ -44,6 +46,9 @@ class Source:
         entry: the registry's entry, if it is a registered model.
         pipeline: diffusers class of the pipeline that it belongs to; empty if unknown.
         controlnet: it takes a ControlNet's residuals as further inputs; see `controlnet`.
+
+    Raises:
+        ModelError: no module can be made of `config`; see `bounds.check_config`.
     """
 
     kind: Literal["registry", "folder", "hub"]
@@ -56,6 +61,9 @@ class Source:
     entry: RegistryEntry | None = field(default=None, repr=False)
     pipeline: str = ""
     controlnet: bool = False
+
+    def __post_init__(self) -> None:
+        check_config(self.config)
 
     @property
     def subfolder(self) -> str:
@@ -109,22 +117,23 @@ def resolve(model: str) -> Source:
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_config(path: Path, within: Path) -> dict[str, Any]:
+    """Read a JSON object of a model's folder.
+
+    Args:
+        path: the file.
+        within: the folder, which no link may lead out of.
 
     Raises:
-        ModelError: unreadable, not JSON, or not an object.
+        ModelError: unreadable, not JSON within the bounds of `foreign`, not an object, or outside.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_object(path, within=within)
+    except (OSError, ForeignError) as error:
         raise ModelError(
             f"{path} cannot be read as JSON: {error}.",
             remedy="Download or save the model again.",
         ) from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object.")
-    return cast("dict[str, Any]", value)
 
 
 def _registered(entry: RegistryEntry) -> Source:
@@ -141,6 +150,7 @@ def _registered(entry: RegistryEntry) -> Source:
 
 
 def _folder(folder: Path) -> Source:
+    read_index(folder)  # refused by every command, not only by those that draw
     for component in COMPONENTS:
         config = folder / component / "config.json"
         if config.is_file():
@@ -148,13 +158,13 @@ def _folder(folder: Path) -> Source:
                 kind="folder",
                 identifier=str(folder),
                 component=component,
-                config=_checked(read_config(config)),
+                config=_checked(read_config(config, folder)),
                 folder=folder / component,
-                vae_scale=_vae_scale(folder / "vae" / "config.json"),
+                vae_scale=_vae_scale(folder),
             )
     config = folder / "config.json"
     if config.is_file():
-        values = _checked(read_config(config))
+        values = _checked(read_config(config, folder))
         return Source(
             kind="folder",
             identifier=str(folder),
@@ -162,7 +172,7 @@ def _folder(folder: Path) -> Source:
             config=values,
             folder=folder,
             # The UNet of a pipeline may be given by its own folder: its neighbour knows the scale.
-            vae_scale=_vae_scale(folder.parent / "vae" / "config.json"),
+            vae_scale=_vae_scale(folder.parent),
         )
     raise ModelError(
         f"{folder} is not a diffusers model: it has neither unet/config.json, "
@@ -176,6 +186,7 @@ def _hub(hub_id: str) -> Source:
         if hub_id in (entry.hub_id, *entry.former_hub_ids):
             return _registered(entry)
     root = hub.fetch_configs(hub_id, COMPONENTS)
+    read_index(root)
     for component in COMPONENTS:
         config = root / component / "config.json"
         if config.is_file():
@@ -183,9 +194,9 @@ def _hub(hub_id: str) -> Source:
                 kind="hub",
                 identifier=hub_id,
                 component=component,
-                config=_checked(read_config(config)),
+                config=_checked(read_config(config, root)),
                 hub_ids=(hub_id,),
-                vae_scale=_vae_scale(root / "vae" / "config.json"),
+                vae_scale=_vae_scale(root),
             )
     raise ModelError(
         f"The hub repository {hub_id} has no unet/config.json or transformer/config.json.",
@@ -204,11 +215,12 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _vae_scale(path: Path) -> int:
+def _vae_scale(pipeline: Path) -> int:
     """Pixels per latent cell: 2 for every downsampling of the VAE; 8 where there is no VAE."""
+    path = pipeline / "vae" / "config.json"
     if not path.is_file():
         return 8
-    return vae_scale(read_config(path))
+    return vae_scale(read_config(path, pipeline))
 
 
 def _looks_like_path(model: str) -> bool:

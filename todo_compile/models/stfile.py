@@ -8,17 +8,19 @@ and no second copy, so loading peaks at the size of the model.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from todo_compile.errors import ModelError
+from todo_compile.foreign import ForeignError, open_regular, parse_object
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     import torch
 
 _MAX_HEADER = 100 * 2**20  # the same bound as the safetensors library
@@ -94,19 +96,17 @@ def check_floating(entries: Mapping[str, Entry]) -> None:
 def _header(path: Path) -> tuple[dict[str, object], int, int]:
     """(table, where the data starts, size of the file)."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise _broken(path, f"its header of {length} bytes does not fit {size} bytes")
-            header: Any = json.loads(file.read(length))
+            header = parse_object(file.read(length))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 alike; nested without end
-        raise _broken(path, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _broken(path, "its header is not a table")
-    return cast("dict[str, object]", header), 8 + length, size
+    except ForeignError as error:
+        raise _broken(path, f"its header is not what it must be, {error}") from error
+    return header, 8 + length, size
 
 
 def read_into(entry: Entry, target: torch.Tensor) -> None:
@@ -120,7 +120,7 @@ def read_into(entry: Entry, target: torch.Tensor) -> None:
     check_floating({"": entry})
     stored: torch.dtype = getattr(torch, _DTYPES[entry.dtype][0])
     flat = target.detach().view(-1)
-    with entry.file.open("rb", buffering=0) as raw:
+    with open_regular(entry.file) as raw:
         raw.seek(entry.offset)
         if stored == target.dtype:
             _fill(raw, flat, entry)
@@ -133,7 +133,7 @@ def read_into(entry: Entry, target: torch.Tensor) -> None:
             piece.copy_(part)
 
 
-def _fill(raw: FileIO | BufferedReader, tensor: torch.Tensor, entry: Entry) -> None:
+def _fill(raw: BufferedReader, tensor: torch.Tensor, entry: Entry) -> None:
     import torch
 
     if not tensor.numel():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from todo_compile.errors import ConfigError, ModelError
+from todo_compile.foreign import ForeignError, open_regular
 from todo_compile.models import hub
 from todo_compile.models.architecture import TEXT_CLASSES, architecture_hash
 from todo_compile.models.files import DIFFUSERS_BASE, TEXT_BASE, pick_files, select_names
@@ -140,6 +141,8 @@ def weights_hash(weights: Weights) -> str:
         digests = [_digest(f, f.stat().st_size, f.stat().st_mtime_ns) for f in weights.files]
     except OSError as error:
         raise ModelError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    except ForeignError as error:
+        raise ModelError(f"{error}.", remedy="Give a .safetensors file.") from error
     if len(digests) == 1:
         return f"sha256:{digests[0]}"
     return f"sha256:{hashlib.sha256(chr(10).join(digests).encode()).hexdigest()}"
@@ -148,7 +151,7 @@ def weights_hash(weights: Weights) -> str:
 @functools.lru_cache(maxsize=256)
 def _digest(path: Path, size: int, modified: int) -> str:
     del size, modified  # part of the key only
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

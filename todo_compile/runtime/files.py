@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from todo_compile.bundle.bundle import (
     SIZED,
@@ -19,7 +19,8 @@ from todo_compile.bundle.bundle import (
     read_bundle,
 )
 from todo_compile.bundle.manifest import Manifest, check_files, read
-from todo_compile.errors import BundleError, ConfigError, EngineError
+from todo_compile.errors import BundleError, ConfigError, EngineError, ModelError
+from todo_compile.models.bounds import check_config
 from todo_compile.models.resolution import Resolution
 
 Verify = Literal["full", "size"]
@@ -56,6 +57,10 @@ class Origin:
             raise BundleError(
                 f"The manifest of {name} has no table for its model's config.", remedy=_REBUILD
             )
+        try:
+            check_config(cast("dict[str, Any]", config), f"configuration in the manifest of {name}")
+        except ModelError as error:
+            raise BundleError(error.message, remedy=_REBUILD) from error
         return cls(
             name=name,
             built_for=f"{name} was built for {model.get('resolution')} px, "

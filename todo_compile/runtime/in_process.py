@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from todo_compile.bundle.tensors import Tensor as Spec
 from todo_compile.bundle.tensors import tensors
-from todo_compile.errors import EngineError, ModelError
+from todo_compile.errors import EngineError, ModelError, first_line
+from todo_compile.models.trust import check_folder
 from todo_compile.runtime.files import Origin
 from todo_compile.runtime.loading import adapt
 from todo_compile.runtime.schedulers import make_scheduler
@@ -74,7 +75,7 @@ def torch_pipeline(
         provider: ``cpu``, ``cuda``, ``cuda:N``; None for a GPU where torch has one.
 
     Raises:
-        ModelError: the folder is no pipeline.
+        ModelError: the folder is no pipeline, or says what `models.trust` refuses.
         EngineError: torch has no such device.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -86,6 +87,7 @@ def torch_pipeline(
             f"{folder} has no model_index.json, so it is no pipeline.",
             remedy="Give the folder of a whole pipeline, or use --bundle.",
         )
+    check_folder(folder)
     place = torch_device(provider)
     try:
         pipeline: Any = DiffusionPipeline.from_pretrained(
@@ -94,9 +96,10 @@ def torch_pipeline(
             local_files_only=True,
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a folder from elsewhere sets off in the libraries
         raise ModelError(
-            f"{folder} cannot be loaded as a pipeline: {error}", remedy="Save the model again."
+            f"{folder} cannot be loaded as a pipeline: {first_line(error)}",
+            remedy="Save the model again.",
         ) from error
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(scheduler, folder / "scheduler")

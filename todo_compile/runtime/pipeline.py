@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.bundle.bundle import inside
 from todo_compile.errors import BundleError, ConfigError, ModelError, first_line
+from todo_compile.models.trust import INDEX, check_tokenizer, read_index
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
 from todo_compile.runtime.loading import wrap, wrap_pair
 from todo_compile.runtime.schedulers import make_scheduler
@@ -152,6 +152,12 @@ def _tokenizer(opened: OpenBundle, name: str) -> Any:
         ) from error
     folder = _folder(opened, name)
     assert folder is not None
+    try:
+        check_tokenizer(folder, opened.folder)
+    except ModelError as error:
+        raise BundleError(
+            error.message, remedy=f"Hand it over: load_pipeline(…, {name}=…)"
+        ) from error
     kind = _index(opened).get(name)
     class_name = str(kind[1]) if isinstance(kind, list) and len(kind) == 2 else "CLIPTokenizer"
     found = getattr(transformers, class_name, None)
@@ -172,16 +178,15 @@ def _tokenizer(opened: OpenBundle, name: str) -> Any:
 
 def _index(opened: OpenBundle) -> dict[str, Any]:
     """``model_index.json``: library and class of each part; empty if there is none."""
-    if not any(extra.name == "model_index.json" for extra in opened.bundle.extras):
+    if not any(extra.name == INDEX for extra in opened.bundle.extras):
         return {}
-    path = inside(opened.folder, "model_index.json")
+    inside(opened.folder, INDEX)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return read_index(opened.folder)
+    except ModelError as error:
         raise BundleError(
-            f"{path} is damaged: {error}.", remedy="Build the bundle again with todo-compile."
+            error.message, remedy="Build the bundle again with todo-compile."
         ) from error
-    return values if isinstance(values, dict) else {}
 
 
 def _construct(

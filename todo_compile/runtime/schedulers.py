@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
-from todo_compile.bundle.manifest import read_small
 from todo_compile.errors import BundleError, ConfigError, ModelError, first_line
+from todo_compile.foreign import ForeignError, read_object
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -27,7 +26,6 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 _TRIED = 12  # PNDM's way of starting takes ten steps
 _MOST_TIMES = 100_000
-_MAX_BYTES = 2**20
 _COPY = "Copy the model's scheduler/scheduler_config.json anew, or hand over a scheduler."
 
 
@@ -129,11 +127,9 @@ def _config(folder: Path | None) -> dict[str, Any]:
             remedy="Hand over an instance: load_pipeline(…, scheduler=DDIMScheduler(…))",
         )
     try:
-        values = json.loads(read_small(path, _MAX_BYTES).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        values = read_object(path, within=folder)
+    except (OSError, ForeignError) as error:
         raise BundleError(f"{path} is damaged: {error}.", remedy=_COPY) from error
-    if not isinstance(values, dict):
-        raise BundleError(f"{path} is damaged: no object.", remedy=_COPY)
     # Tables of this length are made: a foreign file shall not take the memory.
     times = values.get("num_train_timesteps", 1)
     if not isinstance(times, int) or not 1 <= times <= _MOST_TIMES:

@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from todo_compile.errors import ConfigError
+from todo_compile.foreign import MAX_DEPTH, ForeignError, read_bytes
 
-_MAX_BYTES = 2**20
+_MAX_NODES = 50_000
 _TOP = ("memory", "jobs", "defaults", "builds")
 _EXAMPLE = "See `todo-compile build --help` for an example."
 
@@ -74,15 +75,45 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Only what is written plainly is no text: true and false, null, decimal numbers."""
+    """Only what is written plainly is no text: true and false, null, decimal numbers.
+
+    Depth and size are bounded while nodes are made, references followed: a node that is referred to
+    a thousand times counts a thousand times.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ForeignError("it is nested too deeply")
+        known = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if known and id(node) not in self._sizes:
+            raise ForeignError("a part of it refers to itself")
+        if not known and node is not None:
+            self._sizes[id(node)] = size = 1 + sum(self._sizes[id(one)] for one in _inner(node))
+            if size > _MAX_NODES:
+                raise ForeignError(f"it has more than {_MAX_NODES:,} values")
+        return node
+
+
+def _inner(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [one for pair in node.value for one in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _starts in (
     ("bool", r"true|True|false|False", "tTfF"),
     ("null", r"~|null|Null|", "~nN"),
-    ("int", r"-?(0|[1-9][0-9]*)", "-0123456789"),
-    ("float", r"-?[0-9]+\.[0-9]+", "-0123456789"),
+    ("int", r"-?(0|[1-9][0-9]{0,18})", "-0123456789"),
+    ("float", r"-?[0-9]{1,18}\.[0-9]{1,99}", "-0123456789"),
 ):
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}",
@@ -98,20 +129,20 @@ def read_document(path: Path) -> Document:
         ConfigError: it cannot be read, or is no YAML mapping.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        text = data.decode("utf-8")
+        text = read_bytes(path).decode("utf-8")
+    except ForeignError as error:
+        raise ConfigError(f"{error}.", remedy="Name a file with builds.") from error
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}.", remedy="Name a file with builds."
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text.", remedy=_EXAMPLE) from error
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"{path} is too large to be a build file.", remedy=_EXAMPLE)
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
+    except ForeignError as error:
+        raise ConfigError(f"{path} is no build file: {error}.", remedy=_EXAMPLE) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}:" if mark is not None else ""

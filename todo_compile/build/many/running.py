@@ -26,6 +26,7 @@ from todo_compile.build.many.matrix import Build
 from todo_compile.build.many.schedule import startable
 
 Status = Literal["built", "kept", "failed", "stopped"]
+_WORKER = "todo_compile.build.many.worker"
 _TICK_SECONDS = 0.2
 _STOP_SECONDS = 30.0
 # The log of a child is not for a terminal: no line is broken.
@@ -191,7 +192,8 @@ def size_of(out: Path, *, bundle: bool) -> int:
 
 
 def _command(build: Build, force: bool) -> list[str]:
-    command = [sys.executable, "-m", "todo_compile.build.many.worker", "compile", "--json"]
+    # -P: nothing of the working directory is imported.
+    command = [sys.executable, "-P", "-m", _WORKER, "compile", "--json"]
     if force and not build.request.force:
         command.append("--force")
     return [*command, *build.request.arguments()]

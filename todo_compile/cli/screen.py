@@ -1,0 +1,35 @@
+"""Where all commands print: text comes out as it is, whatever it holds.
+
+Names in manifests, models, build files and paths are chosen by others. rich would take ``[/red]``
+for markup, and a terminal obeys what follows an ESC. Here nothing but what we style ourselves (a
+`Text`) has a style, and what would steer a terminal is written out.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from todo_compile.foreign import printable
+
+
+class Screen(Console):
+    """A console without markup, highlighting or control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """All texts pass here, those in tables too."""
+        return super().render_str(printable(text), **options)
+
+
+stderr = Screen(stderr=True)
+
+
+def stdout() -> Screen:
+    """Standard output; wide where nobody sees it, so that no path is broken."""
+    return Screen(width=None if sys.stdout.isatty() else 160)
