@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from todo_compile._torch import static_inputs
+from todo_compile.capture.trace import constants_of
 from todo_compile.options import PlanOptions
 from todo_compile.passes import ops
 from todo_compile.passes.pipeline import rewrite_graph
@@ -32,6 +34,8 @@ class Captured:
     dialect: str
     copy: Callable[[], Captured]
     """A graph of its own to edit: capturing is slow, copying is not."""
+    constants: Mapping[str, torch.Tensor]
+    """Weights and buffers among the inputs, by the name of their node."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -49,7 +53,7 @@ class Captured:
         return [f"{n.op} {n.name} {n.target} {n.args} {n.kwargs}" for n in self.nodes]
 
     def rewrite(self, options: PlanOptions | None = None, **keywords: Any) -> Report:
-        return rewrite_graph(self.module, options, **keywords)
+        return rewrite_graph(self.module, options, constants=self.constants, **keywords)
 
 
 def _tensors(result: Any) -> Tensors:
@@ -84,7 +88,11 @@ def _exported(program: torch.export.ExportedProgram, inputs: Sequence[Any]) -> C
             return _tensors(program.module()(*inputs))
 
     return Captured(
-        program.graph_module, run, "export", lambda: _exported(copy.deepcopy(program), inputs)
+        program.graph_module,
+        run,
+        "export",
+        lambda: _exported(copy.deepcopy(program), inputs),
+        constants_of(program),
     )
 
 
@@ -93,7 +101,13 @@ def _compiled(module: GraphModule, real: Sequence[Any]) -> Captured:
         with torch.no_grad():
             return _tensors(module.forward(*real))
 
-    return Captured(module, run, "dynamo", lambda: _compiled(copy.deepcopy(module), real))
+    return Captured(
+        module,
+        run,
+        "dynamo",
+        lambda: _compiled(copy.deepcopy(module), real),
+        static_inputs(module, real),
+    )
 
 
 def only_site(report: Report) -> SiteReport:

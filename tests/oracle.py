@@ -101,6 +101,30 @@ def subsample(
     return torch.cat([before, pooled, after], dim=-1).movedim(-1, dim)
 
 
+def stand_ins(
+    x: torch.Tensor,
+    dim: int,
+    grid: Pair,
+    factors: Pair,
+    sampling: str = "nearest",
+    offset: int = 0,
+    start: Pair = (0, 0),
+) -> torch.Tensor:
+    """Every image token replaced by the one that stands for its cell; the length stays.
+
+    Dense attention over keys and values made so is what downsampled attention must give, with a
+    key weighing as many tokens as it stands for: here it occurs so often.
+    """
+    pooled = subsample(x, dim, grid, factors, sampling, offset, start).movedim(dim, -1)
+    count = [cells(side, factor) for side, factor in zip(grid, factors, strict=True)]
+    after = pooled.shape[-1] - offset - count[0] * count[1]
+    before, image, rest = pooled.split([offset, count[0] * count[1], after], dim=-1)
+    image = image.unflatten(-1, count)
+    for axis, side, factor in ((-2, grid[0], factors[0]), (-1, grid[1], factors[1])):
+        image = image.repeat_interleave(factor, axis).narrow(axis, 0, side)
+    return torch.cat([before, image.flatten(-2), rest], dim=-1).movedim(-1, dim)
+
+
 def mass(grid: Pair, factors: Pair, before: int, after: int) -> torch.Tensor:
     """Bias on the scores of joint attention: log of how many tokens each key stands for."""
     counts = F.avg_pool2d(
@@ -152,7 +176,7 @@ class OracleProcessor:
         grid = self.grids[x.shape[1]]
         index = self.sites[grid] = self.sites.get(grid, -1) + 1
         start = stagger_phases(factors, index + 1)[index]
-        return subsample(x, 1, grid, factors, self.sampling, start=start)
+        return stand_ins(x, 1, grid, factors, self.sampling, start=start)
 
     def __call__(
         self,
@@ -177,9 +201,6 @@ class OracleProcessor:
             value = torch.cat([attn.add_v_proj(text), attn.to_v(own)], dim=1)
             if attn.only_cross_attention:
                 key, value = attn.add_k_proj(text), attn.add_v_proj(text)
-            elif own is not x:
-                tokens = x.shape[1]
-                bias = mass(self.grids[tokens], self.factors[tokens], text.shape[1], 0)
         else:
             own = self.pooled(x) if text is None else text
             key, value = attn.to_k(own), attn.to_v(own)
@@ -233,12 +254,13 @@ def pooled_fused_attention(
         if keys in segments and query.shape[-2] != 1:
             offset, grid, factors = segments[keys]
             rest = keys - offset - grid[0] * grid[1]
-            if keep_mass and (offset or rest):
-                bias = mass(grid, factors, offset, rest)
-                attn_mask = bias if attn_mask is None else attn_mask + bias
+            joint = bool(offset or rest)
+            pooled = stand_ins if keep_mass or not joint else subsample
             key, value = (
-                subsample(t, t.dim() - 2, grid, factors, sampling, offset) for t in (key, value)
+                pooled(t, t.dim() - 2, grid, factors, sampling, offset) for t in (key, value)
             )
+            if attn_mask is not None and attn_mask.shape[-1] == keys:
+                attn_mask = pooled(attn_mask, attn_mask.dim() - 1, grid, factors, "nearest", offset)
             seen.append(keys)
         return attention(query, key, value, scale=scale, bias=attn_mask)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 
@@ -117,6 +117,18 @@ def recompile_limit() -> int:
     return int(config.recompile_limit)
 
 
+def static_inputs(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """Input node → tensor, for the weights and buffers among the inputs of Dynamo's graph."""
+    nodes = (n for n in module.graph.nodes if n.op == "placeholder")
+    return {
+        node.name: given
+        for node, given in zip(nodes, inputs, strict=False)
+        if isinstance(given, torch.Tensor)
+        and fake_mode_of(given) is None
+        and (isinstance(given, torch.nn.Parameter) or hasattr(given, "_dynamo_static_input_type"))
+    }
+
+
 def marked_dynamic() -> frozenset[Any]:
     """Symbols of the sizes that the user forbids to specialise (`torch._dynamo.mark_dynamic`).
 
@@ -161,3 +173,57 @@ def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) 
 def on_deepcopy(module: torch.fx.GraphModule, call: Callable[[torch.fx.GraphModule], None]) -> None:
     """Let `call` have every deep copy of `module`: they lose attributes of the instance."""
     module._register_deepcopy_hook(call)  # pyright: ignore[reportPrivateUsage]
+
+
+def storage_of(tensor: torch.Tensor) -> int | None:
+    """Which memory `tensor` lies in; equal for views of each other. None where it has none."""
+    try:
+        return int(tensor.untyped_storage()._cdata)  # pyright: ignore[reportPrivateUsage]
+    except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage
+        return None
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """How often the memory of `tensor` was written, for views alike; None where that is unknown."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def declares_writing(target: object) -> bool:
+    """Whether `target` is an operator whose schema says that it writes into an argument."""
+    return isinstance(target, OpOverload) and bool(target._schema.is_mutable)  # pyright: ignore[reportPrivateUsage]
+
+
+def declares_aliases(target: object) -> bool:
+    """Whether the schema of `target` says truly which arguments its results share memory with.
+
+    An operator that is made of others only says nothing: ``aten.dropout`` hands on its input in
+    eval mode, which its schema does not tell.
+    """
+    if not isinstance(target, OpOverload):
+        return False
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd  # pyright: ignore[reportPrivateUsage]
+    return not target.has_kernel_for_dispatch_key(composite)
+
+
+def is_higher_order(target: object) -> bool:
+    """Whether `target` is an operator that calls graphs, such as ``cond`` or a checkpoint."""
+    return isinstance(target, HigherOrderOperator)
+
+
+def is_same_view(one: object, other: object) -> bool:
+    """Whether two values are the same elements of the same memory in the same order."""
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return False
+    storage = storage_of(one)
+    return (
+        storage is not None
+        and storage == storage_of(other)
+        and one.dtype == other.dtype
+        and len(one.shape) == len(other.shape)
+        and (_geometry(one) == _geometry(other))
+    )
+
+
+def _geometry(tensor: torch.Tensor) -> tuple[Any, ...]:
+    numbers = (*tensor.shape, *tensor.stride(), tensor.storage_offset())
+    return tuple(size_expression(n) if is_symbolic(n) else int(n) for n in numbers)

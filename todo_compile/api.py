@@ -165,7 +165,7 @@ def rewrite(
         ConfigError: options that this module cannot follow.
     """
     from todo_compile.capture.modes import allow_modes, depends_on_mode
-    from todo_compile.capture.trace import capture
+    from todo_compile.capture.trace import capture, constants_of
     from todo_compile.passes.pipeline import rewrite_graph
 
     program = capture(module, args, kwargs)
@@ -175,6 +175,7 @@ def rewrite(
         options,
         native_kv_tokens=native_kv_tokens,
         token_grids=check_token_grids(token_grids),
+        constants=constants_of(program),
         dump=Path(dump) if dump is not None else None,
     )
     program.validate()

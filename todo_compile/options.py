@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast, get_args
 
 from todo_compile.errors import ConfigError
 
@@ -22,6 +22,8 @@ SAMPLINGS: tuple[Sampling, ...] = (
 
 DEFAULT_KV_TOKENS = 4096
 """Bound on key/value tokens where the model does not say what it saw in training (64×64)."""
+
+Masks = Literal["prove", "pool"]
 
 Factor = tuple[int, int]
 """(rows, columns) that become one."""
@@ -111,6 +113,9 @@ class PlanOptions:
         hoist: move pooling above the key and value projections (off: for comparison only).
         keep_mass: in joint attention over text and image, let pooled keys weigh as the tokens that
             they stand for (off: for comparison only).
+        masks: ``prove`` rewrites a masked site only where dataflow proves that no key can be lost;
+            ``pool`` pools every mask as the keys are, at the user's own risk, and the report says
+            so.
 
     Raises:
         ConfigError: a value is out of range.
@@ -122,6 +127,7 @@ class PlanOptions:
     hoist: bool = True
     sites: tuple[tuple[str, Factor], ...] = ()
     keep_mass: bool = True
+    masks: Masks = "prove"
 
     def __post_init__(self) -> None:
         if not _positive_or_none(self.kv_tokens):
@@ -135,6 +141,11 @@ class PlanOptions:
                 remedy="Give one of them: a bound (kv_tokens) or a factor a level (factors).",
             )
         object.__setattr__(self, "sampling", check_sampling(self.sampling))
+        if self.masks not in get_args(Masks):
+            raise ConfigError(
+                f"masks must be 'prove' or 'pool', not {self.masks!r}.",
+                remedy="'prove' refuses a mask that could hide keys, 'pool' takes the risk.",
+            )
         given: Any = self.sites
         single = list(given.items() if isinstance(given, Mapping) else given)
         for factor in [*(self.factors or ()), *(one for _, one in single)]:
@@ -154,6 +165,8 @@ class PlanOptions:
             "sampling": self.sampling,
             "hoist": self.hoist,
         }
+        if self.masks != "prove":
+            described["masks"] = self.masks
         if not self.keep_mass:
             described["keep_mass"] = False
         if self.sites:  # absent otherwise: manifests without them stay what they were
@@ -167,6 +180,7 @@ class PlanOptions:
         factors: str | int | tuple[Any, ...] | list[Any] | None = None,
         sampling: str | None = None,
         preset: str | None = None,
+        masks: str | None = None,
     ) -> PlanOptions:
         """Options from what people write: ``factors="4,2,1"``, ``factors=2``, ``preset="todo-4x"``.
 
@@ -183,11 +197,13 @@ class PlanOptions:
                     f"Preset {preset} already sets factors and sampling.",
                     remedy="Leave out --kv-tokens, --factors and --sampling, or the preset.",
                 )
-            return PRESETS[preset]
+            chosen = PRESETS[preset]
+            return chosen if masks is None else replace(chosen, masks=cast("Masks", masks))
         return PlanOptions(
             kv_tokens=kv_tokens,
             factors=parse_factors(factors),
             sampling=sampling or "nearest",
+            masks=cast("Masks", masks or "prove"),
         )
 
 

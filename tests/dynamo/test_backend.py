@@ -12,7 +12,7 @@ import pytest
 import torch
 from backend_helpers import inputs, small_unet, with_oracle
 from graphs import ImageAttention, assert_close, image, make_unet, unet_inputs
-from oracle import subsample
+from oracle import stand_ins
 from torch import nn
 
 import todo_compile
@@ -24,7 +24,7 @@ def truth(x: torch.Tensor, factor: int, sampling: str = "nearest") -> torch.Tens
     model = ImageAttention()
     grid = (x.shape[2], x.shape[3])
     if factor > 1:
-        model.pool = lambda t: subsample(t, 2, grid, (factor, factor), sampling)
+        model.pool = lambda t: stand_ins(t, 2, grid, (factor, factor), sampling)
     with torch.no_grad():
         return model(x)
 
@@ -134,7 +134,7 @@ def test_gradients_equal_the_oracles() -> None:
             options = {"factors": 2, "inner": "aot_eager"}
             run = torch.compile(model, backend="todo_inductor", options=options)
         else:
-            model.pool = lambda t: subsample(t, 2, (6, 6), (2, 2))
+            model.pool = lambda t: stand_ins(t, 2, (6, 6), (2, 2))
         run(x).square().mean().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(list(ImageAttention().parameters()))
@@ -173,7 +173,7 @@ def test_block_needs_the_resolution() -> None:
         block = Block()
         got = torch.compile(block, backend="todo_inductor", options={**options, "res": "128x96"})(x)
         inner = block.attention
-        k, v = (subsample(f(x), 2, (12, 16), (2, 2)) for f in (inner.keys, inner.values))
+        k, v = (stand_ins(f(x), 2, (12, 16), (2, 2)) for f in (inner.keys, inner.values))
         assert_close((got,), inner.attend(inner.split(inner.to_q(x)), k, v))
 
 

@@ -15,7 +15,7 @@ import torch
 import torch._dynamo.config as dynamo_config  # noqa: TID251 - what users must set, too
 from backend_helpers import inputs, small_unet, with_oracle
 from graphs import ImageAttention, assert_close, image
-from oracle import subsample
+from oracle import stand_ins
 from torch import nn
 
 import todo_compile
@@ -23,7 +23,7 @@ import todo_compile
 
 def oracle(model: ImageAttention, grid: tuple[int, int], factor: int = 2) -> ImageAttention:
     other = copy.deepcopy(model)
-    other.pool = lambda t: subsample(t, 2, grid, (factor, factor))
+    other.pool = lambda t: stand_ins(t, 2, grid, (factor, factor))
     return other
 
 
@@ -232,7 +232,7 @@ def block_truth(factor: int, sampling: str = "nearest") -> torch.Tensor:
 
     torch.manual_seed(0)
     x, weights = torch.randn(1, 16, 8), [torch.randn(8, 8) for _ in range(3)]
-    own = subsample(x, 1, (4, 4), (factor, factor), sampling)
+    own = stand_ins(x, 1, (4, 4), (factor, factor), sampling)
     q, k, v = (
         (t @ w.mT).unflatten(-1, (2, 4)).transpose(1, 2)
         for t, w in zip((x, own, own), weights, strict=True)

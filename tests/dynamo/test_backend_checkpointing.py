@@ -90,7 +90,7 @@ class Blocks(nn.Module):
 
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_axes_pass_through_blocks_at_every_size(dynamic: bool | None) -> None:
-    from oracle import subsample
+    from oracle import stand_ins
 
     run = torch.compile(
         Blocks(), backend="todo_inductor", dynamic=dynamic, options={"factors": 2, "inner": "eager"}
@@ -98,7 +98,7 @@ def test_axes_pass_through_blocks_at_every_size(dynamic: bool | None) -> None:
     for rows, columns in ((6, 4), (4, 4), (8, 6)):
         image = torch.randn(2, 3, rows, columns)
         truth = Blocks(
-            checkpointed=False, pool=lambda t, g=(rows, columns): subsample(t, 1, g, (2, 2))
+            checkpointed=False, pool=lambda t, g=(rows, columns): stand_ins(t, 1, g, (2, 2))
         )
         assert_close((run(image),), truth(image))
         found = [s.grid for s in self_attention()[-3:]]

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import (
     SlicedAttnProcessor,
 )
 from graphs import assert_close
-from oracle import OracleProcessor, attention, subsample
+from oracle import OracleProcessor, attention, stand_ins
 
 import todo_compile
 
@@ -113,7 +113,7 @@ class MaskedOracle(OracleProcessor):
     def __call__(self, attn: Any, hidden_states: torch.Tensor, *_: Any, **keywords: Any) -> Any:
         own = self.pooled(hidden_states)
         bias = keywords["attention_mask"]
-        bias = subsample(bias, 2, self.grids[TOKENS], self.factors[TOKENS], self.sampling)
+        bias = stand_ins(bias, 2, self.grids[TOKENS], self.factors[TOKENS], self.sampling)
         q, k, v = (
             t.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for t in (attn.to_q(hidden_states), attn.to_k(own), attn.to_v(own))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from backend_helpers import self_attention, two_levels
 from graphs import ImageAttention, assert_close, image, make_unet, unet_inputs
-from oracle import subsample
+from oracle import stand_ins
 from torch import nn
 
 import todo_compile
@@ -103,7 +103,7 @@ def test_second_size_smaller_than_the_factor() -> None:
         ImageAttention(), backend="todo_inductor", options={"factors": 4, "inner": "eager"}
     )
     truth, small = ImageAttention(), image(2, 8)
-    truth.pool = lambda t: subsample(t, 2, (8, 8), (4, 4))
+    truth.pool = lambda t: stand_ins(t, 2, (8, 8), (4, 4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert_close((called(run, image(8, 8)),), called(truth, image(8, 8)))

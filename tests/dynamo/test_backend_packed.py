@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from backend_helpers import self_attention, two_levels
 from graphs import assert_close, unet_inputs
-from oracle import attention, pooled_fused_attention, subsample
+from oracle import attention, pooled_fused_attention, stand_ins
 from torch import nn
 
 GRID = (8, 8)
@@ -164,7 +164,7 @@ def test_text_is_no_image_for_having_its_length(packed: bool) -> None:
     given = image.flatten(2).mT if packed else image
     model, truth = Captioned().train(), Captioned().eval()
     if packed:  # else nothing proves the image's grid
-        truth.pool = lambda t: subsample(t, 1, GRID, HALF)
+        truth.pool = lambda t: stand_ins(t, 1, GRID, HALF)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         got = compiled(model, res="64", factors="2,2")(given, caption)

@@ -255,14 +255,15 @@ def test_dump(tmp_path: Path) -> None:
     report = captured.rewrite(PlanOptions(kv_tokens=6), dump=folder, explicit_casts=True)
     names = sorted(p.name for p in folder.iterdir())
     passes = [p.name for p in report.passes]
-    assert names == [f"{i:02d}-{name}.txt" for i, name in enumerate(["captured", *passes])]
+    written = ["captured", *passes, "report"]
+    assert names == [f"{i:02d}-{name}.txt" for i, name in enumerate(written)]
     texts = {name: (folder / name).read_text() for name in names}
     assert "pool_tokens" not in texts[names[0]]
     pooled_text = next(t for n, t in texts.items() if n.endswith("-pool.txt"))
     assert pooled_text.count("pool_tokens(") == 2
     hoisted = next(t for n, t in texts.items() if n.endswith("-hoist.txt"))
     assert hoisted.count("pool_tokens(") == 1
-    last = texts[names[-1]]
+    last = texts[names[-2]]
     assert "pool_tokens" not in last
     assert len(last.splitlines()) == len(captured.nodes)
     assert "scaled_dot_product_attention" in last

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graphs import DIALECTS, ImageAttention, assert_close, capture, image, only_site
-from oracle import attention, subsample
+from oracle import attention, stand_ins
 from torch import nn
 
 from todo_compile.options import PlanOptions
@@ -39,9 +39,9 @@ def random_bias(*shape: int) -> T:
 def truth(bias: T, x: T, sampling: str = "nearest", scale: float | None = None) -> T:
     """Keys, values and the bias's key axis (if it has one) subsampled by the oracle."""
     if bias.shape[-1] != 1:
-        bias = subsample(bias, bias.dim() - 1, GRID, FACTORS, sampling)
+        bias = stand_ins(bias, bias.dim() - 1, GRID, FACTORS, sampling)
     model = Biased(lambda q, k, v, b: attention(q, k, v, bias=b, scale=scale), bias)
-    model.pool = lambda t: subsample(t, 2, GRID, FACTORS, sampling)
+    model.pool = lambda t: stand_ins(t, 2, GRID, FACTORS, sampling)
     with torch.no_grad():
         return model(x)
 
@@ -157,7 +157,7 @@ def test_a_scale_that_is_learned_for_every_head(dialect: str) -> None:
     captured = capture(Biased(scaled, scale), [x], dialect)
     assert only_site(captured.rewrite(OPTIONS)).action == "rewritten"
     model = Biased(scaled, scale)
-    model.pool = lambda t: subsample(t, 2, GRID, FACTORS)
+    model.pool = lambda t: stand_ins(t, 2, GRID, FACTORS)
     with torch.no_grad():
         assert_close(captured.run(), model(x))
 
@@ -184,7 +184,7 @@ def test_one_bias_table_serves_two_attentions(dialect: str) -> None:
     report = captured.rewrite(OPTIONS)
     assert [s.action for s in report.sites] == ["rewritten", "rewritten"]
     model = Twice(attend, bias)
-    model.pool = lambda t: subsample(t, 2, GRID, FACTORS)
+    model.pool = lambda t: stand_ins(t, 2, GRID, FACTORS)
     with torch.no_grad():
         assert_close(captured.run(), model(x))
 
@@ -251,9 +251,9 @@ def test_odd_attention_is_reported(name: str, dialect: str) -> None:
     assert site.reason
     assert site.kind != "cross", "its keys are the image's own tokens"
     if site.action == "rewritten":
-        pooled = subsample(bias, 3, GRID, FACTORS)
+        pooled = stand_ins(bias, 3, GRID, FACTORS)
         model = Biased(ODD[name], pooled)
-        model.pool = lambda t: subsample(t, 2, GRID, FACTORS)
+        model.pool = lambda t: stand_ins(t, 2, GRID, FACTORS)
         with torch.no_grad():
             assert_close(captured.run(), model(x))
     else:

@@ -127,7 +127,7 @@ def test_one_attention_on_any_grid(
             assert site.action == ("rewritten" if rewritten else "dense"), site.reason
         if site.action == "rewritten":
             assert (site.key_tokens, site.key_tokens_after) == (grid[0] * grid[1], expected)
-            model.pool = lambda x: oracle.subsample(x, 2, grid, factors, sampling)
+            model.pool = lambda x: oracle.stand_ins(x, 2, grid, factors, sampling)
     with torch.no_grad():
         assert_close(captured.run(), model(*inputs), rtol=1e-5, atol=1e-5)
 

@@ -44,7 +44,7 @@ def checked(body: Body, sampling: Sampling = "nearest") -> tuple[Captured, Repor
     captured = capture(model, (x,), "export")
     report = captured.rewrite(PlanOptions(factors=(FACTORS,), sampling=sampling))
     assert only_site(report).action == "rewritten", only_site(report).reason
-    model.pool = lambda t: oracle.subsample(t, 1, GRID, FACTORS, sampling)
+    model.pool = lambda t: oracle.stand_ins(t, 1, GRID, FACTORS, sampling)
     with torch.no_grad():
         assert_close(captured.run(), model(x))
     return captured, report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from graphs import DIALECTS, assert_close, capture
 from oracle import Pair, attention, mass, subsample
 from torch import nn
 
+from todo_compile.capture.trace import constants_of
 from todo_compile.export.onnx import export_onnx
 from todo_compile.options import PlanOptions
 from todo_compile.passes.pipeline import rewrite_graph
@@ -58,12 +60,14 @@ class Joint(nn.Module):
         q, k, v = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in self.projections())
         before, after = (TEXT, 0) if self.first else (0, TEXT)
         k, v = (subsample(t, 2, grid, factors, sampling, before) for t in (k, v))
-        bias = mass(grid, factors, before, after) if weigh else None
+        bias = mass(grid, factors, before, after)
+        if not weigh:  # whole cells weigh as one key, smaller ones less
+            bias[before : bias.numel() - after] -= math.log(factors[0] * factors[1])
         if self.mask is not None:
             kept = self.mask
             if kept.shape[-1] > 1:
                 kept = subsample(kept, kept.dim() - 1, grid, factors, sampling, before)
-            bias = kept if bias is None else kept + bias
+            bias = kept + bias
         return attention(q, k, v, bias=bias)
 
 
@@ -135,7 +139,12 @@ def test_in_onnxruntime(tmp_path: Path, opset: int, mask: Pair | None) -> None:
     bias = None if mask is None else torch.randn(mask, generator=source)
     model, given = Joint("sdpa", bias).eval(), inputs(6, 4)
     program = torch.export.export(model, tuple(given), strict=False)
-    rewrite_graph(program.graph_module, PlanOptions(factors=((2, 2),)), explicit_casts=True)
+    rewrite_graph(
+        program.graph_module,
+        PlanOptions(factors=((2, 2),)),
+        explicit_casts=True,
+        constants=constants_of(program),
+    )
     path = tmp_path / "joint.onnx"
     export_onnx(
         program,
@@ -152,14 +161,18 @@ def test_in_onnxruntime(tmp_path: Path, opset: int, mask: Pair | None) -> None:
     np.testing.assert_allclose(session.run(None, feeds)[0], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_boolean_mask_without_keys_is_refused() -> None:
-    model = Joint("sdpa", torch.ones(TEXT + 24, 1, dtype=torch.bool)).eval()
-    captured = capture(model, inputs(6, 4), "export")
-    before = captured.signature()
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("keys", [1, TEXT + 24])
+def test_on_top_of_a_boolean_mask_that_shows_every_image_key(dialect: str, keys: int) -> None:
+    mask = torch.ones(TEXT + 24, keys, dtype=torch.bool)
+    mask[:, : TEXT - 1 if keys > 1 else 0] = False  # padded text
+    model, given = Joint("sdpa", mask).eval(), inputs(6, 4)
+    captured = capture(model, given, dialect)
     (site,) = captured.rewrite(PlanOptions(factors=((2, 2),))).sites
-    assert site.action == "refused"
-    assert "boolean mask" in site.reason
-    assert captured.signature() == before
+    assert site.action == "rewritten", site.reason
+    model.mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
+    with torch.no_grad():
+        assert_close(captured.run(), model.oracle(*given, (2, 2), "nearest", weigh=True))
 
 
 @pytest.mark.parametrize("spelling", ["sdpa", "product"])

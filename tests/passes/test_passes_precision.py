@@ -46,7 +46,7 @@ def test_half_precision(dialect: str, dtype: torch.dtype, attend: Attend) -> Non
         (got,) = captured.run()
         assert got.dtype == dtype
         model = ImageAttention(attend).to(dtype).float()
-        model.pool = lambda t, s=sampling: oracle.subsample(t, 2, GRID, FACTORS, s)
+        model.pool = lambda t, s=sampling: oracle.stand_ins(t, 2, GRID, FACTORS, s)
         with torch.no_grad():
             expected = model(x.float())
         # Errors of a dozen roundings, relative to the size of the output as a whole.
@@ -59,7 +59,7 @@ def test_half_precision_would_notice_another_phase() -> None:
     x = image(*GRID, batch=2)
     model, results = ImageAttention(sdpa), []
     for sampling in SAMPLINGS:
-        model.pool = lambda t, s=sampling: oracle.subsample(t, 2, GRID, FACTORS, s)
+        model.pool = lambda t, s=sampling: oracle.stand_ins(t, 2, GRID, FACTORS, s)
         with torch.no_grad():
             results.append(model(x))
     step = torch.finfo(torch.bfloat16).eps
@@ -76,7 +76,7 @@ def test_rewritten_program_decomposes_and_exports_again() -> None:
         program = torch.export.export(model, (x,))
         assert rewrite_graph(program.graph_module, OPTIONS).rewritten == 1
         program.validate()
-        model.pool = lambda t: oracle.subsample(t, 2, GRID, FACTORS)
+        model.pool = lambda t: oracle.stand_ins(t, 2, GRID, FACTORS)
         expected = model(x)
         assert_close((program.run_decompositions({}).module()(x),), expected)
         assert_close((program.run_decompositions().module()(x),), expected)
@@ -90,7 +90,7 @@ def test_rewritten_program_decomposes_and_exports_again() -> None:
 
 
 def test_nothing_random_gathered_or_resized_is_left() -> None:
-    """Only slices, reshapes, means, joins and weighted sums enter the graph."""
+    """Only slices, reshapes, means, joins, weighted sums and constants enter the graph."""
     for sampling in SAMPLINGS:
         captured = capture(ImageAttention(sdpa), [image(*GRID)], "export")
         before = {n.name for n in captured.nodes}
@@ -100,7 +100,8 @@ def test_nothing_random_gathered_or_resized_is_left() -> None:
         assert new <= {
             f"aten.{name}.{overload}"
             for name, overload in (("slice", "Tensor"), ("reshape", "default"), ("mean", "dim"),
-                                   ("cat", "default"), ("mul", "Tensor"), ("add", "Tensor"))
+                                   ("cat", "default"), ("mul", "Tensor"), ("add", "Tensor"),
+                                   ("new_full", "default"))
         }  # fmt: skip
         for node in captured.nodes:
             if node.name not in before:
@@ -116,7 +117,7 @@ def test_a_dynamic_batch_is_rewritten_and_serves_every_batch() -> None:
         program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
         assert rewrite_graph(program.graph_module, OPTIONS).rewritten == 1
         program.validate()
-        model.pool = lambda t: oracle.subsample(t, 2, GRID, FACTORS)
+        model.pool = lambda t: oracle.stand_ins(t, 2, GRID, FACTORS)
         for size in (1, 3, 7):
             other = image(*GRID, batch=size, seed=size)
             assert_close((program.module()(other),), model(other))

@@ -137,7 +137,7 @@ def test_packed_tokens(dialect: str, with_grid: bool) -> None:
     site = only_site(report)
     assert (site.action, site.grid) == ("rewritten", (ROWS, COLUMNS)), site.reason
     truth = Variant(body)
-    truth.pool = lambda t: oracle.subsample(t, 2, (ROWS, COLUMNS), site.factor, "nearest")
+    truth.pool = lambda t: oracle.stand_ins(t, 2, (ROWS, COLUMNS), site.factor, "nearest")
     with torch.no_grad():
         assert_close(captured.run(), truth(x))
 
@@ -206,7 +206,7 @@ def test_write_in_place_between_projection_and_attention(dialect: str, what: str
     site = only_site(report)
     truth = Variant(body)
     if site.action == "rewritten":
-        truth.pool = lambda t: oracle.subsample(t, 2, (ROWS, COLUMNS), site.factor, "nearest")
+        truth.pool = lambda t: oracle.stand_ins(t, 2, (ROWS, COLUMNS), site.factor, "nearest")
     with torch.no_grad():
         assert_close(captured.run(), truth(image(ROWS, COLUMNS)))
 
@@ -225,7 +225,7 @@ def test_write_in_place_between_two_reads_of_one_tensor(dialect: str) -> None:
     site = only_site(report)
     truth = Variant(body)
     if site.action == "rewritten":
-        truth.pool = lambda t: oracle.subsample(t, 1, (ROWS, COLUMNS), site.factor, "nearest")
+        truth.pool = lambda t: oracle.stand_ins(t, 1, (ROWS, COLUMNS), site.factor, "nearest")
     with torch.no_grad():
         assert_close(captured.run(), truth(image(ROWS, COLUMNS)))
 
@@ -269,7 +269,7 @@ def test_columns_before_rows(dialect: str, sampling: Sampling) -> None:
     captured = capture(model, (image(5, 8),), dialect)
     site = only_site(captured.rewrite(PlanOptions(factors=((4, 2),), sampling=sampling)))
     assert (site.action, site.grid, site.factor) == ("rewritten", (5, 8), (4, 2)), site.reason
-    model.pool = lambda t: oracle.subsample(t, 2, (8, 5), (2, 4), sampling)
+    model.pool = lambda t: oracle.stand_ins(t, 2, (8, 5), (2, 4), sampling)
     with torch.no_grad():
         assert_close(captured.run(), model(image(5, 8)))
 
@@ -325,7 +325,7 @@ def test_windows(dialect: str, sampling: Sampling, shifted: bool) -> None:
     site, truth = only_site(report), Variant(body)
     if site.action == "rewritten":
         assert site.grid == (window, window)
-        truth.pool = lambda t: oracle.subsample(t, 2, (window, window), site.factor, sampling)
+        truth.pool = lambda t: oracle.stand_ins(t, 2, (window, window), site.factor, sampling)
     with torch.no_grad():
         assert_close(captured.run(), truth(image(side, side)))
 

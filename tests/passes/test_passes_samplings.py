@@ -111,7 +111,7 @@ def test_staggered_layers(dialect: str) -> None:
     assert expected[0] != expected[1]
     assert phases(report) == [f"nearest +{r},+{c}" for r, c in expected]
     called = iter([expected[0]] * 2 + [expected[1]] * 2)
-    model.pool = lambda t: oracle.subsample(t, 2, grid, factors, "staggered", start=next(called))
+    model.pool = lambda t: oracle.stand_ins(t, 2, grid, factors, "staggered", start=next(called))
     with torch.no_grad():
         assert_close(captured.run(), model(x))
     counts = next(p.detail for p in report.passes if p.name == "hoist")
@@ -144,7 +144,7 @@ def test_pools_with_other_phases_are_not_merged() -> None:
         lowered[sampling] = {p.name: p.count for p in report.passes}["lower"]
         starts = oracle.stagger_phases(factors, 2)
         called = iter([s for s in starts for _ in range(2)])
-        model.pool = lambda t: oracle.subsample(
+        model.pool = lambda t: oracle.stand_ins(
             t,
             2,
             grid,
@@ -167,7 +167,7 @@ def test_blend_is_hoisted_like_an_average() -> None:
     assert row.sampling == "blend:0.3"
     new = [n for n in captured.nodes if "todo_rule" in n.meta]
     assert {str(n.target).split(".")[1] for n in new} <= {
-        "slice", "reshape", "cat", "mean", "mul", "add"
+        "slice", "reshape", "cat", "mean", "mul", "add", "new_full"
     }  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_dynamic_batch(sampling: str) -> None:
     starts = oracle.stagger_phases(factors, 2)
     for batch, got in zip((2, 3), results, strict=True):
         called = iter([starts[0]] * 2 + [starts[1]] * 2)
-        model.pool = lambda t: oracle.subsample(t, 2, grid, factors, sampling, start=next(called))  # noqa: B023
+        model.pool = lambda t: oracle.stand_ins(t, 2, grid, factors, sampling, start=next(called))  # noqa: B023
         with torch.no_grad():
             assert_close((got,), model(image(*grid, batch=batch)))
 

@@ -21,7 +21,7 @@ from graphs import (
     sdpa,
     unet_inputs,
 )
-from oracle import OracleProcessor, attention, subsample
+from oracle import OracleProcessor, attention, stand_ins
 from torch import nn
 
 from todo_compile.options import PlanOptions
@@ -32,7 +32,7 @@ HALF = PlanOptions(factors=(FACTORS,))
 
 def truth(model: ImageAttention, x: torch.Tensor, sampling: str = "nearest") -> torch.Tensor:
     """`model` with keys and values subsampled by the oracle where they enter the attention."""
-    model.pool = lambda t: subsample(t, 2, GRID, FACTORS, sampling)
+    model.pool = lambda t: stand_ins(t, 2, GRID, FACTORS, sampling)
     with torch.no_grad():
         return model(x)
 
@@ -62,7 +62,7 @@ def test_additive_bias(dialect: str, bias_keys: bool) -> None:
         return torch.matmul((torch.matmul(q, k.mT) * 0.5 + bias).softmax(-1), v)
 
     def expected(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        mine = subsample(bias, 3, GRID, FACTORS) if bias_keys else bias
+        mine = stand_ins(bias, 3, GRID, FACTORS) if bias_keys else bias
         return attention(q, k, v, scale=0.5, bias=mine)
 
     x = image(*GRID)
@@ -99,7 +99,7 @@ def test_compvis_vae_block(dialect: str, sampling: str) -> None:
     report = captured.rewrite(PlanOptions(factors=(FACTORS,), sampling=sampling))  # type: ignore[arg-type]
     assert only_site(report).action == "rewritten"
     with torch.no_grad():
-        expected = AttnBlock(lambda t: subsample(t, 2, GRID, FACTORS, sampling))(x)
+        expected = AttnBlock(lambda t: stand_ins(t, 2, GRID, FACTORS, sampling))(x)
     assert_close(captured.run(), expected)
 
 
@@ -176,7 +176,7 @@ def _other_values(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Te
     ("attend", "reason"),
     [
         (_causal, "causal"),
-        (_bool_mask, "boolean mask"),
+        (_bool_mask, "mask could hide image keys"),
         (_probabilities_used, "probabilities are used elsewhere"),
         (_scores_used, "scores are used elsewhere"),
         (_other_values, "cannot be proved"),
@@ -209,7 +209,7 @@ def test_packed_tokens_need_the_grid_from_the_caller(dialect: str) -> None:
     report = captured.rewrite(PlanOptions(factors=((2, 2),)), token_grids={12: (3, 4)})
     assert only_site(report).grid == (3, 4)
     with torch.no_grad():
-        assert_close(captured.run(), Packed(lambda t: subsample(t, 1, (3, 4), (2, 2)))(x))
+        assert_close(captured.run(), Packed(lambda t: stand_ins(t, 1, (3, 4), (2, 2)))(x))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -52,7 +52,9 @@ def cost_of(body: Any, dialect: str, offset: int = 0, axis: int = 1) -> int:
     context = GraphContext(capture(Keys(body).eval(), inputs, dialect).module)
     end = next(n for n in context.graph.nodes if "erf" in str(n.target))
     source = end.all_input_nodes[0]
-    pool = new_pool(context, source, axis, POOLING.at(offset), before=end, rule="test")
+    pool = new_pool(
+        context, source, axis, POOLING.at(offset), before=end, until=0, reads=(), rule="test"
+    )
     end.replace_input_with(source, pool)
     return extra_flops(context, pool)
 

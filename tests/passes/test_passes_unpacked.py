@@ -37,7 +37,7 @@ def test_convolved_after_unpacking(dialect: str) -> None:
     site = only_site(captured.rewrite(PlanOptions(factors=((2, 2),))))
     assert (site.action, site.grid, site.factor) == ("rewritten", (ROWS, COLUMNS), (2, 2))
     truth = Unpacked()
-    truth.pool = lambda t: oracle.subsample(t, 2, (ROWS, COLUMNS), (2, 2))
+    truth.pool = lambda t: oracle.stand_ins(t, 2, (ROWS, COLUMNS), (2, 2))
     with torch.no_grad():
         assert not torch.allclose(truth(packed), Unpacked()(packed), atol=1e-3)
         assert_close(captured.run(), truth(packed))

@@ -246,7 +246,7 @@ def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
     """Load, capture and rewrite."""
     from todo_compile import models
     from todo_compile.capture.inputs import example_inputs
-    from todo_compile.capture.trace import capture
+    from todo_compile.capture.trace import capture, constants_of
     from todo_compile.passes.pipeline import rewrite_graph
 
     shown: list[Step] = []  # where the background's progress goes
@@ -275,6 +275,7 @@ def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
             program.graph_module,
             job.options,
             native_kv_tokens=job.source.native.kv_tokens,
+            constants=constants_of(program),
             dump=job.dump,
             explicit_casts=True,
             batch=largest(job.batch),

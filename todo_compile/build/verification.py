@@ -177,7 +177,7 @@ def _at(job: Any, resolution: Any, options: PlanOptions, stage: Path) -> dict[st
     from todo_compile import models
     from todo_compile.api import dtype_of
     from todo_compile.capture.inputs import example_inputs
-    from todo_compile.capture.trace import capture
+    from todo_compile.capture.trace import capture, constants_of
     from todo_compile.export.onnx import export_onnx
     from todo_compile.passes.pipeline import rewrite_graph
     from todo_compile.progress import SilentProgress
@@ -190,6 +190,7 @@ def _at(job: Any, resolution: Any, options: PlanOptions, stage: Path) -> dict[st
         program.graph_module,
         options,
         native_kv_tokens=job.source.native.kv_tokens,
+        constants=constants_of(program),
         explicit_casts=True,
         batch=largest(job.batch),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from todo_compile._torch import fake_mode_of
 from todo_compile.batches import NAME, BatchRange
 from todo_compile.errors import CaptureError
 
@@ -50,6 +51,17 @@ def capture(
             remedy="torch.export must be able to trace it: no .item(), no branches on tensor "
             'values. torch.compile(module, backend="todo_inductor") tolerates more.',
         ) from error
+
+
+def constants_of(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Input node → weight, buffer or constant of a captured program, where it has values."""
+    found: dict[str, torch.Tensor] = {}
+    for spec in program.graph_signature.input_specs:
+        target = spec.target or ""
+        held: Any = program.state_dict.get(target, program.constants.get(target))
+        if isinstance(held, torch.Tensor) and fake_mode_of(held) is None and not held.is_meta:
+            found[str(spec.arg.name)] = held
+    return found
 
 
 def _dynamic_shapes(batches: Sequence[BatchRange | None]) -> tuple[Any, ...] | None:

@@ -28,9 +28,9 @@ from torch.fx import GraphModule, Node
 from todo_compile.capture.trace import capture
 from todo_compile.drift.replay import descendants, first_tensor, lifted_tensors, run, wanted_nodes
 from todo_compile.options import Factor, PlanOptions, Sampling
-from todo_compile.passes import ops
 from todo_compile.passes.find.sites import find_sites
 from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.memory import may_write
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.passes.report import Report, SiteReport
 
@@ -89,7 +89,7 @@ class DriftMeter:
         token_grids: dict[int, tuple[int, int]] | None = None,
     ) -> None:
         program = capture(module, args)
-        if any(ops.mutated(node) is not None for node in program.graph.nodes):
+        if may_write(program.graph_module, lambda node: node.meta.get("val")):
             # Values that are kept must not be written into: the functional form of the graph.
             program = program.run_decompositions({})
         self._module = program.graph_module
@@ -148,6 +148,7 @@ class DriftMeter:
                 options,
                 native_kv_tokens=self._bound,
                 token_grids=self._grids,
+                constants=self._constants,
             )
             changed = descendants(module.graph, lambda n: self._text.get(n.name) != _text(n))
             found = _Variant(module.graph, report, changed)

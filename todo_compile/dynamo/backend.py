@@ -20,6 +20,7 @@ from todo_compile._torch import (
     inductor,
     marked_dynamic,
     recompile_limit,
+    static_inputs,
 )
 from todo_compile.dynamo.backend_options import BackendOptions
 from todo_compile.dynamo.fragments import Fragment, forget
@@ -84,6 +85,7 @@ def todo_inductor(
         specialise=True,
         keep_dynamic=marked_dynamic(),
         levels=part.count,
+        constants=static_inputs(gm, example_inputs),
     )
     nested = rewrite_nested(gm, chosen.plan, chosen.token_grids, part.levels)
     _publish(report, nested)

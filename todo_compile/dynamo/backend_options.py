@@ -12,7 +12,17 @@ from todo_compile._torch import inductor_mode, inductor_options
 from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions, check_token_grids
 
-OPTIONS = ("kv_tokens", "factors", "sampling", "preset", "res", "token_grids", "inner", "dump")
+OPTIONS = (
+    "kv_tokens",
+    "factors",
+    "sampling",
+    "preset",
+    "masks",
+    "res",
+    "token_grids",
+    "inner",
+    "dump",
+)
 """Options of ours; all others are Inductor's."""
 
 _LATENT_SCALE = 8
@@ -65,6 +75,7 @@ class BackendOptions:
             factors=ours.get("factors"),
             sampling=ours.get("sampling"),
             preset=ours.get("preset"),
+            masks=ours.get("masks"),
         )
         grids = {**levels, **grids}
         return BackendOptions(plan, grids, inner, patches, dump, frozenset(levels))

@@ -7,8 +7,8 @@ recomputes the changed nodes under fake tensors, once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -19,9 +19,22 @@ from torch.fx.node import map_arg
 from todo_compile._torch import fake_mode_of, is_symbolic, size_expression
 from todo_compile.errors import PassError
 from todo_compile.passes import ops
-from todo_compile.passes.grid.axes import Size, plain_size
+from todo_compile.passes.grid.axes import Size, plain_size, same
+from todo_compile.passes.memory import Memory, autocast_regions
 
 BUG = "This is a bug in todo-compile; run again with --dump and report it."
+
+Snapshot = dict[Node, tuple[Any, ...]]
+"""Node → operation, target, arguments and values."""
+
+
+class NodeError(PassError):
+    """A check failed at a node: a bug of ours, which costs the sites behind it their rewrite."""
+
+    def __init__(self, node: Node, message: str) -> None:
+        super().__init__(message, remedy=BUG)
+        self.node = node
+
 
 _PROVENANCE = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "custom")
 
@@ -35,6 +48,7 @@ class GraphContext:
             already packed, so that no 4-D tensor in the graph proves the grid.
         batch: what a dynamic size counts as in `number`; None for one item.
         keep_dynamic: symbols that must not be specialised.
+        constants: values of the weights and buffers among the inputs, by node name.
     """
 
     def __init__(
@@ -44,16 +58,21 @@ class GraphContext:
         token_grids: dict[int, tuple[int, int]] | None = None,
         batch: int | None = None,
         keep_dynamic: frozenset[Any] = frozenset(),
+        constants: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.module = module
         self.keep_dynamic = keep_dynamic
         self.graph = module.graph
         self.token_grids = token_grids or {}
         self.batch = batch
+        self.sites: tuple[str, ...] = ()
+        """Sites on whose behalf nodes are made; stamped into ``meta["todo_sites"]``."""
+        self._constants = constants or {}
         nodes = list(self.graph.nodes)
         self.value_key = "val" if any("val" in n.meta for n in nodes) else "example_value"
         self._shapes: dict[Node, tuple[Size, ...]] = {}
         self._dirty: dict[Node, None] = {}
+        self._doomed: dict[Node, None] = {}
         self._raw_cache: dict[Node, tuple[Size, ...]] = {}
         self._mode = next(
             (m for n in nodes if (m := fake_mode_of(self.value(n))) is not None), None
@@ -133,29 +152,23 @@ class GraphContext:
         ]
 
     def drop_size_assertions(self, node: Node) -> None:
-        """Erase assertions about the sizes of `node`, which is about to change shape."""
-        for user in list(node.users):
+        """Let go of assertions about the sizes of `node`; `commit` erases them."""
+        for user in node.users:
             if ops.is_size_query(user) and not user.users:
-                self.forget(user)
+                self._doomed[user] = None
 
     @cached_property
-    def written(self) -> frozenset[Node]:
-        """Nodes whose memory some operation writes into, views of the same memory included."""
-        found: set[Node] = set()
-        for node in self.graph.nodes:
-            target = ops.mutated(node)
-            if target is None:
-                continue
-            while ops.op(target) in ops.VIEWS and target.all_input_nodes:
-                target = target.all_input_nodes[0]
-            pending = [target]
-            while pending:
-                current = pending.pop()
-                if current in found:
-                    continue
-                found.add(current)
-                pending += [u for u in current.users if ops.op(u) in ops.VIEWS]
-        return frozenset(found)
+    def memory(self) -> Memory:
+        """Which nodes share memory and which write: asked for before anything is changed."""
+        return Memory(self.module, self.value, self.operand)
+
+    def constant(self, node: Node) -> torch.Tensor | None:
+        """The values of a weight or buffer, where they are at hand."""
+        if node.op == "get_attr":
+            found = self._attribute(node)
+            real = isinstance(found, torch.Tensor) and fake_mode_of(found) is None
+            return found if real else None
+        return self._constants.get(node.name) if node.op == "placeholder" else None
 
     def number(self, size: Size) -> int:
         """A size for figures: a dynamic one counts as one, or as at the `batch` of this graph."""
@@ -189,6 +202,7 @@ class GraphContext:
         like: Node,
         shape: Sequence[Size],
         rule: str,
+        dtype: torch.dtype | None = None,
         name: str | None = None,
     ) -> Node:
         """Insert a call at the graph's insertion point.
@@ -197,15 +211,17 @@ class GraphContext:
             like: node whose module path and stack trace the new one inherits.
             shape: shape of the result.
             rule: the rule that made it, stamped into ``meta["todo_rule"]``.
+            dtype: of the result; None: that of `like`.
         """
         node = self.graph.create_node("call_function", target, args, name=name)
         for key in _PROVENANCE:
             if key in like.meta:
                 node.meta[key] = like.meta[key]
         node.meta["todo_rule"] = rule
+        node.meta["todo_sites"] = self.sites
         value = self.value(like)
         if isinstance(value, torch.Tensor):
-            node.meta[self.value_key] = value
+            node.meta[self.value_key] = value if dtype is None else value.to(dtype)
         self.set_shape(node, shape)
         return node
 
@@ -216,30 +232,64 @@ class GraphContext:
         self._dirty.pop(node, None)
         self._raw_cache.pop(node, None)
 
+    @contextmanager
+    def working_on(self, *sites: str) -> Generator[None]:
+        """New nodes are made on behalf of these sites."""
+        before, self.sites = self.sites, sites
+        try:
+            yield
+        finally:
+            self.sites = before
+
+    def snapshot(self) -> Snapshot:
+        """The graph as it is, for `restore`."""
+        key = self.value_key
+        return {
+            n: (n.op, n.target, n.args, n.kwargs, n.meta.get(key), n.meta.get("tensor_meta"))
+            for n in self.graph.nodes
+        }
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Undo everything since `snapshot`."""
+        for node, (op, target, args, kwargs, value, tensor_meta) in snapshot.items():
+            if (node.args, node.kwargs, node.target) != (args, kwargs, target):
+                node.op, node.target, node.args, node.kwargs = op, target, args, kwargs
+            for key, kept in ((self.value_key, value), ("tensor_meta", tensor_meta)):
+                if kept is not None:
+                    node.meta[key] = kept
+        for node in reversed(list(self.graph.nodes)):
+            if node not in snapshot:
+                self.graph.erase_node(node)
+        for record in (self._shapes, self._dirty, self._doomed, self._raw_cache):
+            record.clear()
+
+    def commit(self) -> None:
+        """Erase what was let go of: there is no way back then."""
+        for node in self._doomed:
+            self.graph.erase_node(node)
+        self._doomed.clear()
+
     def refresh(self) -> int:
         """Recompute fake values of changed nodes and of what they change; returns how many.
 
         Raises:
-            PassError: a node does not run on its new inputs, or a graph output changed shape.
+            NodeError: a node does not run on its new inputs, has another shape than the passes
+                recorded or another dtype than before, or a graph output changed shape.
         """
         pending = set(self._dirty)
         if not pending:
             return 0
         count = 0
         mode = self._mode if self._mode is not None else nullcontext()
-        with torch.no_grad(), mode:
+        with torch.no_grad(), mode, autocast_regions() as run_region:
             for node in self.graph.nodes:
-                if node not in pending:
+                if run_region(node) or node not in pending or node in self._doomed:
                     continue
                 if node.op == "output":
-                    raise PassError(
-                        "a rewrite changed the shape of a graph output",
-                        remedy=BUG,
-                    )
+                    raise NodeError(node, "a rewrite changed the shape of a graph output")
                 before = self.value(node)
-                after = self._run(node)
-                if "todo_rule" not in node.meta:
-                    after = _with_dtype_of(after, before)
+                after = self._run(node, before)
+                self._check(node, before, after)
                 node.meta[self.value_key] = after
                 node.meta.pop("tensor_meta", None)
                 count += 1
@@ -250,10 +300,21 @@ class GraphContext:
         self._raw_cache.clear()
         return count
 
-    def _run(self, node: Node) -> Any:
-        loaded: Any = map_arg((node.args, dict(node.kwargs)), self._operand)
+    def _check(self, node: Node, before: Any, after: Any) -> None:
+        if not isinstance(after, torch.Tensor):
+            return
+        recorded, shape = self._shapes.get(node), tuple(map(plain_size, after.shape))
+        if recorded is not None and not (
+            len(shape) == len(recorded) and all(map(same, shape, recorded))
+        ):
+            raise NodeError(node, f"{node.name} has shape {shape}, not {recorded} as recorded")
+        if isinstance(before, torch.Tensor) and before.dtype != after.dtype:
+            raise NodeError(node, f"{node.name} became {after.dtype}, it was {before.dtype}")
+
+    def _run(self, node: Node, before: Any) -> Any:
+        loaded: Any = map_arg((node.args, dict(node.kwargs)), self.operand)
         args, kwargs = loaded
-        if ops.op(node) == "linear" and len(args) > 1:
+        if ops.op(node) == "linear" and len(args) > 1 and args[0].dtype == before.dtype:
             # The shape rule written out: dispatching linear under fake tensors takes five times as
             # long, and there are two for every site.
             source, weight = args[0], args[1]
@@ -264,27 +325,24 @@ class GraphContext:
             target: Any = node.target
             return target(*args, **kwargs)
         except Exception as error:
-            raise PassError(
-                f"node {node.name} ({node.target}) does not run on its rewritten inputs: {error}",
-                remedy=BUG,
+            raise NodeError(
+                node, f"node {node.name} ({node.target}) does not run on its new inputs: {error}"
             ) from error
 
-    def _operand(self, node: Node) -> Any:
+    def operand(self, node: Node) -> Any:
+        """Fake value of a node, also of a tensor that is an attribute of the module."""
         value = self.value(node)
         if value is None and node.op == "get_attr":
-            value = self.module
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
+            value = self._attribute(node)
             if isinstance(value, torch.Tensor) and self._mode is not None:
                 value = self._mode.from_tensor(value)
         return value
 
-
-def _with_dtype_of(after: Any, before: Any) -> Any:
-    """Under autocast the captured dtype differs from what a plain call gives: it stands."""
-    if isinstance(after, torch.Tensor) and isinstance(before, torch.Tensor):
-        return after.to(before.dtype)
-    return after
+    def _attribute(self, node: Node) -> Any:
+        value: Any = self.module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value
 
 
 def _alike(before: Any, after: Any) -> bool:

@@ -174,6 +174,17 @@ def op(node: Node) -> str:
     return _ALIASES.get(name, name)
 
 
+def op_not_in_place(node: Node) -> str:
+    """Canonical name, ``add`` for ``add_`` too: in place or not, positions are the same."""
+    name = op(node)
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def works_element_by_element(node: Node) -> bool:
+    """Whether each element of the result comes from those at its own place."""
+    return op_not_in_place(node) in UNARY | BINARY
+
+
 def raw_name(node: Node) -> str:
     """The spelling before aliases, to tell ``flatten`` from ``view``."""
     if node.op == "call_method":
@@ -319,47 +330,6 @@ def is_description_query(node: Node) -> bool:
     return name in _DESCRIPTION_QUERIES
 
 
-_MUTATING_OPERATORS = frozenset(("iadd", "isub", "imul", "itruediv", "setitem", "copy_"))
-
-
-def mutated(node: Node) -> Node | None:
-    """The tensor that `node` writes into, or None for a pure operation."""
-    if node.op not in ("call_function", "call_method"):
-        return None
-    name = raw_name(node)
-    writes = name in _MUTATING_OPERATORS or (name.endswith("_") and not name.endswith("__"))
-    if writes and name != "requires_grad_":
-        return tensor_arg(node, 0, "input", "self")
-    out = node.kwargs.get("out")
-    return out if isinstance(out, Node) else None
-
-
-VIEWS = frozenset(
-    [
-        "view",
-        "permute",
-        "transpose",
-        "t",
-        "mT",
-        "squeeze",
-        "unsqueeze",
-        "expand",
-        "slice",
-        "select",
-        "narrow",
-        "chunk",
-        "split",
-        "unbind",
-        "getitem",
-        "detach",
-        "alias",
-        "to",
-        "contiguous",
-    ]
-)
-"""Results that may share memory with their input."""
-
-
 def operands(node: Node) -> list[Node]:
     """Tensor operands among the leading arguments, in order, lists opened."""
     found: list[Node] = []
@@ -378,6 +348,7 @@ SLICE: Callable[..., Any] = _aten.slice.Tensor
 MEAN: Callable[..., Any] = _aten.mean.dim
 CAT: Callable[..., Any] = _aten.cat.default
 ADD: Callable[..., Any] = _aten.add.Tensor
+WHERE_ELSE: Callable[..., Any] = _aten.where.ScalarOther
 NEW_FULL: Callable[..., Any] = _aten.new_full.default
 MUL: Callable[..., Any] = _aten.mul.Tensor
 CAST: Callable[..., Any] = _aten.to.dtype

@@ -1,69 +1,39 @@
-"""The passes in order, with statistics, dumps and checks: the compiler's table of contents.
+"""The manager of the passes: order, checks, statistics, dumps, and what happens when one fails.
 
-    sites → grids → plan → pool → hoist → lower → clean → refresh
+    sites → grids → plan → pool → hoist → lower → casts → refresh        (`steps.PASSES`)
 
-`rewrite_graph` runs them on a graph of either dialect, in place.
+`rewrite_graph` runs them on a graph of either dialect, in place. A check that fails, or a pass that
+raises, costs the sites behind the failing node their rewrite and nobody else: the graph is put back
+as it was, and the passes run again without these sites.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
-from todo_compile.errors import PassError
+from todo_compile.errors import ConfigError, PassError
 from todo_compile.options import PlanOptions
+from todo_compile.passes.base import Check, Outcome, Pass, State, Wishes
 from todo_compile.passes.dump import Dumper
-from todo_compile.passes.find.attention import AttentionSite, NearMiss
-from todo_compile.passes.find.casts import promote_concatenations
-from todo_compile.passes.find.sites import find_sites
-from todo_compile.passes.graph import BUG, GraphContext
+from todo_compile.passes.graph import GraphContext, NodeError
 from todo_compile.passes.grid.axes import Axes
-from todo_compile.passes.grid.grids import GridMap
-from todo_compile.passes.grid.packed import dynamic_packed
 from todo_compile.passes.plan import cost
-from todo_compile.passes.plan.choose import Decision, make_plan
-from todo_compile.passes.plan.classify import attention_areas, dynamic_sides
+from todo_compile.passes.plan.choose import Decision
 from todo_compile.passes.plan.levels import LevelsOf
 from todo_compile.passes.report import PassReport, Report, SiteReport, Totals
-from todo_compile.passes.rewrite.hoist import hoist_pools
-from todo_compile.passes.rewrite.lower import lower_pools
-from todo_compile.passes.rewrite.pool import insert_pools
+from todo_compile.passes.steps import PASSES, sites_behind
 
+log = logging.getLogger("todo_compile")
 
-@dataclass(slots=True)
-class _Run:
-    """State between passes."""
-
-    context: GraphContext
-    options: PlanOptions
-    dumper: Dumper | None
-    sites: list[AttentionSite] = field(default_factory=list[AttentionSite])
-    misses: list[NearMiss] = field(default_factory=list[NearMiss])
-    decisions: list[Decision] = field(default_factory=list[Decision])
-    passes: list[PassReport] = field(default_factory=list[PassReport])
-    stops: dict[Node, str] = field(default_factory=dict[Node, str])
-
-    @contextmanager
-    def timed(self, name: str) -> Generator[Callable[[int, dict[str, int]], None]]:
-        """Time a pass; it reports its count through the yielded function."""
-        outcome: tuple[int, dict[str, int]] = (0, {})
-
-        def report(count: int, detail: dict[str, int]) -> None:
-            nonlocal outcome
-            outcome = (count, detail)
-
-        start = time.perf_counter()
-        yield report
-        seconds = time.perf_counter() - start
-        self.passes.append(PassReport(name, outcome[0], seconds, outcome[1]))
-        if self.dumper is not None:
-            self.dumper.write(name, self.context)
+_CHANGING = frozenset(("pool", "hoist", "lower", "casts", "refresh"))
+"""Passes that edit the graph; those before them only look."""
 
 
 def rewrite_graph(
@@ -79,6 +49,8 @@ def rewrite_graph(
     batch: int | None = None,
     levels: LevelsOf | None = None,
     seeds: Mapping[Node, Axes] | None = None,
+    constants: Mapping[str, torch.Tensor] | None = None,
+    without_rules: frozenset[str] = frozenset(),
 ) -> Report:
     """Find, plan and rewrite the attention of a graph, in place.
 
@@ -96,6 +68,9 @@ def rewrite_graph(
         batch: where it is dynamic, the one that figures are reported for; None for one item.
         levels: which levels the model has beside those of this graph; None: it is all of it.
         seeds: axes of inputs, for a graph that another calls.
+        constants: weights and buffers among the inputs, by the name of their node: what a mask
+            made of them hides is read off their values.
+        without_rules: names of hoisting rules that are switched off.
 
     Returns:
         What was done to every site.
@@ -104,141 +79,125 @@ def rewrite_graph(
         ConfigError: options that this graph cannot follow.
         PassError: a pass broke the graph (a bug); the graph must not be used.
     """
-    options = options or PlanOptions()
-    context = GraphContext(module, token_grids=token_grids, batch=batch, keep_dynamic=keep_dynamic)
-    run = _Run(context, options, Dumper(dump) if dump is not None else None)
-    if run.dumper is not None:
-        run.dumper.write("captured", context)
-
-    with run.timed("sites") as done:
-        run.sites, run.misses = find_sites(context)
-        done(len(run.sites), {"near misses": len(run.misses)})
-    with run.timed("grids") as done:
-        for tokens in dynamic_packed(context) if specialise else ():
-            context.specialise(tokens)
-        grids = GridMap(context, seeds=seeds)
-        if specialise and (sides := _dynamic_sides(grids, run.sites)):
-            for side in sides:
-                context.specialise(side)
-            run.sites, run.misses = find_sites(context)
-            grids = GridMap(context, seeds=seeds)
-        done(len(grids.axes), {})
-    if levels is None:
-        run.misses += _inside_calls(grids)
-    with run.timed("plan") as done:
-        run.decisions = make_plan(
-            context,
-            grids,
-            run.sites,
-            options,
-            native_kv_tokens=native_kv_tokens,
-            levels=None if levels is None else levels(_areas(grids, run.sites)),
-        )
-        done(sum(d.pooling is not None for d in run.decisions), {})
-    dense = _measure(run)
-    with run.timed("pool") as done:
-        pools = insert_pools(context, run.decisions)
-        done(len(pools), {})
-    with run.timed("hoist") as done:
-        if options.hoist:
-            hoisted = hoist_pools(context, pools)
-            run.stops = hoisted.stops
-            done(sum(hoisted.moves.values()), {**hoisted.moves, "merged": hoisted.merged})
-    with run.timed("lower") as done:
-        done(lower_pools(context), {})
-    casts = 0
-    if explicit_casts:
-        with run.timed("casts") as done:
-            casts = promote_concatenations(context)
-            done(casts, {})
-    with run.timed("refresh") as done:
-        done(context.refresh(), {})
-        if pools or casts:
-            _check_planned(run)
-            context.graph.lint()
-            module.recompile()
-    report = _report(run, dense)
-    if run.dumper is not None:
-        run.dumper.write_report(report)
-    return report
-
-
-def _dynamic_sides(grids: GridMap, sites: list[AttentionSite]) -> list[Any]:
-    """Symbolic sides of all grids, in the graphs that this one calls too: it has the symbols."""
-    sides = dynamic_sides(grids.context, grids, sites)
-    for call in grids.calls:
-        sides += _dynamic_sides(call.grids, find_sites(call.grids.context)[0])
-    return sides
-
-
-def _inside_calls(grids: GridMap) -> list[NearMiss]:
-    """Attention in graphs that this one calls, which nobody rewrites unless `levels` are given."""
-    return [
-        NearMiss(
-            call.node,
-            f"{count} attention {'site lies' if count == 1 else 'sites lie'} in a graph of its own "
-            "(autocast, grad mode or a checkpoint inside the module): "
-            'torch.compile(backend="todo_inductor") rewrites them there',
-        )
-        for call in grids.calls
-        if (count := _count_attention(call.grids))
-    ]
-
-
-def _count_attention(grids: GridMap) -> int:
-    inner = sum(_count_attention(call.grids) for call in grids.calls)
-    return len(find_sites(grids.context)[0]) + inner
-
-
-def _areas(grids: GridMap, sites: list[AttentionSite]) -> frozenset[int]:
-    """Tokens of all grids of self-attention, those in the graphs that this one calls too."""
-    found = attention_areas(grids.context, grids, sites)
-    for call in grids.calls:
-        found |= _areas(call.grids, find_sites(call.grids.context)[0])
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Dense:
-    flops: int
-    sites: list[cost.SiteCost | None]
-
-
-def _measure(run: _Run) -> _Dense:
-    return _Dense(
-        cost.graph_flops(run.context), [cost.site_cost(run.context, s) for s in run.sites]
+    wishes = Wishes(
+        options or PlanOptions(),
+        native_kv_tokens,
+        explicit_casts,
+        specialise,
+        levels,
+        seeds,
+        without_rules,
     )
-
-
-def _check_planned(run: _Run) -> None:
-    """Every site that the plan rewrites must now read exactly the planned number of keys."""
-    for decision in run.decisions:
-        if decision.pooling is None:
+    failed: dict[str, str] = {}
+    while True:
+        context = GraphContext(
+            module,
+            token_grids=token_grids,
+            batch=batch,
+            keep_dynamic=keep_dynamic,
+            constants=constants,
+        )
+        run = _Run(State(context, wishes, failed), Dumper(dump) if dump is not None else None)
+        before = context.snapshot()
+        try:
+            run.all(PASSES)
+            report = _report(run)
+        except _Failed as failure:
+            context.restore(before)
+            failed |= failure.sites
             continue
-        site, context = decision.site, run.context
-        _, key, value = site.operands_now()
-        for node, operand in ((key, site.key), (value, site.value)):
-            shape = context.shape(node)
-            planned = decision.pooling.length_after(decision.keys)
-            if shape is None or shape[operand.tokens] != planned:
-                raise PassError(
-                    f"site {site.name} was planned for {planned} keys but reads {shape}",
-                    remedy=BUG,
-                )
+        if run.state.pools or any(p.name == "casts" and p.count for p in run.reports):
+            module.recompile()
+        run.finish(report)
+        return report
 
 
-def _report(run: _Run, dense: _Dense) -> Report:
-    after = cost.graph_flops(run.context)
-    if after > dense.flops:
+class _Failed(Exception):
+    """A check failed, and these sites are behind it → why they stay dense."""
+
+    def __init__(self, sites: Mapping[str, str]) -> None:
+        super().__init__(", ".join(sites))
+        self.sites = sites
+
+
+class _Run:
+    """One attempt at all passes."""
+
+    def __init__(self, state: State, dumper: Dumper | None) -> None:
+        self.state, self._dumper = state, dumper
+        self.reports: list[PassReport] = []
+        self._dump("captured")
+
+    def all(self, passes: tuple[Pass, ...]) -> None:
+        """Run the passes in order; each is checked, timed and dumped."""
+        for one in passes:
+            start = time.perf_counter()
+            outcome = self._guarded(one)
+            seconds = time.perf_counter() - start
+            if outcome is not None:
+                self.reports.append(PassReport(one.name, outcome.count, seconds, outcome.detail))
+                self._dump(one.name)
+
+    def finish(self, report: Report) -> None:
+        """Write the report beside the graphs."""
+        if self._dumper is not None:
+            self._dumper.write_report(report)
+
+    def _guarded(self, one: Pass) -> Outcome | None:
+        """A pass with its conditions.
+
+        Raises:
+            _Failed: it broke something, and some sites can be left dense for it.
+        """
+        try:
+            self._check(one.requires)
+            outcome = one.apply(self.state)
+            self._check(one.ensures)
+        except ConfigError:
+            raise
+        except Exception as error:
+            if one.name not in _CHANGING or not self.state.pooled:
+                raise
+            raise self._failure(one, error) from error
+        return outcome
+
+    def _check(self, conditions: tuple[Check, ...]) -> None:
+        # Without a rewrite nothing has changed that could be wrong.
+        for condition in conditions if self.state.pooled else ():
+            condition(self.state)
+
+    def _failure(self, one: Pass, error: Exception) -> _Failed:
+        behind: set[str] = set(self.state.context.sites)
+        if isinstance(error, NodeError):
+            behind = sites_behind(self.state, error.node)
+        behind = behind or {d.site.name for d in self.state.pooled}
+        log.debug("pass %r failed; left dense: %s", one.name, ", ".join(behind), exc_info=error)
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (
+            f"its rewrite failed a check after the pass {one.name!r} ({said}), so it stays dense: "
+            "please report this with --dump"
+        )
+        return _Failed(dict.fromkeys(behind, reason))
+
+    def _dump(self, name: str) -> None:
+        if self._dumper is not None:
+            self._dumper.write(name, self.state.context)
+
+
+def _report(run: _Run) -> Report:
+    state = run.state
+    context, dense = state.context, state.dense_flops
+    after = cost.graph_flops(context)
+    if after > dense:
         raise PassError("the rewritten graph needs more operations than the dense one")
     rows = [
-        _row(run, decision, before, dense.flops)
-        for decision, before in zip(run.decisions, dense.sites, strict=True)
+        _row(state, decision, before)
+        for decision, before in zip(state.decisions, state.dense_costs, strict=True)
     ]
     rows += [
         SiteReport(
             name=miss.node.name,
-            module=run.context.module_path(miss.node),
+            module=context.module_path(miss.node),
             kind="unknown",
             spelling="not understood",
             grid=None,
@@ -255,10 +214,10 @@ def _report(run: _Run, dense: _Dense) -> Report:
             flops_after=0,
             share=0.0,
         )
-        for miss in run.misses
+        for miss in state.misses
     ]
     totals = Totals(
-        flops=dense.flops,
+        flops=dense,
         flops_after=after,
         attention_flops=sum(r.flops for r in rows),
         attention_flops_after=sum(r.flops_after for r in rows),
@@ -270,11 +229,11 @@ def _report(run: _Run, dense: _Dense) -> Report:
     )
     return Report(
         tuple(rows),
-        tuple(run.passes),
+        tuple(run.reports),
         totals,
-        run.options.describe(),
-        len(run.context.graph.nodes),
-        per_item=run.context.is_dynamic and run.context.batch is None,
+        state.wishes.options.describe(),
+        len(context.graph.nodes),
+        per_item=context.is_dynamic and context.batch is None,
     )
 
 
@@ -295,10 +254,8 @@ def _sampling(decision: Decision) -> str:
     return f"{said}, mass kept" if decision.keeps_mass else said
 
 
-def _row(
-    run: _Run, decision: Decision, before: cost.SiteCost | None, graph_flops: int
-) -> SiteReport:
-    site, context = decision.site, run.context
+def _row(state: State, decision: Decision, before: cost.SiteCost | None) -> SiteReport:
+    site, context, graph_flops = decision.site, state.context, state.dense_flops
     after = cost.site_cost(context, site)
     return SiteReport(
         name=site.name,
@@ -323,4 +280,5 @@ def _row(
         attention_bytes=before.operand_bytes if before else 0,
         attention_bytes_after=after.operand_bytes if after else 0,
         sampling=_sampling(decision),
+        stops=tuple(state.stops.get(site.name, ())),
     )

@@ -147,7 +147,7 @@ def rewrite_pipeline(
     """
     from todo_compile import models
     from todo_compile.capture.inputs import example_inputs
-    from todo_compile.capture.trace import capture
+    from todo_compile.capture.trace import capture, constants_of
     from todo_compile.passes.pipeline import rewrite_graph
 
     source = models.resolve(str(folder))
@@ -163,7 +163,12 @@ def rewrite_pipeline(
     example = example_inputs(loaded, resolution, batch=batch)
     args = tuple(value.to(module.device) for value in example.args)
     program = capture(example.wrapper, args)
-    report = rewrite_graph(program.graph_module, options, native_kv_tokens=source.native.kv_tokens)
+    report = rewrite_graph(
+        program.graph_module,
+        options,
+        native_kv_tokens=source.native.kv_tokens,
+        constants=constants_of(program),
+    )
     program.validate()
     facts: dict[str, Any] = {
         "component": source.component,

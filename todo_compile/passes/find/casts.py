@@ -42,4 +42,4 @@ def _cast(context: GraphContext, part: Node, dtype: torch.dtype, before: Node) -
     shape = context.shape(part)
     assert shape is not None
     with context.graph.inserting_before(before):
-        return context.call(ops.CAST, (part, dtype), like=part, shape=shape, rule=RULE)
+        return context.call(ops.CAST, (part, dtype), like=part, shape=shape, rule=RULE, dtype=dtype)

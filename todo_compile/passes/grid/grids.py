@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
+from todo_compile._torch import is_same_view
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid import combining, indexing, reshaping, slicing, spatial
-from todo_compile.passes.grid.axes import Axes, Dim, Unifier, fresh, fresh_dim
+from todo_compile.passes.grid.axes import Axes, Dim, Unifier, dim_size, fresh, fresh_dim
 from todo_compile.passes.grid.bodies import bodies, inputs_of, returned, returns_its_bodys
 from todo_compile.passes.grid.packed import packed_inputs
 from todo_compile.passes.grid.state import GridState, Rule, Shape
@@ -99,6 +100,7 @@ class GridMap:
     def _visit(self, node: Node) -> None:
         shape = self.context.shape(node)
         inside = self._enter(node)
+        self._forget_overwritten(node)
         if shape is not None:
             known = inside[0] if inside and len(inside[0]) == len(shape) else None
             self._state.axes[node] = known or self._tensor(node, shape)
@@ -106,6 +108,23 @@ class GridMap:
             outputs = inside or slicing.outputs(self._state, node)
             if outputs is not None:
                 self._state.outputs[node] = outputs
+
+    def _handed_on(self, node: Node) -> Axes | None:
+        """Axes of the operand that `node` returns as it is, as ``positive`` does."""
+        value = self.context.value(node)
+        for operand in node.all_input_nodes:
+            if is_same_view(value, self.context.value(operand)):
+                return self.axes.get(operand)
+        return None
+
+    def _forget_overwritten(self, node: Node) -> None:
+        """A write that does not keep every element at its place takes the evidence away."""
+        memory = self.context.memory
+        if not memory.writes(node) or ops.works_element_by_element(node):
+            return
+        for other in memory.written_by(node):
+            if (axes := self._state.axes.get(other)) is not None:
+                self._state.axes[other] = tuple(fresh_dim(dim_size(dim)) for dim in axes)
 
     def _enter(self, node: Node) -> list[Axes] | None:
         """Follow axes through the graphs that a node calls; axes of its outputs if known."""
@@ -126,8 +145,8 @@ class GridMap:
         """Axes by the rule of the operation, or new ranges where it says nothing."""
         if (seed := self._seeds.get(node)) is not None:
             return seed
-        rule = _RULES.get(ops.op(node))
-        axes = None if rule is None else rule(self._state, node, shape)
+        rule = _RULES.get(ops.op_not_in_place(node))
+        axes = self._handed_on(node) if rule is None else rule(self._state, node, shape)
         if axes is not None and len(axes) == len(shape):
             return axes
         axes = tuple(fresh_dim(size) for size in shape)

@@ -28,7 +28,7 @@ from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.grids import GridMap
 from todo_compile.passes.plan.classify import SiteGrid, classify, grid_areas
 from todo_compile.passes.plan.levels import Levels, check_count
-from todo_compile.passes.rewrite.mass import mass_obstacle
+from todo_compile.passes.plan.masks import HIDES
 from todo_compile.passes.rewrite.pooling import Pooling, pooled_size, stagger_pattern
 
 Action = Literal["rewritten", "dense", "refused"]
@@ -47,7 +47,9 @@ class Decision:
     keys: int = 0
     """Key tokens before the rewrite, text included."""
     keeps_mass: bool = False
-    """Pooled keys weigh as the tokens that they stand for, see `mass`."""
+    """Pooled keys weigh as the tokens that they stand for against the text, see `mass`."""
+    weighs_keys: bool = False
+    """Keys have weights at all: against the text, or because cells differ in size."""
 
 
 def smallest_factors(rows: int, columns: int, bound: int) -> Factor:
@@ -205,13 +207,18 @@ def _decide(
     pooling = Pooling(grid.rows, grid.columns, rows, columns, options.sampling, grid.offset)
     if grid.column_major:  # slow and fast side change places, and their factors with them
         pooling = pooling.transposed()
-    if site.mask_axis is not None and not pooling.picks_tokens:
-        reason = "an attention mask over the keys cannot be averaged"
-        return Decision(site, grid, "refused", reason, level)
+    if site.mask_axis is not None:
+        proof = grid.mask or ("asked" if options.masks == "pool" else None)
+        if proof is None:
+            return Decision(site, grid, "refused", HIDES, level)
+        if proof != "uniform" and not pooling.picks_tokens:
+            reason = "a mask that differs from key to key cannot be averaged"
+            return Decision(site, grid, "refused", reason, level)
+        if proof == "asked":
+            because += '; masks="pool": that its mask hides no key is not proved'
     mass = grid.kind == "joint" and options.keep_mass
-    if mass and (reason := mass_obstacle(context, site)):
-        return Decision(site, grid, "refused", reason, level)
     shape = context.shape(site.key.node)
     assert shape is not None
     keys = int(shape[site.key.tokens])  # a number: see `_sized`
-    return Decision(site, grid, "rewritten", because, level, pooling, keys, mass)
+    weighs = mass or pooling.is_ragged
+    return Decision(site, grid, "rewritten", because, level, pooling, keys, mass, weighs)

@@ -8,16 +8,15 @@ proved is refused: the number of tokens alone says nothing of the grid's sides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-import torch
 
 from todo_compile.options import Factor
 from todo_compile.passes.find.attention import AttentionSite
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import Dim, Size, grid_of, image_segment, same
 from todo_compile.passes.grid.grids import GridMap
+from todo_compile.passes.plan.masks import MaskProof, mask_obstacle, prove_mask
 
 Kind = Literal["self", "cross", "joint", "unknown"]
 
@@ -44,6 +43,8 @@ class SiteGrid:
     """Symbolic sides, where the grid is dynamic."""
     column_major: bool = False
     """The tokens count columns first: ``(B, W·H, C)``."""
+    mask: MaskProof | None = None
+    """Why its mask may be pooled; None without a mask that has a key axis."""
 
 
 def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> SiteGrid:
@@ -147,20 +148,11 @@ def _sized(
     if obstacle is None and not grids.unifier.same_range(key, value):
         obstacle = "keys and values do not lie on the same grid"
     if obstacle is None and site.mask is not None and site.mask_axis is not None:
-        obstacle = _mask_obstacle(context, site)
+        obstacle = mask_obstacle(context, site)
+        result = replace(result, mask=prove_mask(context, site, offset, rows * columns))
     if obstacle is not None:
         return SiteGrid(kind, rows, columns, offset, obstacle, refused=True)
     return result
-
-
-def _mask_obstacle(context: GraphContext, site: AttentionSite) -> str | None:
-    assert site.mask is not None and site.mask_axis is not None
-    mask, key = context.shape(site.mask), context.shape(site.key.node)
-    if mask is None or key is None or not same(mask[site.mask_axis], key[site.key.tokens]):
-        return "the attention mask's key axis does not match the keys"
-    if context.dtype(site.mask) is torch.bool:
-        return "a boolean mask could lose every key that a query may see"
-    return None
 
 
 def _without_grid(

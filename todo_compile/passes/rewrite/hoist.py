@@ -21,7 +21,7 @@ from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.rewrite.hoist_rules import RULES, Move
 from todo_compile.passes.rewrite.merge import merge_pools
-from todo_compile.passes.rewrite.pool import new_pool
+from todo_compile.passes.rewrite.pool import new_pool, reads_of, span
 from todo_compile.passes.rewrite.pooling import Pooling, is_pool
 
 
@@ -40,18 +40,25 @@ class HoistResult:
     merged: int = 0
 
 
-def hoist_pools(context: GraphContext, pools: Sequence[Node]) -> HoistResult:
-    """Move every pooling as far up as the rules allow; merges those that meet."""
+def hoist_pools(
+    context: GraphContext, pools: Sequence[Node], *, without: frozenset[str] = frozenset()
+) -> HoistResult:
+    """Move every pooling as far up as the rules allow; merges those that meet.
+
+    Args:
+        without: names of rules that are switched off.
+    """
     result = HoistResult()
     pending = list(pools)
     while pending:
         while pending:
             pool = pending.pop()
-            move = find_move(context, pool)
-            if isinstance(move, str):
-                result.stops[pool] = move
-                continue
-            pending += apply_move(context, pool, move)
+            with context.working_on(*pool.meta["todo_sites"]):
+                move = find_move(context, pool, without)
+                if isinstance(move, str):
+                    result.stops[pool] = move
+                    continue
+                pending += apply_move(context, pool, move)
             result.moves[move.rule] = result.moves.get(move.rule, 0) + 1
         # Two poolings of one tensor become one reader of it, which may free the next step.
         merged = merge_pools(context, list(result.stops))
@@ -62,7 +69,9 @@ def hoist_pools(context: GraphContext, pools: Sequence[Node]) -> HoistResult:
     return result
 
 
-def find_move(context: GraphContext, pool: Node) -> Move | str:
+def find_move(
+    context: GraphContext, pool: Node, without: frozenset[str] = frozenset()
+) -> Move | str:
     """The exchange of a pooling with the node above it, or why there is none."""
     source, axis, pooling = Pooling.of(pool)
     if source.op not in ("call_function", "call_method") or is_pool(source):
@@ -71,12 +80,24 @@ def find_move(context: GraphContext, pool: Node) -> Move | str:
     rule = RULES.get(name)
     if rule is None:
         return f"no rule moves pooling above {name or source.name}"
-    if source in context.written:
-        return f"the memory of {source.name} is written in place"
+    if context.memory.writes(source):
+        return f"{source.name} writes into memory"
     readers = context.users(source)
     if len(readers) > 1:
         return f"{source.name} is read by others too, it would be computed twice"
-    return rule(context, source, axis, pooling)
+    move = rule(context, source, axis, pooling)
+    if isinstance(move, str):
+        return move
+    if move.rule in without:
+        return f"the rule {move.rule!r} is switched off"
+    for operand, _, _ in move.operands:
+        if sum(not isinstance(size, int) for size in context.shape(operand) or ()) > 1:
+            return f"more than one size of {operand.name} is dynamic"
+    # Pooled tokens may be a view of the operand; whoever reads them last must find it unwritten.
+    moved = [source, *(operand for operand, _, _ in move.operands)]
+    if writer := context.memory.writer(moved, context.memory.position(source), span(pool)[1]):
+        return f"{writer.name} writes into the memory of {source.name} before it is read"
+    return move
 
 
 def apply_move(context: GraphContext, pool: Node, move: Move) -> list[Node]:
@@ -86,7 +107,17 @@ def apply_move(context: GraphContext, pool: Node, move: Move) -> list[Node]:
     assert after is not None
     new: list[Node] = []
     for operand, axis, pooling in move.operands:
-        raised = new_pool(context, operand, axis, pooling, before=source, rule=f"hoist-{move.rule}")
+        rule = f"hoist-{move.rule}"
+        raised = new_pool(
+            context,
+            operand,
+            axis,
+            pooling,
+            before=source,
+            until=span(pool)[1],
+            reads=reads_of(pool),
+            rule=rule,
+        )
         source.replace_input_with(operand, raised)
         new.append(raised)
     if move.sizes is not None:

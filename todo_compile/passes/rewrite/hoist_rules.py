@@ -63,18 +63,14 @@ def through_view(context: GraphContext, node: Node, axis: int, pooling: Pooling)
     before = context.shape(source) if source is not None else None
     if source is None or shape is None or before is None:
         return f"the shape before {node.name} is not known"
-    if ops.raw_name(node) == "view" and len(node.args) > 1 and not _is_size(node.args[1]):
-        return f"{node.name} reinterprets the dtype"
+    if context.dtype(source) is not context.dtype(node):
+        return f"{node.name} reads the bytes as another dtype"
     moved = kept_axis(shape, before, axis)
     if moved is None:
         return f"{node.name} folds the token axis into another"
     sizes = context.sizes(shape)
     sizes[axis] = pooling.length_after(int(shape[axis]))
     return Move("view", ((source, moved, pooling),), tuple(sizes))
-
-
-def _is_size(argument: object) -> bool:
-    return isinstance(argument, (int, list, tuple, Node))
 
 
 def through_squeeze(context: GraphContext, node: Node, axis: int, pooling: Pooling) -> Move | str:
@@ -174,10 +170,14 @@ def through_binary(context: GraphContext, node: Node, axis: int, pooling: Poolin
         alone = len(pooled) == 1 and ops.operands(node).count(pooled[0][0]) == 1
         linear = name in ("add", "sub", "rsub")
         linear |= name == "mul" and alone
-        linear |= name == "div" and alone and pooled[0][0] is first
+        linear |= name == "div" and alone and pooled[0][0] is first and not _rounds(node)
         if not linear:
             return f"{name} of token tensors does not commute with averages"
     return Move("token-wise", tuple(pooled))
+
+
+def _rounds(node: Node) -> bool:
+    return ops.arg(node, 2, "rounding_mode") is not None
 
 
 def through_norm(context: GraphContext, node: Node, axis: int, pooling: Pooling) -> Move | str:

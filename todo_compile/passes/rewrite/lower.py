@@ -30,11 +30,19 @@ def _lower(context: GraphContext, pool: Node) -> None:
     assert shape is not None
     values: list[Any] = [source]
     rule = str(pool.meta.get("todo_rule", "pool"))
-    with context.graph.inserting_before(pool):
-        for target, arguments, result in lowering_steps(context.sizes(shape), axis, pooling):
-            concrete = tuple(resolve(a, values) for a in arguments)
+    sites = pool.meta["todo_sites"]
+    with context.graph.inserting_before(pool), context.working_on(*sites):
+        for target, arguments, result in lowering_steps(list(shape), axis, pooling):
+            concrete = tuple(_concrete(context, resolve(a, values)) for a in arguments)
             values.append(
                 context.call(target, concrete, like=pool, shape=result, rule=rule, name="todo_pool")
             )
     pool.replace_all_uses_with(values[-1])
     context.forget(pool)
+
+
+def _concrete(context: GraphContext, argument: Any) -> Any:
+    """An argument with what it says of sizes in numbers; a list of tensors stays."""
+    if isinstance(argument, list) and not any(isinstance(item, Node) for item in argument):
+        return context.sizes(argument)
+    return argument

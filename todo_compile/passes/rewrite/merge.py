@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.rewrite.pool import reads_of, span
 from todo_compile.passes.rewrite.pooling import Pooling
 
 
@@ -24,22 +25,27 @@ class MergeResult:
 
 
 def merge_pools(context: GraphContext, pools: Sequence[Node]) -> MergeResult:
-    """Merge poolings with equal source and arguments; the first in the graph stays."""
+    """Merge poolings with equal source and arguments; the first in the graph stays.
+
+    Not where the source's memory is written between the two: they read different tokens.
+    """
     groups: dict[tuple[object, ...], list[Node]] = {}
     for pool in pools:
-        if Pooling.of(pool)[0] in context.written:
-            continue  # between two readings of the same node its memory may have changed
         groups.setdefault(pool.args, []).append(pool)
     result = MergeResult()
-    doubled = [group for group in groups.values() if len(group) > 1]
-    if not doubled:
-        return result
-    order = {node: index for index, node in enumerate(context.graph.nodes)}
-    for group in doubled:
-        first, *others = sorted(group, key=order.__getitem__)
+    for group in groups.values():
+        first, *others = sorted(group, key=span)
         for other in others:
+            start, until = span(first)[0], max(span(first)[1], span(other)[1])
+            if context.memory.writer([Pooling.of(first)[0]], start - 1, until):
+                continue
+            first.meta["todo_span"] = start, until
+            first.meta["todo_reads"] = *reads_of(first), *reads_of(other)
+            sites = *first.meta["todo_sites"], *other.meta["todo_sites"]
+            first.meta["todo_sites"] = tuple(dict.fromkeys(sites))
             other.replace_all_uses_with(first)
             context.forget(other)
             result.removed.append(other)
-        result.kept.append(first)
+            if first not in result.kept:
+                result.kept.append(first)
     return result

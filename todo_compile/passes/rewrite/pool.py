@@ -11,6 +11,7 @@ the uninitialised ``baddbmm`` input and an additive mask with a key axis follow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch.fx import Node
 
@@ -18,10 +19,13 @@ from todo_compile.passes import ops
 from todo_compile.passes.find.attention import AttentionSite
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.plan.choose import Decision
-from todo_compile.passes.rewrite.mass import keep_mass
+from todo_compile.passes.rewrite.mass import weigh_keys
 from todo_compile.passes.rewrite.pooling import Pooling, pool_tokens
 
 RULE = "pool-at-site"
+
+Reads = tuple[tuple[str, str], ...]
+"""(site, operand) pairs that one pooling serves."""
 
 
 def insert_pools(context: GraphContext, decisions: Sequence[Decision]) -> list[Node]:
@@ -29,41 +33,75 @@ def insert_pools(context: GraphContext, decisions: Sequence[Decision]) -> list[N
     pools: list[Node] = []
     for decision in decisions:
         if decision.pooling is not None:
-            pools += _pool_site(context, decision, decision.pooling)
+            with context.working_on(decision.site.name):
+                pools += _pool_site(context, decision, decision.pooling)
     return pools
 
 
 def new_pool(
-    context: GraphContext, source: Node, axis: int, pooling: Pooling, *, before: Node, rule: str
+    context: GraphContext,
+    source: Node,
+    axis: int,
+    pooling: Pooling,
+    *,
+    before: Node,
+    until: int,
+    reads: Reads,
+    rule: str,
 ) -> Node:
-    """A pooling of `source` on `axis`, placed before `before`."""
+    """A pooling of `source` on `axis`, placed before `before`.
+
+    Args:
+        until: position of the last operation that its result must reach unchanged.
+        reads: whose operands it pools.
+    """
     shape = context.shape(source)
     assert shape is not None
     length = pooling.length_after(int(shape[axis]))
     with context.graph.inserting_before(before):
-        return context.call(
+        pool = context.call(
             pool_tokens,
             (source, axis, *pooling.arguments()),
             like=source,
             shape=(*shape[:axis], length, *shape[axis + 1 :]),
             rule=rule,
         )
+    pool.meta["todo_span"] = context.memory.position(before), until
+    pool.meta["todo_reads"] = reads
+    return pool
+
+
+def reads_of(pool: Node) -> Reads:
+    """Whose operands `pool` pools."""
+    return pool.meta["todo_reads"]
+
+
+def span(pool: Node) -> tuple[int, int]:
+    """Positions between which nothing may write into what `pool` reads."""
+    return pool.meta["todo_span"]
 
 
 def _pool_site(context: GraphContext, decision: Decision, pooling: Pooling) -> list[Node]:
     site = decision.site
     score = site.anchor if site.score is None else site.score.node
     pools: list[Node] = []
+    until = context.memory.position(site.output)
 
-    def pooled(source: Node, axis: int, user: Node) -> Node:
-        pools.append(new_pool(context, source, axis, pooling, before=user, rule=RULE))
-        return pools[-1]
+    def pooled(what: str, source: Node, axis: int, user: Node, how: Pooling = pooling) -> Node:
+        reads = ((site.name, what),)
+        pool = new_pool(
+            context, source, axis, how, before=user, until=until, reads=reads, rule=RULE
+        )
+        pools.append(pool)
+        return pool
 
-    site.replace_key(pooled(site.key.node, site.key.tokens, score))
-    site.replace_value(pooled(site.value.node, site.value.tokens, site.output))
+    site.replace_key(pooled("key", site.key.node, site.key.tokens, score))
+    site.replace_value(pooled("value", site.value.node, site.value.tokens, site.output))
     if site.mask is not None and site.mask_axis is not None:
         assert site.mask_user is not None
-        mask = pooled(site.mask, site.mask_axis, site.mask_user)
+        # Only what is the same for all image keys, or is picked as they are, comes here.
+        picked = pooling if pooling.picks_tokens else replace(pooling, sampling="nearest")
+        mask = pooled("mask", site.mask, site.mask_axis, site.mask_user, picked)
         site.mask_user.replace_input_with(site.mask, mask)
     key_shape = context.shape(site.key.node)
     assert key_shape is not None
@@ -72,8 +110,8 @@ def _pool_site(context: GraphContext, decision: Decision, pooling: Pooling) -> l
         _shrink_placeholder(context, site, keys)
     for node, axis in site.scores:
         _shrink(context, node, axis, keys)
-    if decision.keeps_mass:
-        keep_mass(context, site, pooling, keys)
+    if decision.weighs_keys:
+        weigh_keys(context, site, pooling, keys, against_text=decision.keeps_mass)
     context.mark(site.output)
     return pools
 

@@ -114,6 +114,12 @@ class Pooling:
         return self.pooled_rows * self.pooled_columns
 
     @property
+    def is_ragged(self) -> bool:
+        """Whether cells differ in size: a factor does not divide its side into equal cells."""
+        sides = ((self.rows, self.row_factor), (self.columns, self.column_factor))
+        return any(side % factor and side > factor for side, factor in sides)
+
+    @property
     def picks_tokens(self) -> bool:
         """Whether pooling only selects tokens, so that it commutes with any token-wise function."""
         return self.sampling in ("nearest", "nearest-exact", "staggered")
@@ -185,7 +191,7 @@ def pool_tokens(
     pooling = Pooling(
         rows, columns, row_factor, column_factor, sampling, offset, row_phase, column_phase
     )
-    steps = lowering_steps([int(s) for s in x.shape], dim, pooling)
+    steps = lowering_steps(list(x.shape), dim, pooling)
     values: list[torch.Tensor] = [x]
     for target, arguments, _ in steps:
         values.append(target(*(resolve(a, values) for a in arguments)))

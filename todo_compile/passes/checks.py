@@ -1,0 +1,55 @@
+"""Conditions that hold between passes; each raises a NodeError at the node where it does not."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from todo_compile.passes.base import State
+from todo_compile.passes.graph import NodeError
+from todo_compile.passes.rewrite.pool import span
+from todo_compile.passes.rewrite.pooling import Pooling, is_pool
+
+
+def no_pools(state: State) -> None:
+    """No pooling is left that stands for other operations."""
+    for node in state.context.graph.nodes:
+        if is_pool(node):
+            raise NodeError(node, f"{node.name} is a pooling that was not lowered")
+
+
+def planned_keys(state: State) -> None:
+    """Every rewritten site reads the planned number of keys and values, and its own query."""
+    for decision in state.pooled:
+        assert decision.pooling is not None
+        site, context = decision.site, state.context
+        query, key, value = site.operands_now()
+        planned = decision.pooling.length_after(decision.keys)
+        if query is not site.query.node:
+            raise NodeError(site.anchor, f"site {site.name} lost its query")
+        for node, operand in ((key, site.key), (value, site.value)):
+            shape = context.shape(node)
+            if shape is None or shape[operand.tokens] != planned:
+                raise NodeError(
+                    site.anchor,
+                    f"site {site.name} was planned for {planned} keys but reads {shape}",
+                )
+
+
+def untouched_memory(state: State) -> None:
+    """Nothing writes into what a pooling reads, until its result is read for the last time."""
+    memory = state.context.memory
+    for node in state.context.graph.nodes:
+        if not is_pool(node):
+            continue
+        start, until = span(node)
+        if writer := memory.writer([Pooling.of(node)[0]], start - 1, until):
+            raise NodeError(node, f"{writer.name} writes into what {node.name} reads")
+
+
+def same_inputs_and_outputs(state: State) -> None:
+    """The graph's output reads as many values as before, of the same shapes."""
+    context = state.context
+    output: Node = next(n for n in reversed(context.graph.nodes) if n.op == "output")
+    for node in output.all_input_nodes:
+        if is_pool(node):
+            raise NodeError(node, "a pooling reached the graph's output")
