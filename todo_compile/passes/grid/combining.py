@@ -103,6 +103,19 @@ def through_cat(state: GridState, node: Node, shape: Shape) -> Axes | None:
     return tuple(result)
 
 
+def through_stack(state: GridState, node: Node, shape: Shape) -> Axes | None:
+    """stack: a new axis, one range along every other. (Folded in later, it is no grid's part.)"""
+    parts = [state.axes.get(p) for p in ops.operands(node)]
+    known = [p for p in parts if p is not None and len(p) == len(shape) - 1]
+    if len(known) != len(parts) or not known:
+        return None
+    axis = ops.normal_dim(ops.arg(node, 1, "dim", default=0), len(shape))
+    result = list(known[0])
+    for other in known[1:]:
+        result = [state.unifier.unify(a, b) for a, b in zip(result, other, strict=True)]
+    return (*result[:axis], fresh_dim(shape[axis]), *result[axis:])
+
+
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_POINTWISE, through_pointwise),
     **dict.fromkeys(("linear", "scaled_dot_product_attention"), through_projection),
@@ -111,4 +124,5 @@ RULES: Mapping[str, Rule] = {
     # The names that `products.product` knows.
     **dict.fromkeys(("matmul", "bmm", "baddbmm", "einsum"), through_product),
     "cat": through_cat,
+    "stack": through_stack,
 }

@@ -3,15 +3,18 @@
     conv2d (B, C, H, W)   permute        reshape            linear, view, transpose
     [b][c][H][W]      →   [b][H][W][c] → [b][H·W][c]     →  [b][heads][H·W][d]
 
-A tag appears at a convolution, pooling or resize with two spatial axes, and follows every operation
-whose effect on positions is known. Where it is not known the tag is dropped; a site without tags is
-refused later. Nothing here compares a token count with a square root or a channel count.
+A tag appears where an operation minds which positions are neighbours (`spatial`), and follows every
+operation whose effect on positions is known. Where it is not known the tag is dropped; a site
+without tags is refused later. Nothing here compares a token count with a square root or a channel
+count. What is proved of an input's axes late in the graph holds from its beginning: then the graph
+is walked once more.
 
-The rules are in the files `grid_*`, one family of operations each.
+The rules are in the files beside this one, one family of operations each.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,7 +29,9 @@ from todo_compile.passes.grid.bodies import bodies, inputs_of, returned, returns
 from todo_compile.passes.grid.packed import packed_inputs
 from todo_compile.passes.grid.state import GridState, Rule, Shape
 
-_RULES: Mapping[str, Rule] = {
+log = logging.getLogger("todo_compile")
+
+RULES: Mapping[str, Rule] = {
     **spatial.RULES,
     **combining.RULES,
     **reshaping.RULES,
@@ -69,13 +74,17 @@ class GridMap:
         seeds: Mapping[Node, Axes] | None = None,
         unifier: Unifier | None = None,
     ) -> None:
-        self._state = GridState(context, unifier or Unifier())
-        self._seeds = seeds or {}
+        self._seeds = dict(seeds or {})
         # Where it is known what goes in, no input is taken for packed tokens by its length.
         self._packed = packed_inputs(context) if seeds is None else {}
+        self._state = GridState(context, unifier or Unifier())
         self.calls: list[Call] = []
-        for node in context.graph.nodes:
-            self._visit(node)
+        self._walk()
+        if late := self._proved_late():
+            self._seeds.update(late)
+            self._state = GridState(context, self._state.unifier)
+            self.calls = []
+            self._walk()
 
     @property
     def context(self) -> GraphContext:
@@ -97,6 +106,27 @@ class GridMap:
         axes = self.axes.get(node)
         return None if axes is None else axes[axis]
 
+    def _walk(self) -> None:
+        for node in self.context.graph.nodes:
+            self._visit(node)
+
+    def _proved_late(self) -> dict[Node, Axes]:
+        """Inputs whose axes something proves that other operations did not know of yet."""
+        state = self._state
+        state.settle()
+        inputs = [n for n in self.context.graph.nodes if n.op == "placeholder" and n in state.axes]
+        named = {n: state.proved(state.axes[n]) for n in inputs}
+        found = {n: a for n, a in named.items() if any(atom.role for dim in a for atom in dim)}
+        find = self.unifier.find
+        proved = {find(a.ident) for axes in found.values() for dim in axes for a in dim if a.role}
+        missed = (
+            not atom.role and find(atom.ident) in proved
+            for axes in (state.axes.values() if found else ())
+            for dim in axes
+            for atom in dim
+        )
+        return found if any(missed) else {}
+
     def _visit(self, node: Node) -> None:
         shape = self.context.shape(node)
         inside = self._enter(node)
@@ -105,7 +135,7 @@ class GridMap:
             known = inside[0] if inside and len(inside[0]) == len(shape) else None
             self._state.axes[node] = known or self._tensor(node, shape)
         elif node.op in ("call_function", "call_method"):
-            outputs = inside or slicing.outputs(self._state, node)
+            outputs = inside or self._outputs(node)
             if outputs is not None:
                 self._state.outputs[node] = outputs
 
@@ -145,11 +175,26 @@ class GridMap:
         """Axes by the rule of the operation, or new ranges where it says nothing."""
         if (seed := self._seeds.get(node)) is not None:
             return seed
-        rule = _RULES.get(ops.op_not_in_place(node))
-        axes = self._handed_on(node) if rule is None else rule(self._state, node, shape)
+        axes = self._by_rule(node, shape)
         if axes is not None and len(axes) == len(shape):
             return axes
         axes = tuple(fresh_dim(size) for size in shape)
         if (grid := self._packed.get(node)) is not None:
             return axes[0], (fresh(grid[0], "H"), fresh(grid[1], "W")), axes[2]
         return axes
+
+    def _by_rule(self, node: Node, shape: Shape) -> Axes | None:
+        rule = RULES.get(ops.op_not_in_place(node))
+        try:
+            return self._handed_on(node) if rule is None else rule(self._state, node, shape)
+        except Exception:
+            # A spelling that a rule was not written for must not end the compilation.
+            log.debug("no grid is followed through %s", node.format_node(), exc_info=True)
+            return None
+
+    def _outputs(self, node: Node) -> list[Axes] | None:
+        try:
+            return slicing.outputs(self._state, node)
+        except Exception:  # as above
+            log.debug("no grid is followed through %s", node.format_node(), exc_info=True)
+            return None

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from torch.fx import Node
 
 from todo_compile.passes import ops
-from todo_compile.passes.grid.axes import Axes, Dim, fresh_dim, same
+from todo_compile.passes.grid.axes import Axes, Dim, dim_size, fresh, fresh_dim, same
 from todo_compile.passes.grid.reshapes import reshape
 from todo_compile.passes.grid.state import GridState, Rule, Shape, source_of
 
@@ -68,10 +68,30 @@ def through_repeat(state: GridState, node: Node, shape: Shape) -> Axes | None:
     before = state.context.shape(source) if source is not None else None
     if axes is None or before is None or len(before) != len(shape):
         return None
+    if isinstance(ops.arg(node, 1, "repeats"), Node):
+        return None  # as often as data says: the same size can hold other positions
     return tuple(
         dim if same(old, new) else fresh_dim(new)
         for dim, old, new in zip(axes, before, shape, strict=True)
     )
+
+
+def through_flip(state: GridState, node: Node, shape: Shape) -> Axes | None:
+    """flip: a mirrored picture is one, N - 1 - n = (H - 1 - h)·W + (W - 1 - w), on axes of its own.
+
+    (A rolled one is none: a cell across the seam would join opposite edges.)
+    """
+    axes = state.source(node)
+    if axes is None:
+        return None
+    turned = {ops.normal_dim(d, len(shape)) for d in ops.int_list(node, 1, "dims")}
+    return tuple(_mirrored(dim) if i in turned else dim for i, dim in enumerate(axes))
+
+
+def _mirrored(dim: Dim) -> Dim:
+    if any(atom.segments for atom in dim):
+        return fresh_dim(dim_size(dim))
+    return tuple(fresh(atom.size, atom.role) for atom in dim)
 
 
 def through_reduction(state: GridState, node: Node, shape: Shape) -> Axes | None:
@@ -108,5 +128,6 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), through_expand),
     **dict.fromkeys(("repeat", "repeat_interleave"), through_repeat),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "any", "all"), through_reduction),
+    "flip": through_flip,
     "pool_tokens": through_pool,
 }
