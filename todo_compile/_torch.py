@@ -147,6 +147,16 @@ def marked_dynamic() -> frozenset[Any]:
     return frozenset(found)
 
 
+def is_models_own(node: torch.fx.Node) -> bool:
+    """Whether an input of a graph is a parameter, buffer or constant of the module, no argument.
+
+    Dynamo says so of the tensor; the inputs that `torch.export` makes of them are named so.
+    """
+    if "val" in node.meta:
+        return str(node.target).startswith(("p_", "b_", "c_"))
+    return "_dynamo_static_input_type" in node.meta.get("tensor_dict", ())
+
+
 def onnx_decomposed(
     program: torch.export.ExportedProgram, opset: int
 ) -> torch.export.ExportedProgram:

@@ -163,15 +163,21 @@ class Block(nn.Module):
         return inner.attend(q, k, v)
 
 
-def test_block_needs_the_resolution() -> None:
+@pytest.mark.parametrize("res", [{}, {"res": "128x96"}, {"res": "256x192"}])
+def test_block_is_no_picture_for_its_number_of_tokens(res: dict[str, str]) -> None:
+    """12×16 is the whole latent, or the packed patches: a block says of neither that it is it."""
+    x, options = torch.randn(1, 12 * 16, 8), {"factors": 2, "inner": "eager", **res}
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"miss.*token_grids=.192: .rows, col"):
+        torch.compile(Block(), backend="todo_inductor", options=options)(x)
+    assert [site.action for site in todo_compile.reports()[-1].sites] == ["refused"]
+
+
+def test_block_whose_grid_is_named() -> None:
     x = torch.randn(1, 12 * 16, 8)
-    options = {"factors": 2, "inner": "eager"}
+    options = {"factors": 2, "inner": "eager", "token_grids": {192: (12, 16)}}
     with torch.no_grad():
-        with pytest.warns(UserWarning, match="nearest miss.*cannot be proved"):
-            torch.compile(Block(), backend="todo_inductor", options=options)(x)
-        torch.compiler.reset()
         block = Block()
-        got = torch.compile(block, backend="todo_inductor", options={**options, "res": "128x96"})(x)
+        got = torch.compile(block, backend="todo_inductor", options=options)(x)
         inner = block.attention
         k, v = (stand_ins(f(x), 2, (12, 16), (2, 2)) for f in (inner.keys, inner.values))
         assert_close((got,), inner.attend(inner.split(inner.to_q(x)), k, v))

@@ -104,18 +104,18 @@ def test_graph_break_after_attention() -> None:
     assert sum(r.rewritten for r in todo_compile.reports()) == 1
 
 
-@pytest.mark.parametrize("res", [None, "32x48"])
-def test_graph_break_between_image_and_tokens(res: str | None) -> None:
-    """The second graph sees (B, N, C): dense with a reason, or the grid that `res` gives."""
+@pytest.mark.parametrize("grids", [None, {24: (6, 4)}])
+def test_graph_break_between_image_and_tokens(grids: Any) -> None:
+    """The second graph sees (B, N, C): dense with a reason, or on the grid that is named."""
     x, model = image(6, 4), Broken()
     model.early = True
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        got = compiled(model, **({} if res is None else {"res": res}))(x)
-        assert_close((got,), (model if res is None else oracle(model, (6, 4)))(x))
+        got = compiled(model, res="32x48", **({} if grids is None else {"token_grids": grids}))(x)
+        assert_close((got,), (model if grids is None else oracle(model, (6, 4)))(x))
     sites = [s for r in todo_compile.reports() for s in r.sites]
-    assert [s.action for s in sites] == ["refused" if res is None else "rewritten"]
-    assert res is not None or "give the resolution" in sites[0].reason
+    assert [s.action for s in sites] == ["refused" if grids is None else "rewritten"]
+    assert grids is not None or "token_grids={24: (rows, columns)}" in sites[0].reason
 
 
 # Slices of the batch --------------------------------------------------------------------------

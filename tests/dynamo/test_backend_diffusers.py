@@ -161,20 +161,20 @@ def test_free_u() -> None:
     assert rewritten() >= 1
 
 
-@pytest.mark.parametrize("res", [None, "32x48"])
-def test_regional_compilation(res: str | None) -> None:
-    """A block sees (B, N, C) only: the grid comes from `res`, or there is none."""
+@pytest.mark.parametrize("grids", [None, {24: (6, 4)}])
+def test_regional_compilation(grids: Any) -> None:
+    """A block sees (B, N, C) only: on the grid that is named; `res` says nothing of a block."""
     unet = small_unet()
     dense, expected = eager(unet, *inputs()), eager(with_oracle(unet), *inputs())
-    options: dict[str, Any] = {"factors": 2, "inner": "eager"}
-    if res is None:
+    options: dict[str, Any] = {"factors": 2, "inner": "eager", "res": "32x48"}
+    if grids is None:
         unet.compile_repeated_blocks(backend="todo_inductor", options=options, fullgraph=True)
-        with pytest.warns(UserWarning, match="give the resolution"):
+        with pytest.warns(UserWarning, match="res counts for a whole denoiser's patches alone"):
             assert_close((eager(unet, *inputs()),), dense)
         assert rewritten() == 0
         return
     unet.compile_repeated_blocks(
-        backend="todo_inductor", options={**options, "res": res}, fullgraph=True
+        backend="todo_inductor", options={**options, "token_grids": grids}, fullgraph=True
     )
     assert_close((eager(unet, *inputs()),), expected)
     assert rewritten() >= 1

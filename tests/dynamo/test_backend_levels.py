@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from backend_helpers import self_attention, two_levels
+from backend_helpers import GRIDS, self_attention, two_levels
 from graphs import ImageAttention, assert_close, image, make_unet, unet_inputs
 from oracle import stand_ins
 from torch import nn
@@ -38,7 +38,7 @@ def break_at(*modules: Any) -> None:
 @pytest.mark.parametrize(("factors", "truth"), [("2", FIRST), ("4,2", BOTH)])
 def test_blocks_compiled_one_by_one(dynamic: bool | None, factors: str, truth: Any) -> None:
     model = two_levels()
-    options = {"factors": factors, "res": "64", "inner": "eager"}
+    options = {"factors": factors, "token_grids": GRIDS, "inner": "eager"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the second level's graph has nothing rewritten
         model.unet.compile_repeated_blocks(
@@ -51,9 +51,9 @@ def test_blocks_compiled_one_by_one(dynamic: bool | None, factors: str, truth: A
 
 
 def test_level_1_is_the_largest_grid_of_attention_not_of_the_latent() -> None:
-    """SDXL has no attention at full latent resolution: its level 1 is the second grid of `res`."""
+    """SDXL has no attention at full latent resolution: its level 1 is the second grid."""
     model = make_unet("lower level")
-    options = {"factors": 2, "res": "64", "inner": "eager"}
+    options = {"factors": 2, "token_grids": GRIDS, "inner": "eager"}
     model.unet.compile_repeated_blocks(backend="todo_inductor", options=options)  # type: ignore[operator]
     called(model)
     assert {(s.grid, s.level, s.factor) for s in self_attention()} == {((4, 4), 1, (2, 2))}
@@ -145,7 +145,7 @@ def test_larger_grid_after_a_smaller_one_warns() -> None:
             inner = self.inner
             return inner.attend(inner.split(inner.to_q(x)), inner.keys(x), inner.values(x))
 
-    options = {"factors": 2, "res": "64", "inner": "eager"}
+    options = {"factors": 2, "token_grids": GRIDS, "inner": "eager"}
     run = torch.compile(Block(), backend="todo_inductor", dynamic=False, options=options)
     called(run, torch.randn(1, 16, 8))
     with pytest.warns(UserWarning, match="over 64 tokens was met only after .* 16 tokens"):

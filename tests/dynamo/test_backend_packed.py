@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from backend_helpers import self_attention, two_levels
+from backend_helpers import GRIDS, self_attention, two_levels
 from graphs import assert_close, unet_inputs
 from oracle import attention, pooled_fused_attention, stand_ins
 from torch import nn
+
+import todo_compile
 
 GRID = (8, 8)
 HALF = (2, 2)
@@ -42,7 +44,7 @@ def flux() -> Any:
 
     torch.manual_seed(0)
     return FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=16, pooled_projection_dim=8,
         axes_dims_rope=(4, 6, 6),
     ).eval()  # fmt: skip
@@ -75,14 +77,14 @@ def flux_inputs(text: int, batch: int = 1) -> dict[str, Any]:
     }
 
 
-def check(run: Any, model: Any, given: dict[str, Any], offset: int) -> None:
+def check(run: Any, model: Any, given: dict[str, Any], offset: int, sites: int = 2) -> None:
     """The run equals attention with pooled image keys, which differs from dense attention."""
     text = given["encoder_hidden_states"].shape[1]
     with torch.no_grad():
         dense = model(**given)[0]
         with pooled_fused_attention({64 + text: (offset, GRID, HALF)}, "nearest") as seen:
             expected = model(**given)[0]
-        assert len(seen) == 2
+        assert len(seen) == sites
         assert not torch.allclose(dense, expected, atol=1e-3)
         assert_close((run(**given)[0],), expected)
 
@@ -99,20 +101,21 @@ def test_second_text_length_after_the_image(dynamic: bool | None) -> None:
 
 @pytest.mark.slow
 def test_packed_tokens_keep_their_grid_when_sizes_change() -> None:
-    """Text that has the tokens of a grid (4×4) itself, another batch, and from the start."""
+    """Text of other lengths, another batch, and from the start; two layers after one another."""
     model = flux()
     run = compiled(model, res="128")
     for text, batch in ((5, 1), (16, 1), (7, 2)):
-        check(run, model, flux_inputs(text, batch), text)
+        check(run, model, flux_inputs(text, batch), text, 3)
     torch.compiler.reset()
-    check(compiled(model, True, res="128"), model, flux_inputs(5), 5)
+    check(compiled(model, True, res="128"), model, flux_inputs(5), 5, 3)
     assert {(s.kind, s.grid, s.factor) for s in self_attention()} == {("joint", GRID, HALF)}
+    assert all("res says so of the packed patches" in s.reason for s in self_attention())
 
 
 def test_blocks_at_several_batches() -> None:
     model = two_levels()
     model.unet.compile_repeated_blocks(
-        backend="todo_inductor", options={"kv_tokens": 16, "inner": "eager", "res": "64"}
+        backend="todo_inductor", options={"kv_tokens": 16, "inner": "eager", "token_grids": GRIDS}
     )
     truth = two_levels({64: HALF})
     with torch.no_grad(), warnings.catch_warnings():
@@ -123,10 +126,11 @@ def test_blocks_at_several_batches() -> None:
     assert {(s.grid, s.factor) for s in self_attention()} == {((8, 8), HALF), ((4, 4), (1, 1))}
 
 
-def test_wrong_resolution_is_named() -> None:
+def test_wrong_grids_are_named() -> None:
     model = two_levels()
     model.unet.compile_repeated_blocks(
-        backend="todo_inductor", options={"kv_tokens": 4, "inner": "eager", "res": "80"}
+        backend="todo_inductor",
+        options={"kv_tokens": 4, "inner": "eager", "token_grids": {100: (10, 10), 25: (5, 5)}},
     )
     given = unet_inputs(8, 8)
     with torch.no_grad(), warnings.catch_warnings():
@@ -135,7 +139,7 @@ def test_wrong_resolution_is_named() -> None:
     sites = self_attention()
     assert {s.action for s in sites} == {"refused"}
     assert "its 64 tokens" in sites[0].reason
-    assert "none of the grids of res or token_grids (100, 25, 9, 4 tokens)" in sites[0].reason
+    assert "token_grids names none of as many (100, 25)" in sites[0].reason
 
 
 class Captioned(nn.Module):
@@ -167,8 +171,173 @@ def test_text_is_no_image_for_having_its_length(packed: bool) -> None:
         truth.pool = lambda t: stand_ins(t, 1, GRID, HALF)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        got = compiled(model, res="64", factors="2,2")(given, caption)
+        got = compiled(model, token_grids=GRIDS, factors="2,2" if packed else "2")(given, caption)
         assert_close((got,), truth(given, caption))
     picture, text = self_attention()
     assert (picture.action, text.action) == ("rewritten" if packed else "refused", "refused")
-    assert "an input of more tokens" in text.reason
+    assert "a larger picture goes in too" in text.reason
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 8), (1, 8, 2, 4, 4), (1, 2, 8, 4, 4)])
+def test_text_beside_a_larger_picture_or_video(shape: tuple[int, ...]) -> None:
+    """A video shows frames × rows × columns; none of its sides is in `token_grids`."""
+
+    class Beside(Captioned):
+        def forward(self, image: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
+            return self.attend(caption) + image.mean()
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled(Beside().train(), token_grids={16: (4, 4)})(
+            torch.randn(shape), torch.randn(1, 16, 8)
+        )
+    (text,) = self_attention()
+    assert text.action == "refused"
+    assert "a larger picture goes in too" in text.reason
+
+
+def test_two_inputs_of_as_many_tokens() -> None:
+    """Which of them is the image is told by what is returned; where neither is, nothing is."""
+
+    class Both(Captioned):
+        back = True
+
+        def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            text = self.attend(text).mean(1, keepdim=True)
+            out = self.attend(image, self.pool) + text
+            return out if self.back else out.mean(1)
+
+    image, text = torch.randn(1, 64, 8), torch.randn(1, 64, 8)
+    model, truth = Both().train(), Both().eval()
+    truth.pool = lambda t: subsample(t, 1, GRID, HALF)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = compiled(model, token_grids=GRIDS)(image, text)
+        assert_close((got,), truth(image, text))
+        assert [site.action for site in self_attention()] == ["refused", "rewritten"]
+        todo_compile.clear_reports()
+        model.back = False
+        compiled(model, token_grids=GRIDS)(image, text)
+    assert [site.action for site in self_attention()] == ["refused", "refused"]
+
+
+def test_residuals_of_as_many_tokens_are_the_same_picture() -> None:
+    """A ControlNet's outputs are added token by token."""
+
+    class Controlled(Captioned):
+        def forward(self, image: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
+            return self.attend(image + control, self.pool).mean(1)
+
+    given = torch.randn(1, 64, 8), torch.randn(1, 64, 8)
+    model, truth = Controlled().train(), Controlled().eval()
+    truth.pool = lambda t: subsample(t, 1, GRID, HALF)
+    with torch.no_grad():
+        assert_close((compiled(model, token_grids=GRIDS)(*given),), truth(*given))
+    assert [site.action for site in self_attention()] == ["rewritten"]
+
+
+class Denoiser(Captioned):
+    """(B, N, C) tokens and a noise level an item → as many tokens."""
+
+    def forward(self, tokens: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        out = self.attend(tokens, self.pool)
+        for other in given:
+            mean = other.float().flatten(1).mean(1) if other.dim() > 1 else other
+            out = out + mean[:, None, None]
+        return out
+
+
+def test_resolution_of_a_denoiser_of_packed_patches() -> None:
+    x, level = torch.randn(2, 64, 8), torch.tensor([0.1, 0.9])
+    model, truth = Denoiser().train(), Denoiser().eval()
+    truth.pool = lambda t: subsample(t, 1, GRID, HALF)
+    with torch.no_grad():
+        assert_close((compiled(model, res="128")(x, level),), truth(x, level))
+    (site,) = self_attention()
+    assert (site.action, site.grid) == ("rewritten", GRID)
+    assert "on 8×8 since res says so of the packed patches" in site.reason
+
+
+LEVEL = torch.tensor([0.1, 0.9])
+TOKENS = torch.randn(2, 64, 8)
+NO_DENOISERS: dict[str, tuple[str, tuple[torch.Tensor, ...]]] = {
+    "no noise level: a block": ("128", (TOKENS,)),
+    "a vector an item, no level": ("128", (TOKENS, torch.randn(2, 8))),
+    "unpatched latent": ("64", (TOKENS, LEVEL)),
+    "second level": ("256", (TOKENS, LEVEL)),
+    "four pictures of a level": ("64", (torch.randn(2, 4 * 16, 8), LEVEL)),
+    "another input of as many": ("128", (TOKENS, LEVEL, torch.randn(2, 64, 8))),
+    "a picture goes in": ("128", (TOKENS, LEVEL, torch.randn(2, 3, 4, 4))),
+    "a video goes in": ("128", (TOKENS, LEVEL, torch.randn(2, 3, 2, 4, 4))),
+}
+
+
+@pytest.mark.parametrize("name", NO_DENOISERS)
+def test_resolution_says_nothing_of_other_graphs(name: str) -> None:
+    res, given = NO_DENOISERS[name]
+    model = Denoiser().train()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_close((compiled(model, res=res)(*given),), model(*given))
+    assert [site.action for site in self_attention()] == ["refused"]
+
+
+@pytest.mark.parametrize("what", ["prior", "side input", "shuffled"])
+def test_resolution_says_nothing_of_tokens_that_are_not_returned(what: str) -> None:
+    class Other(Captioned):
+        def forward(self, x: torch.Tensor, level: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            out = self.attend(x) + level[:, None, None]
+            if what == "shuffled":
+                return out[:, torch.arange(63, -1, -1)]
+            return out.mean(1) if what == "prior" else y + out.mean(1, keepdim=True)
+
+    model, given = Other().train(), (TOKENS, LEVEL, torch.randn(2, 5, 8))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_close((compiled(model, res="128")(*given),), model(*given))
+    assert [site.action for site in self_attention()] == ["refused"]
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_accelerate_names_the_grid_that_its_pipeline_packs(frames: bool) -> None:
+    class Pipe:
+        vae_scale_factor = 8
+
+        def __init__(self) -> None:
+            self.transformer = Denoiser().train()
+
+        def _pack_latents(self) -> None:
+            """That it has one tells that it packs."""
+
+        def __call__(self) -> None:
+            """Of pictures."""
+
+    class Video(Pipe):
+        def __call__(self, num_frames: int = 1) -> None:
+            """Of frames."""
+
+    pipe = (Video if frames else Pipe)()
+    todo_compile.accelerate(pipe, res="128", factors=2, inner="eager")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe.transformer(TOKENS)  # no noise level: its number alone would prove nothing
+    assert [s.action for s in self_attention()] == ["refused" if frames else "rewritten"]
+
+
+def test_attention_over_frames_is_not_asked_for_a_grid() -> None:
+    class Frames(Captioned):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, video: torch.Tensor) -> torch.Tensor:
+            b, f = video.shape[:2]
+            x = self.conv(video.flatten(0, 1)).flatten(2).unflatten(0, (b, f))
+            return self.attend(x.permute(0, 3, 1, 2).flatten(0, 1))
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled(Frames().train(), res="128")(torch.randn(1, 4, 8, 6, 6))
+    (site,) = self_attention()
+    assert site.action == "refused"
+    assert "these are frames, or points in time" in site.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from todo_compile._torch import compiled_call, set_compiled_call
 from todo_compile.errors import ConfigError, ModelError
-from todo_compile.options import parse_factors
+from todo_compile.options import check_token_grids, parse_factors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,11 +26,19 @@ _before: weakref.WeakKeyDictionary[nn.Module, Callable[..., Any] | None] = (
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A component to compile, with the bound on its key/value tokens where one is known."""
+    """A component to compile, with the bound on its key/value tokens where one is known.
+
+    Args:
+        module: the component.
+        native: most key/value tokens that it saw in training, where that is known.
+        one_level: it follows one factor only.
+        denoises: image tokens go in as the pipeline packs them.
+    """
 
     module: nn.Module
     native: int | None
     one_level: bool = False
+    denoises: bool = False
 
 
 def accelerate(
@@ -52,7 +61,8 @@ def accelerate(
         mode, fullgraph, dynamic: as for `torch.compile`.
         options: of the backend: ``kv_tokens``, ``factors`` (the decoder takes the first),
             ``sampling``, ``res``, ``inner``, …; without ``kv_tokens`` and ``factors`` the bound is
-            what each component saw in training.
+            what each component saw in training. A pipeline that packs its latents (FLUX) needs the
+            ``res`` that it is called with: its patches then give the denoiser's tokens their grid.
 
     Returns:
         The same pipeline.
@@ -64,8 +74,12 @@ def accelerate(
     from todo_compile.dynamo.backend_options import BackendOptions
 
     BackendOptions.parse(options, mode)
+    packed = _packed_grid(pipe, options.get("res"))
     for part in _parts(pipe, vae):
         chosen = dict(options)
+        if part.denoises and packed is not None:
+            named = check_token_grids(chosen.get("token_grids"))
+            chosen["token_grids"] = {packed[0] * packed[1]: packed, **named}
         if part.one_level and (factors := parse_factors(chosen.get("factors"))):
             chosen["factors"] = factors[:1]
         if part.native is not None and not {"kv_tokens", "factors", "preset"} & chosen.keys():
@@ -89,6 +103,25 @@ def restore(pipe: Pipeline) -> Pipeline:
     return pipe
 
 
+def _packed_grid(pipe: object, res: object) -> tuple[int, int] | None:
+    """(rows, columns) of the tokens that the pipeline packs a picture of `res` pixels into.
+
+    None without `res`, for a pipeline that packs nothing, and for one of videos: the tokens of
+    several frames are no grid of two axes.
+    """
+    from todo_compile.dynamo.backend_options import patch_grid_at
+
+    if res is None or not callable(pipe) or not hasattr(pipe, "_pack_latents"):
+        return None
+    if (
+        hasattr(pipe, "_pack_latents_no_patch")
+        or "num_frames" in inspect.signature(pipe).parameters
+    ):
+        return None
+    # A latent cell is `vae_scale_factor` pixels wide, and 2×2 of them are one token.
+    return patch_grid_at(str(res), 2 * int(getattr(pipe, "vae_scale_factor", 8)))
+
+
 def _mode_options(mode: str | None) -> dict[str, Any]:
     from todo_compile._torch import inductor_mode
 
@@ -97,7 +130,7 @@ def _mode_options(mode: str | None) -> dict[str, Any]:
 
 def _parts(pipe: object, vae: bool) -> list[_Part]:
     found = [
-        _Part(module, _native(module))
+        _Part(module, _native(module), denoises=True)
         for name in _DENOISERS
         if (module := getattr(pipe, name, None)) is not None
     ]

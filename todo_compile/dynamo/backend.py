@@ -81,13 +81,16 @@ def todo_inductor(
         gm,
         chosen.plan,
         token_grids=chosen.token_grids,
+        patch_grid=chosen.patch_grid,
         dump=_dump_folder(chosen.dump),
         specialise=True,
         keep_dynamic=marked_dynamic(),
         levels=part.count,
         constants=static_inputs(gm, example_inputs),
     )
-    nested = rewrite_nested(gm, chosen.plan, chosen.token_grids, part.levels)
+    nested = rewrite_nested(
+        gm, chosen.plan, chosen.token_grids, part.levels, patch_grid=chosen.patch_grid
+    )
     _publish(report, nested)
     for text in part.warnings:
         warnings.warn(text, stacklevel=2)

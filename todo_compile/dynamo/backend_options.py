@@ -35,11 +35,16 @@ class BackendOptions:
 
     Args:
         plan: how factors are chosen.
-        token_grids: number of tokens → (rows, columns), from ``res`` or given as such.
+        token_grids: number of tokens → (rows, columns). The caller's word for what comes in packed:
+            the largest input with as many tokens as one of them is taken for the image, whatever it
+            is, so name the grids of images only, and not for a part that sees text of that length.
+        patch_grid: (rows, columns) of packed patches of 2×2 latent cells at ``res``: believed of a
+            whole denoiser that takes and returns as many tokens, of nothing else.
         inner: backend that compiles the rewritten graph.
         inductor: Inductor's own options, the mode's included.
         dump: folder for the graph before and after every pass, or None.
-        levels: numbers of tokens of the levels at ``res``; empty without it.
+        levels: numbers of tokens of the levels at ``res`` and of `token_grids`: what levels are
+            counted by, no evidence of a grid.
     """
 
     plan: PlanOptions
@@ -48,6 +53,7 @@ class BackendOptions:
     inductor: dict[str, Any]
     dump: str | None
     levels: frozenset[int] = frozenset()
+    patch_grid: tuple[int, int] | None = None
 
     @staticmethod
     def parse(options: Mapping[str, Any] | None, mode: str | None) -> BackendOptions:
@@ -63,6 +69,7 @@ class BackendOptions:
         patches = {**(inductor_mode(mode) if mode and inner == "inductor" else {}), **given}
         grids = check_token_grids(ours.get("token_grids"))
         levels: dict[int, tuple[int, int]] = {}
+        patches_at: tuple[int, int] | None = None
         if ours.get("res") is not None:
             levels = grids_at(str(ours["res"]))
             if not levels:
@@ -70,6 +77,7 @@ class BackendOptions:
                     f"res {ours['res']} is less than two latent cells.",
                     remedy="It is a size in pixels: 1024, or WIDTHxHEIGHT.",
                 )
+            patches_at = patch_grid_at(str(ours["res"]))
         plan = PlanOptions.create(
             kv_tokens=ours.get("kv_tokens"),
             factors=ours.get("factors"),
@@ -77,8 +85,8 @@ class BackendOptions:
             preset=ours.get("preset"),
             masks=ours.get("masks"),
         )
-        grids = {**levels, **grids}
-        return BackendOptions(plan, grids, inner, patches, dump, frozenset(levels))
+        family = frozenset(levels) | frozenset(grids)
+        return BackendOptions(plan, grids, inner, patches, dump, family, patches_at)
 
 
 def _text(given: Mapping[str, Any], name: str) -> str | None:
@@ -127,3 +135,15 @@ def grids_at(res: str) -> dict[int, tuple[int, int]]:
             found[rows * columns] = (rows, columns)
         rows, columns = -(-rows // 2), -(-columns // 2)
     return found
+
+
+def patch_grid_at(res: str, pixels: int = 2 * _LATENT_SCALE) -> tuple[int, int] | None:
+    """(rows, columns) of patches of `pixels` × `pixels` at a resolution; None if there is but one.
+
+    Models that take packed tokens (FLUX) make one of 2×2 latent cells; what is left over is cut.
+    """
+    from todo_compile.models import Resolution
+
+    resolution = Resolution.parse(res)
+    grid = resolution.height // pixels, resolution.width // pixels
+    return grid if grid[0] * grid[1] > 1 else None

@@ -4,11 +4,11 @@
     a graph break at 32×32       → [64×64, 32×32]  [32×32]  [32×32, 64×64]
 
 Factors go by level, and a graph that sees the second level only would take it for the first. With
-``res`` the grids of all levels are known; level 1 is then the largest of them on which a graph
-compiled under the same options had self-attention. (Which one that is depends on the model: SDXL
-has none at full latent resolution. Models go down before they go up, so it comes first; should a
-larger one come later, a warning says so.) Without ``res``, or at a size that is not its, levels are
-counted in each graph alone, and a warning says so where the graph is a part.
+``res`` or ``token_grids`` the sizes of all levels are known; level 1 is then the largest of them
+on which a graph compiled under the same options had self-attention. (Which one that is depends on
+the model: SDXL has none at full latent resolution. Models go down before they go up, so it comes
+first; should a larger one come later, a warning says so.) Without them, or at a size that is not
+theirs, levels are counted in each graph alone, and a warning says so where the graph is a part.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Fragment:
         module: Dynamo's graph, not yet rewritten.
         given: the options, as given.
         plan: what they say about factors.
-        family: areas of the grids of ``res``; empty without it.
+        family: areas of the grids of ``res`` and ``token_grids``; empty without them.
     """
 
     def __init__(

@@ -28,6 +28,7 @@ def rewrite_nested(
     token_grids: dict[int, tuple[int, int]],
     levels: Levels,
     seeds: Mapping[Node, Axes] | None = None,
+    patch_grid: tuple[int, int] | None = None,
 ) -> tuple[Report, ...]:
     """Rewrite every graph that `module` calls, in place.
 
@@ -37,12 +38,14 @@ def rewrite_nested(
         token_grids: grids that the caller named.
         levels: of the whole graph.
         seeds: axes of the inputs of `module`.
+        patch_grid: as for the outer graph; a graph that it calls is no whole denoiser.
 
     Raises:
         ConfigError: options that a graph cannot follow.
         PassError: a pass broke a graph.
     """
-    grids = GridMap(GraphContext(module, token_grids=token_grids), seeds=seeds)
+    context = GraphContext(module, token_grids=token_grids, patch_grid=patch_grid)
+    grids = GridMap(context, seeds=seeds)
     calls: dict[int, list[Call]] = {}
     for call in grids.calls:
         calls.setdefault(id(call.body), []).append(call)

@@ -46,6 +46,8 @@ class GraphContext:
         module: the graph module; edited in place.
         token_grids: number of tokens → (rows, columns), for graphs whose image tokens arrive
             already packed, so that no 4-D tensor in the graph proves the grid.
+        patch_grid: (rows, columns) of the packed tokens that a whole denoiser would work on; only a
+            hint, which dataflow must confirm.
         batch: what a dynamic size counts as in `number`; None for one item.
         keep_dynamic: symbols that must not be specialised.
         constants: values of the weights and buffers among the inputs, by node name.
@@ -56,6 +58,7 @@ class GraphContext:
         module: GraphModule,
         *,
         token_grids: dict[int, tuple[int, int]] | None = None,
+        patch_grid: tuple[int, int] | None = None,
         batch: int | None = None,
         keep_dynamic: frozenset[Any] = frozenset(),
         constants: Mapping[str, torch.Tensor] | None = None,
@@ -64,6 +67,7 @@ class GraphContext:
         self.keep_dynamic = keep_dynamic
         self.graph = module.graph
         self.token_grids = token_grids or {}
+        self.patch_grid = patch_grid
         self.batch = batch
         self.sites: tuple[str, ...] = ()
         """Sites on whose behalf nodes are made; stamped into ``meta["todo_sites"]``."""

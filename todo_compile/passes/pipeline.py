@@ -42,6 +42,7 @@ def rewrite_graph(
     *,
     native_kv_tokens: int | None = None,
     token_grids: dict[int, tuple[int, int]] | None = None,
+    patch_grid: tuple[int, int] | None = None,
     dump: Path | None = None,
     explicit_casts: bool = False,
     specialise: bool = False,
@@ -60,6 +61,7 @@ def rewrite_graph(
         native_kv_tokens: the default bound: tokens that the model's highest attention level saw in
             training.
         token_grids: number of tokens → (rows, columns) for image tokens that arrive packed.
+        patch_grid: (rows, columns) of packed tokens, believed of a whole denoiser's own only.
         dump: folder for the graph before and after every pass.
         explicit_casts: also write out implicit type promotion, for ONNX and TensorRT.
         specialise: fix dynamic image sides and numbers of packed tokens to the sizes at hand where
@@ -93,6 +95,7 @@ def rewrite_graph(
         context = GraphContext(
             module,
             token_grids=token_grids,
+            patch_grid=patch_grid,
             batch=batch,
             keep_dynamic=keep_dynamic,
             constants=constants,
@@ -271,7 +274,7 @@ def _row(state: State, decision: Decision, before: cost.SiteCost | None) -> Site
         key_tokens_after=after.key_tokens if after else 0,
         factor=_factor(decision),
         action=decision.action,
-        reason=decision.reason,
+        reason="; ".join(filter(None, (decision.reason, decision.grid.evidence))),
         flops=before.flops if before else 0,
         flops_after=after.flops if after else 0,
         share=before.flops / graph_flops if before and graph_flops else 0.0,

@@ -11,8 +11,7 @@ from todo_compile.passes.base import Outcome, Pass, State
 from todo_compile.passes.find.attention import AttentionSite, NearMiss
 from todo_compile.passes.find.casts import promote_concatenations
 from todo_compile.passes.find.sites import find_sites
-from todo_compile.passes.grid.grids import GridMap
-from todo_compile.passes.grid.packed import dynamic_packed
+from todo_compile.passes.grid.grids import GridMap, dynamic_packed
 from todo_compile.passes.plan import cost
 from todo_compile.passes.plan.choose import make_plan
 from todo_compile.passes.plan.classify import attention_areas, dynamic_sides

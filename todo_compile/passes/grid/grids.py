@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -26,7 +27,7 @@ from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid import combining, indexing, reshaping, slicing, spatial
 from todo_compile.passes.grid.axes import Axes, Dim, Unifier, dim_size, fresh, fresh_dim
 from todo_compile.passes.grid.bodies import bodies, inputs_of, returned, returns_its_bodys
-from todo_compile.passes.grid.packed import packed_inputs
+from todo_compile.passes.grid.packed import Packed, Walked, packed_inputs
 from todo_compile.passes.grid.state import GridState, Rule, Shape
 
 log = logging.getLogger("todo_compile")
@@ -76,7 +77,7 @@ class GridMap:
     ) -> None:
         self._seeds = dict(seeds or {})
         # Where it is known what goes in, no input is taken for packed tokens by its length.
-        self._packed = packed_inputs(context) if seeds is None else {}
+        self._packed = _packed(context) if seeds is None else Packed()
         self._state = GridState(context, unifier or Unifier())
         self.calls: list[Call] = []
         self._walk()
@@ -100,6 +101,16 @@ class GridMap:
     def axes(self) -> Mapping[Node, Axes]:
         """Axes of every tensor in the graph."""
         return self._state.axes
+
+    def evidence(self, dim: Dim) -> str:
+        """What says that `dim` is a grid where neither the graph alone nor the caller does."""
+        find, packed = self.unifier.find, self._packed
+        known = {
+            find(atom.ident)
+            for node in (packed.grids if packed.evidence else ())
+            for atom in self.axes[node][1]
+        }
+        return packed.evidence if any(find(a.ident) in known for a in dim) else ""
 
     def dim(self, node: Node, axis: int) -> Dim | None:
         """Atoms of one axis of a node's output, or None if nothing is known."""
@@ -179,7 +190,8 @@ class GridMap:
         if axes is not None and len(axes) == len(shape):
             return axes
         axes = tuple(fresh_dim(size) for size in shape)
-        if (grid := self._packed.get(node)) is not None:
+        grid = self._packed.grids.get(node)
+        if grid is not None and isinstance(shape[1], int):
             return axes[0], (fresh(grid[0], "H"), fresh(grid[1], "W")), axes[2]
         return axes
 
@@ -198,3 +210,16 @@ class GridMap:
         except Exception:  # as above
             log.debug("no grid is followed through %s", node.format_node(), exc_info=True)
             return None
+
+
+def _packed(context: GraphContext) -> Packed:
+    def walk() -> Walked:
+        grids = GridMap(context, seeds={})
+        return Walked(grids.axes, grids.unifier)
+
+    return packed_inputs(context, walk)
+
+
+def dynamic_packed(context: GraphContext) -> list[Any]:
+    """Symbolic numbers of tokens that are those of a grid in the call at hand."""
+    return _packed(context).symbolic(context)

@@ -50,7 +50,7 @@ def _indexed(state: GridState, axes: Axes, index: object, shape: Shape) -> Axes 
             result.append(
                 dim
                 if _whole(item)
-                else sliced(dim, item.start or 0, item.step or 1, shape[len(result)])
+                else sliced(dim, state.size(item.start or 0), item.step or 1, shape[len(result)])
             )
         elif isinstance(item, int) and left:
             left.pop(0)

@@ -38,7 +38,7 @@ def through_slice(state: GridState, node: Node, shape: Shape) -> Axes | None:
     axis = ops.normal_dim(ops.arg(node, 1, "dim", default=0), len(shape))
     start = ops.arg(node, 2, "start", default=0) or 0
     step = ops.arg(node, 4, "step", default=1) if ops.op(node) == "slice" else 1
-    part = sliced(axes[axis], start, step, shape[axis])
+    part = sliced(axes[axis], state.size(start), step, shape[axis])
     taken = (start, shape[axis], step)
     result = list(axes if part == axes[axis] else of_items(state, axes, {axis: taken}))
     result[axis] = part
@@ -83,21 +83,26 @@ def outputs(state: GridState, node: Node) -> list[Axes] | None:
     return None
 
 
-def sliced(dim: Dim, start: object, step: object, size: Size) -> Dim:
-    """Part of a dimension: whole, a segment of a concatenation, or every step-th position."""
+def sliced(dim: Dim, start: Size | None, step: object, size: Size) -> Dim:
+    """Part of a dimension: whole, a segment of a concatenation, or every step-th position.
+
+    Args:
+        start: first position, from the end if negative; None if that is not known.
+    """
     if step == 1 and same(dim_size(dim), size):
         return dim
     if len(dim) != 1:
         return fresh_dim(size)
     atom = dim[0]
-    if atom.segments and step == 1 and isinstance(start, int):
-        return _segment(atom, start, size)
+    if atom.segments and step == 1 and start is not None:
+        from_end = getattr(start, "is_negative", start < 0 if isinstance(start, int) else False)
+        return _segment(atom, start + atom.size if from_end else start, size)
     if not atom.segments and step != 1 and atom.role and not same(size, 1):
         return (fresh(size, atom.role, atom.origin or atom.ident),)
     return fresh_dim(size)
 
 
-def _segment(atom: Atom, start: int, size: Size) -> Dim:
+def _segment(atom: Atom, start: Size, size: Size) -> Dim:
     """The segments of a concatenated range that cover [start, start + size), if they do."""
     position: Size = 0
     taken: list[Dim] = []

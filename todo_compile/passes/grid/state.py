@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from torch.fx import Node
 
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
-from todo_compile.passes.grid.axes import Atom, Axes, Size, Unifier
+from todo_compile.passes.grid.axes import Atom, Axes, Size, Unifier, plain_size
 
 Shape = tuple[Size, ...]
 
@@ -38,6 +40,11 @@ class GridState:
         """Axes of the tensor that `node` works on, its first argument."""
         first = source_of(node)
         return None if first is None else self.axes.get(first)
+
+    def size(self, given: object) -> Size | None:
+        """A size argument as a number or expression: the graph may compute it; None if unknown."""
+        value: Any = self.context.value(given) if isinstance(given, Node) else given
+        return plain_size(value) if isinstance(value, int | torch.SymInt) else None
 
     def prove(self, atom: Atom, role: str) -> None:
         """Record what an operation says of a range that was nameless so far."""

@@ -7,11 +7,10 @@ proved is refused: the number of tokens alone says nothing of the grid's sides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from todo_compile.options import Factor
 from todo_compile.passes.find.attention import AttentionSite
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import Dim, Size, grid_of, image_segment, same
@@ -45,6 +44,8 @@ class SiteGrid:
     """The tokens count columns first: ``(B, W·H, C)``."""
     mask: MaskProof | None = None
     """Why its mask may be pooled; None without a mask that has a key axis."""
+    evidence: str = ""
+    """What says that it is a grid, where neither the graph alone nor the caller does."""
 
 
 def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> SiteGrid:
@@ -139,7 +140,8 @@ def _sized(
     column_major = key[0].role == "W"
     if column_major:
         rows, columns = columns, rows
-    result = SiteGrid(kind, rows, columns, offset, column_major=column_major)
+    evidence = grids.evidence(key)
+    result = SiteGrid(kind, rows, columns, offset, column_major=column_major, evidence=evidence)
     obstacle: str | None = site.refusal
     for operand in (site.key, site.value):
         shape = context.shape(operand.node) or ()
@@ -151,7 +153,7 @@ def _sized(
         obstacle = mask_obstacle(context, site)
         result = replace(result, mask=prove_mask(context, site, offset, rows * columns))
     if obstacle is not None:
-        return SiteGrid(kind, rows, columns, offset, obstacle, refused=True)
+        return replace(result, obstacle=obstacle, refused=True)
     return result
 
 
@@ -170,20 +172,52 @@ def _without_grid(
     return SiteGrid(
         "unknown",
         obstacle=f"the grid of its {keys} tokens cannot be proved from the graph; "
-        + _advice(context.token_grids, keys),
+        + _missing(context, grids, site, key),
         refused=True,
     )
 
 
-def _advice(token_grids: Mapping[int, Factor], keys: Size) -> str:
-    """Why the grids that the caller named do not help, or that some would."""
-    if not token_grids:
-        return "give the resolution if they are packed image tokens"
-    if keys in token_grids:
-        return "an input of more tokens was taken for the packed image, or their way was lost"
-    known = ", ".join(str(tokens) for tokens in sorted(token_grids, reverse=True)[:4])
-    more = ", …" if len(token_grids) > 4 else ""
-    return f"none of the grids of res or token_grids ({known}{more} tokens) has as many"
+def _missing(context: GraphContext, grids: GridMap, site: AttentionSite, key: Dim) -> str:
+    """What the keys are as far as dataflow tells, and what would prove their grid if they are one.
+
+    Nobody is sent into a guess: a grid is asked for only where tokens come in packed.
+    """
+    axes = grids.axes[site.key.node]
+    beside = {a.role for i, dim in enumerate(axes) if i != site.key.tokens for a in dim}
+    if {"H", "W"} <= beside:
+        return "rows and columns are on another axis, so these are frames, or points in time"
+    packed = _packed_inputs(context, grids, key)
+    if not packed:
+        return "nothing tells that they are the rows and columns of a picture (as a kernel would)"
+    names = ", ".join(packed)
+    if any(tokens in context.token_grids for tokens in packed.values()):
+        return (
+            f"token_grids has as many as {names}, but a larger picture goes in too, or another "
+            "input of as many tokens"
+        )
+    if context.token_grids:
+        known = ", ".join(str(tokens) for tokens in sorted(context.token_grids, reverse=True)[:4])
+        more = ", …" if len(context.token_grids) > 4 else ""
+        return f"{names} came in packed, and token_grids names none of as many ({known}{more})"
+    why = "" if context.patch_grid is None else "res counts for a whole denoiser's patches alone; "
+    count = next(iter(packed.values()))
+    return (
+        f"{names} came in packed: {why}only if these are an image's tokens, name their grid: "
+        f"token_grids={{{count}: (rows, columns)}}, or let accelerate() compile the pipeline"
+    )
+
+
+def _packed_inputs(context: GraphContext, grids: GridMap, key: Dim) -> dict[str, Size]:
+    """Inputs (B, N, C) whose tokens are among the keys, with their number."""
+    find = grids.unifier.find
+    parts = [atom for dim in (key, *(s for a in key for s in a.segments)) for atom in dim]
+    wanted = {find(atom.ident) for atom in parts}
+    found: dict[str, Size] = {}
+    for node in context.graph.nodes:
+        axes = grids.axes.get(node, ()) if node.op == "placeholder" else ()
+        if len(axes) == 3 and len(axes[1]) == 1 and find(axes[1][0].ident) in wanted:
+            found[node.name] = axes[1][0].size
+    return found
 
 
 def dynamic_sides(
