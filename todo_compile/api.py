@@ -139,6 +139,7 @@ def rewrite(
     options: PlanOptions | None = None,
     native_kv_tokens: int | None = None,
     token_grids: dict[int, tuple[int, int]] | None = None,
+    image_axes: Mapping[str, tuple[int, int]] | None = None,
     dump: str | Path | None = None,
 ) -> tuple[nn.Module, Report]:
     """A copy of `module` with downsampled keys and values, for the shapes of the example inputs.
@@ -154,7 +155,10 @@ def rewrite(
         options: how factors are chosen.
         native_kv_tokens: the default bound on key/value tokens; 4096 if None.
         token_grids: number of tokens → (rows, columns), for models whose image tokens arrive
-            packed as (B, N, C), so that the graph cannot prove their grid.
+            packed as (B, N, C), so that the graph cannot prove their grid. Your word counts: text
+            of such a length, with no larger image beside it, would be taken for an image.
+        image_axes: argument by name → its (row, column) axes, ``{"sample": (2, 3)}``, for models
+            that mind no neighbours (patches of one cell), so that nothing in the graph proves them.
         dump: folder for the graph before and after every pass.
 
     Returns:
@@ -176,6 +180,7 @@ def rewrite(
         native_kv_tokens=native_kv_tokens,
         token_grids=check_token_grids(token_grids),
         constants=constants_of(program),
+        image_axes=image_axes,
         dump=Path(dump) if dump is not None else None,
     )
     program.validate()

@@ -80,6 +80,9 @@ def _is_pair(factor: object) -> bool:
 def check_token_grids(given: object) -> dict[int, Factor]:
     """A number of tokens → the (rows, columns) that they come from; None is an empty mapping.
 
+    It is the caller's word: text of such a length, where no larger image goes in beside it, is
+    taken for the image. Name the grids of images only.
+
     Raises:
         ConfigError: no mapping, or a grid that has another number of cells than tokens.
     """

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from graphs import DIALECTS, ImageAttention, assert_close, capture, only_site
 from torch import nn
 
+import todo_compile
+from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions
 from todo_compile.passes.grid import grids as grid_rules
 from todo_compile.passes.report import Report
@@ -233,3 +235,21 @@ def test_rule_that_fails_costs_its_tags_only(
     assert "nobody thought of" in caplog.text
     with torch.no_grad():
         assert_close(captured.run(), net(x))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_image_axes_that_the_caller_names(dialect: str) -> None:
+    """A 1×1 convolution proves nothing of them, and carries what is known."""
+    net, x = Net(lambda net, x: net.one(x)), plane()
+    captured = capture(net, (x,), dialect)
+    site = only_site(captured.rewrite(HALF, image_axes={"image": (2, 3)}))
+    assert (site.action, site.grid) == ("rewritten", SIDES), site.reason
+    net.pool = lambda t: oracle.subsample(t, 2, SIDES, (2, 2))
+    with torch.no_grad():
+        assert_close(captured.run(), net(x))
+
+
+@pytest.mark.parametrize("named", [{"picture": (2, 3)}, {"image": (2, 4)}, {"image": (0, 3)}])
+def test_image_axes_that_are_not_there(named: dict[str, tuple[int, int]]) -> None:
+    with pytest.raises(ConfigError, match="image_axes"):
+        todo_compile.rewrite(Net(lambda net, x: net.one(x)), (plane(),), image_axes=named)

@@ -48,6 +48,7 @@ class GraphContext:
             already packed, so that no 4-D tensor in the graph proves the grid.
         patch_grid: (rows, columns) of the packed tokens that a whole denoiser would work on; only a
             hint, which dataflow must confirm.
+        image_axes: input by name → its (row, column) axes, where the caller knows them.
         batch: what a dynamic size counts as in `number`; None for one item.
         keep_dynamic: symbols that must not be specialised.
         constants: values of the weights and buffers among the inputs, by node name.
@@ -59,6 +60,7 @@ class GraphContext:
         *,
         token_grids: dict[int, tuple[int, int]] | None = None,
         patch_grid: tuple[int, int] | None = None,
+        image_axes: Mapping[str, tuple[int, int]] | None = None,
         batch: int | None = None,
         keep_dynamic: frozenset[Any] = frozenset(),
         constants: Mapping[str, torch.Tensor] | None = None,
@@ -68,6 +70,7 @@ class GraphContext:
         self.graph = module.graph
         self.token_grids = token_grids or {}
         self.patch_grid = patch_grid
+        self.image_axes = image_axes or {}
         self.batch = batch
         self.sites: tuple[str, ...] = ()
         """Sites on whose behalf nodes are made; stamped into ``meta["todo_sites"]``."""
@@ -238,12 +241,13 @@ class GraphContext:
 
     @contextmanager
     def working_on(self, *sites: str) -> Generator[None]:
-        """New nodes are made on behalf of these sites."""
+        """New nodes are made on behalf of these sites.
+
+        Where something fails, `sites` stay: whoever asks why learns whose work it was.
+        """
         before, self.sites = self.sites, sites
-        try:
-            yield
-        finally:
-            self.sites = before
+        yield
+        self.sites = before
 
     def snapshot(self) -> Snapshot:
         """The graph as it is, for `restore`."""

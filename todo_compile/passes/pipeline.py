@@ -43,6 +43,7 @@ def rewrite_graph(
     native_kv_tokens: int | None = None,
     token_grids: dict[int, tuple[int, int]] | None = None,
     patch_grid: tuple[int, int] | None = None,
+    image_axes: Mapping[str, tuple[int, int]] | None = None,
     dump: Path | None = None,
     explicit_casts: bool = False,
     specialise: bool = False,
@@ -62,6 +63,7 @@ def rewrite_graph(
             training.
         token_grids: number of tokens → (rows, columns) for image tokens that arrive packed.
         patch_grid: (rows, columns) of packed tokens, believed of a whole denoiser's own only.
+        image_axes: input by name → its (row, column) axes, where the caller knows them.
         dump: folder for the graph before and after every pass.
         explicit_casts: also write out implicit type promotion, for ONNX and TensorRT.
         specialise: fix dynamic image sides and numbers of packed tokens to the sizes at hand where
@@ -96,6 +98,7 @@ def rewrite_graph(
             module,
             token_grids=token_grids,
             patch_grid=patch_grid,
+            image_axes=image_axes,
             batch=batch,
             keep_dynamic=keep_dynamic,
             constants=constants,

@@ -27,6 +27,7 @@ from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid import combining, indexing, reshaping, slicing, spatial
 from todo_compile.passes.grid.axes import Axes, Dim, Unifier, dim_size, fresh, fresh_dim
 from todo_compile.passes.grid.bodies import bodies, inputs_of, returned, returns_its_bodys
+from todo_compile.passes.grid.named import named_inputs
 from todo_compile.passes.grid.packed import Packed, Walked, packed_inputs
 from todo_compile.passes.grid.state import GridState, Rule, Shape
 
@@ -75,7 +76,7 @@ class GridMap:
         seeds: Mapping[Node, Axes] | None = None,
         unifier: Unifier | None = None,
     ) -> None:
-        self._seeds = dict(seeds or {})
+        self._seeds = {**named_inputs(context), **(seeds or {})}
         # Where it is known what goes in, no input is taken for packed tokens by its length.
         self._packed = _packed(context) if seeds is None else Packed()
         self._state = GridState(context, unifier or Unifier())
