@@ -253,3 +253,49 @@ def test_image_axes_that_the_caller_names(dialect: str) -> None:
 def test_image_axes_that_are_not_there(named: dict[str, tuple[int, int]]) -> None:
     with pytest.raises(ConfigError, match="image_axes"):
         todo_compile.rewrite(Net(lambda net, x: net.one(x)), (plane(),), image_axes=named)
+
+
+def patches(x: torch.Tensor, rows: int = 2, columns: int = 2, *, turned: bool = False) -> Any:
+    """(B, C, H, W) → (B, patches, C · rows · columns) by views, as AuraFlow and CogView do."""
+    b, c, h, w = x.shape
+    cut = x.view(b, c, h // rows, rows, w // columns, columns)
+    order = (0, 4, 2, 1, 3, 5) if turned else (0, 2, 4, 1, 3, 5)
+    return cut.permute(order).reshape(b, h * w // (rows * columns), c * rows * columns)
+
+
+class Patched(Net):
+    def tokens(self, image: torch.Tensor) -> torch.Tensor:
+        return self.make(self, image)[..., :8]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_patches_cut_by_views(turned: bool, dialect: str) -> None:
+    """Two axes cut by one number, outer parts together and inner parts together."""
+    net, x = Patched(lambda _, x: patches(x, turned=turned)), plane(8, 12)
+    captured = capture(net, (x,), dialect)
+    site = only_site(captured.rewrite(PlanOptions(factors=((4, 2),))))
+    assert (site.action, site.grid, site.factor) == ("rewritten", (4, 6), (4, 2)), site.reason
+    grid, factor = ((6, 4), (2, 4)) if turned else ((4, 6), (4, 2))
+    net.pool = lambda t: oracle.subsample(t, 2, grid, factor)
+    with torch.no_grad():
+        assert_close(captured.run(), net(x))
+
+
+CUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "by different numbers": lambda x: patches(x, 2, 3),
+    "one axis alone": lambda x: patches(x, 2, 1),
+    "by nothing": lambda x: patches(x, 1, 1),
+    "heads of text": lambda x: x.flatten(2).mT.unflatten(2, (2, 4)).transpose(1, 2).flatten(2)
+    .unflatten(2, (-1, 8)).flatten(1, 2),
+    "one range in four": lambda x: x.flatten(2).repeat(1, 1, 2)[..., :96]
+    .unflatten(2, (4, 2, 6, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", CUTS)
+def test_cuts_that_are_no_patches(name: str, dialect: str) -> None:
+    net = Patched(lambda _, x: CUTS[name](x))
+    report, _ = rewritten(net, plane(8, 12), dialect)
+    assert only_site(report).action == "refused"

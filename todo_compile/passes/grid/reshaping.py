@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from todo_compile.passes import ops
 from todo_compile.passes.grid.axes import Axes, Dim, dim_size, fresh, fresh_dim, same
-from todo_compile.passes.grid.reshapes import reshape
+from todo_compile.passes.grid.reshapes import patched, reshape
 from todo_compile.passes.grid.state import GridState, Rule, Shape, source_of
 
 
@@ -30,7 +30,14 @@ def through_permute(state: GridState, node: Node, shape: Shape) -> Axes | None:
 def through_view(state: GridState, node: Node, shape: Shape) -> Axes | None:
     """view, reshape, flatten: atoms are followed through the row-major order."""
     axes = state.source(node)
-    return None if axes is None else reshape(axes, shape)
+    if axes is None:
+        return None
+    result = reshape(axes, shape)
+    if (sides := patched(result)) is not None:
+        for atom, role in zip(sides, ("H", "W"), strict=True):
+            if not atom.role:
+                state.prove(atom, role)
+    return result
 
 
 def through_squeeze(state: GridState, node: Node, shape: Shape) -> Axes | None:
