@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from todo_compile.dynamo.accelerate import restore as restore
     from todo_compile.dynamo.backend import clear_reports as clear_reports
     from todo_compile.dynamo.backend import reports as reports
+    from todo_compile.dynamo.calls import summary as summary
     from todo_compile.errors import TodoError as TodoError
     from todo_compile.options import PlanOptions as PlanOptions
     from todo_compile.passes.report import HoistStop as HoistStop
@@ -52,6 +53,7 @@ _HOMES = {
     "clear_reports": "dynamo.backend",
     "reports": "dynamo.backend",
     "restore": "dynamo.accelerate",
+    "summary": "dynamo.calls",
     "PlanOptions": "options",
     "TodoError": "errors",
     "HoistStop": "passes.report",

@@ -8,6 +8,7 @@ and 2.12.0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,9 +82,57 @@ def dynamo_backend(name: str) -> Callable[..., Any]:
         raise LookupError(name) from error
 
 
-def ends_in_graph_break(module: torch.fx.GraphModule) -> bool:
-    """Whether Dynamo's graph ends because of something that Dynamo cannot trace."""
-    return bool(getattr(getattr(module, "compile_subgraph_reason", None), "graph_break", False))
+def graph_break(module: torch.fx.GraphModule) -> tuple[str, int, str] | None:
+    """(file, line, reason) of what Dynamo cannot trace and ends its graph at; None if it does not.
+
+    Without a known place the file is "" and the line 0.
+    """
+    why: Any = getattr(module, "compile_subgraph_reason", None)
+    if not getattr(why, "graph_break", False):
+        return None
+    place: Any = next(reversed(list(getattr(why, "user_stack", None) or ())), None)
+    reason = _first_line(getattr(why, "reason", ""))
+    return (place.filename, int(place.lineno or 0), reason) if place else ("", 0, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A function that Dynamo does not compile, so that it runs eagerly.
+
+    Args:
+        function, file, first_line: which.
+        at_file, at_line: what it cannot trace, there or in what it calls; "" and 0 if unknown.
+        reason: the first line of why.
+    """
+
+    function: str
+    file: str
+    first_line: int
+    at_file: str
+    at_line: int
+    reason: str
+
+
+def given_up(since: float) -> list[GivenUp]:
+    """Functions that Dynamo gave up since a moment (`time.time`), of its last 64 compilations."""
+    from torch._dynamo.utils import get_compilation_metrics
+
+    return [
+        GivenUp(
+            one.co_name or "",
+            one.co_filename or "",
+            one.co_firstlineno or 0,
+            one.fail_user_frame_filename or "",
+            one.fail_user_frame_lineno or 0,
+            _first_line(one.fail_reason),
+        )
+        for one in get_compilation_metrics()
+        if one.fail_type and (one.start_time_us or 0) >= since * 1e6
+    ]
+
+
+def _first_line(text: object) -> str:
+    return next(iter(str(text or "").strip().splitlines()), "no reason given")
 
 
 def size_hint(size: torch.SymInt) -> int | None:

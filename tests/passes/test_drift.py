@@ -226,3 +226,14 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "all sites" in capsys.readouterr().out
     assert main([*command, "--factors", "off", "--quiet"]) == 0
     assert "nothing drifts" in capsys.readouterr().out
+
+
+def test_a_search_over_plans_keeps_the_latest_only() -> None:
+    meter = DriftMeter(ImageAttention(), (image(12, 12),))
+    step = meter.dense((image(12, 12),))
+    first = PlanOptions(factors=((2, 2),))
+    error = step.total(first)
+    for number in range(100):
+        meter.plan(PlanOptions(factors=((1 + number % 12, 1 + number // 12),), sampling="average"))
+    assert len(meter._variants) < 100  # pyright: ignore[reportPrivateUsage]
+    assert step.total(first) == error, "what was dropped is made again"

@@ -18,6 +18,7 @@ computed: the local error, for all sites together about the price of their atten
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,10 @@ class DriftMeter:
         self._text = {n.name: _text(n) for n in self._module.graph.nodes}
         found, _ = find_sites(GraphContext(self._module, token_grids=token_grids))
         self._results = {site.name: site.output.name for site in found}
-        self._variants: dict[PlanOptions, _Variant] = {}
+        # A plan's sites one by one and what finds the frontier fit twice; of a search over ever new
+        # plans the oldest go.
+        self._most = 64 + 2 * len(found)
+        self._variants: OrderedDict[PlanOptions, _Variant] = OrderedDict()
         self.sites: tuple[SiteReport, ...] = tuple(
             s for s in self.plan(PlanOptions(factors=())).sites if _downsamplable(s)
         )
@@ -153,6 +157,9 @@ class DriftMeter:
             changed = descendants(module.graph, lambda n: self._text.get(n.name) != _text(n))
             found = _Variant(module.graph, report, changed)
             self._variants[options] = found
+            while len(self._variants) > self._most:
+                self._variants.popitem(last=False)
+        self._variants.move_to_end(options)
         return found
 
     def _frontier(self) -> frozenset[str]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile._torch import (
@@ -23,9 +25,11 @@ from todo_compile._torch import (
     static_inputs,
 )
 from todo_compile.dynamo.backend_options import BackendOptions
+from todo_compile.dynamo.calls import call_of, forget_calls
 from todo_compile.dynamo.fragments import Fragment, forget
 from todo_compile.dynamo.nested import rewrite_nested
 from todo_compile.errors import ConfigError
+from todo_compile.passes.dump import new_folder
 from todo_compile.passes.pipeline import rewrite_graph
 
 if TYPE_CHECKING:
@@ -35,24 +39,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("todo_compile")
 
-_reports: list[Report] = []
+KEPT = 256
+"""Reports that are kept, the oldest go first: a server that recompiles would collect them for ever.
+"""
+
+_reports: deque[Report] = deque(maxlen=KEPT)
 _lock = threading.Lock()
 _warned = False
 
 
 def reports() -> tuple[Report, ...]:
-    """Reports of every graph compiled in this process, oldest first."""
+    """Reports of the last `KEPT` graphs that were compiled in this process, oldest first."""
     with _lock:
         return tuple(_reports)
 
 
 def clear_reports() -> None:
-    """Forget the reports, and warn again if nothing is rewritten."""
+    """Forget the reports and the `summary`, and warn again if nothing is rewritten."""
     global _warned  # noqa: PLW0603 - one flag a process, like the list beside it
     with _lock:
         _reports.clear()
         _warned = False
     forget()
+    forget_calls()
 
 
 def todo_inductor(
@@ -76,13 +85,15 @@ def todo_inductor(
     chosen = BackendOptions.parse(options, mode)
     # Resolved first: nothing is rewritten for a backend that does not exist.
     inner = None if chosen.inner == "inductor" else _inner(chosen.inner)
-    part = Fragment(gm, options, chosen.plan, chosen.levels)
+    call = call_of(options)
+    call.enter(gm)
+    part = Fragment(gm, call, chosen.plan, chosen.levels)
     report = rewrite_graph(
         gm,
         chosen.plan,
         token_grids=chosen.token_grids,
         patch_grid=chosen.patch_grid,
-        dump=_dump_folder(chosen.dump),
+        dump=new_folder(Path(chosen.dump), "graph") if chosen.dump is not None else None,
         specialise=True,
         keep_dynamic=marked_dynamic(),
         levels=part.count,
@@ -92,7 +103,8 @@ def todo_inductor(
         gm, chosen.plan, chosen.token_grids, part.levels, patch_grid=chosen.patch_grid
     )
     _publish(report, nested)
-    for text in part.warnings:
+    split = call.leave((report, *nested))
+    for text in (*part.warnings, *([split] if split else ())):
         warnings.warn(text, stacklevel=2)
     _warn_at_limit()
     if inner is not None:
@@ -110,13 +122,6 @@ def _inner(name: str) -> Callable[..., Any]:
             f"Unknown inner backend {name!r}.",
             remedy="torch.compiler.list_backends(exclude_tags=()) lists what is installed.",
         ) from error
-
-
-def _dump_folder(dump: str | None) -> Any:
-    from pathlib import Path
-
-    # Several graphs are compiled in one process: each gets a folder of its own.
-    return Path(dump) / f"graph{len(_reports):03d}" if dump is not None else None
 
 
 def _publish(report: Report, nested: Sequence[Report]) -> None:

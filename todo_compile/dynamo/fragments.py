@@ -14,11 +14,11 @@ theirs, levels are counted in each graph alone, and a warning says so where the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from todo_compile._torch import compile_frame, ends_in_graph_break
+from todo_compile.dynamo.calls import Call
 from todo_compile.passes import ops
 from todo_compile.passes.grid import spatial as rules
 from todo_compile.passes.plan.levels import Levels
@@ -37,26 +37,11 @@ class _Compiled:
     graphs: int = 0
 
 
-@dataclass(slots=True)
-class _Call:
-    """What Dynamo made of one call of `torch.compile`: several functions are parts of a model.
+_MOST = 64
+"""Contents of options that are kept, the oldest go first: a server may compile with ever new ones.
+"""
 
-    (It gives up a function whose loop it cannot trace, and compiles those that are called there.)
-    """
-
-    options: object  # kept, so that no other object gets its id
-    frames: set[int | None] = field(default_factory=set[int | None])
-    broken: bool = False
-    areas: set[int] = field(default_factory=set[int])
-
-    def is_in_parts(self, module: GraphModule) -> bool:
-        self.frames.add(compile_frame())
-        self.broken |= ends_in_graph_break(module) or len(self.frames) > 1
-        return self.broken
-
-
-_compiled: dict[str, _Compiled] = {}
-_calls: dict[int, _Call] = {}
+_compiled: OrderedDict[str, _Compiled] = OrderedDict()
 _warned: set[str] = set()
 _lock = threading.Lock()
 
@@ -65,7 +50,6 @@ def forget() -> None:
     """Forget every graph, and warn again."""
     with _lock:
         _compiled.clear()
-        _calls.clear()
         _warned.clear()
 
 
@@ -74,7 +58,7 @@ class Fragment:
 
     Args:
         module: Dynamo's graph, not yet rewritten.
-        given: the options, as given.
+        call: of `torch.compile`, which this graph was entered into.
         plan: what they say about factors.
         family: areas of the grids of ``res`` and ``token_grids``; empty without them.
     """
@@ -82,19 +66,22 @@ class Fragment:
     def __init__(
         self,
         module: GraphModule,
-        given: Mapping[str, Any] | None,
+        call: Call,
         plan: PlanOptions,
         family: frozenset[int],
     ) -> None:
+        given: Any = call.options
+        self._call = call
         key = repr(sorted((given or {}).items(), key=lambda item: str(item[0])))
         with _lock:
             self._all = _compiled.setdefault(key, _Compiled())
-            self._call = _calls.setdefault(id(given), _Call(given))
-            parts = self._call.is_in_parts(module)
+            _compiled.move_to_end(key)
+            while len(_compiled) > _MOST:
+                _compiled.popitem(last=False)
         self._factors = len(plan.factors or ())
         self._family = family
         spatial = any(ops.op(node) in rules.RULES for node in module.graph.nodes)
-        self._part = parts or not spatial
+        self._part = call.in_parts or not spatial
         self.levels = Levels(strict=False)
         self.warnings: list[str] = []
 

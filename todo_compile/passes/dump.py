@@ -5,6 +5,7 @@ The last file has what was decided for every site.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,7 @@ class Dumper:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._count = 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"The dump folder {folder} cannot be made: {error.strerror}.",
-                remedy="Give --dump a folder that you may write.",
-            ) from error
+        _make(folder, exist_ok=True)
 
     def write(self, name: str, context: GraphContext) -> Path:
         """Write the graph as it is now."""
@@ -54,6 +49,37 @@ class Dumper:
                 remedy="Give --dump a folder that you may write.",
             ) from error
         return path
+
+
+def new_folder(root: Path, stem: str) -> Path:
+    """Make the first of ``root/stem000``, ``root/stem001``, … that does not exist.
+
+    Several graphs are compiled in one process, and several processes may dump to one place: nobody
+    writes over another's.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    for number in itertools.count():
+        folder = root / f"{stem}{number:03d}"
+        try:
+            _make(folder, exist_ok=False)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("numbers do not end")
+
+
+def _make(folder: Path, *, exist_ok: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
+        raise ConfigError(
+            f"The dump folder {folder} cannot be made: {error.strerror}.",
+            remedy="Give --dump a folder that you may write.",
+        ) from error
 
 
 def format_graph(context: GraphContext) -> list[str]:
