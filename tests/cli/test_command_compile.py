@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compile_helpers import manifest_of
+from compile_helpers import fp32, manifest_of
 from helpers import said
 
 import todo_compile
+from todo_compile.bundle.manifest import read
 from todo_compile.cli.app import main
-from todo_compile.errors import ExportError
+from todo_compile.errors import ExportError, PassError
+from todo_compile.passes import pipeline
 from todo_compile.passes.report import Report
 
 
@@ -69,6 +71,12 @@ def test_onnx_is_verified_and_described(onnx_output: Path) -> None:
     manifest = manifest_of(onnx_output)
     assert manifest["verification"]["relative_l2"] < 1e-5
     assert manifest["verification"]["resolution"] == "64x64"
+    proofs = {one["module"]: one for one in manifest["verification"]["sites"]}
+    assert proofs.keys() == {s["module"] for s in manifest["sites"] if s["action"] == "rewritten"}
+    assert {one["compared"] for one in proofs.values()} == {"attention"}
+    assert all(0 <= one["error"] < 1e-5 for one in proofs.values())
+    lines = read(onnx_output).summary()
+    assert lines[-1].startswith("proved         3 sites against subsampling at the site: worst ")
     assert manifest["onnx"]["opset"] == 23
     assert manifest["onnx"]["ops"]["Attention"] == 8
     assert manifest["library"] is None
@@ -79,6 +87,39 @@ def test_onnx_is_verified_and_described(onnx_output: Path) -> None:
     assert actions.count(("self", "dense", 16)) == 1
     assert actions.count(("cross", "dense", 77)) == 4
     assert len(actions) == 8
+
+
+@pytest.mark.parametrize("more", [("--json",), ("-v",), ()])
+def test_errors_of_all_sites_are_shown_where_details_are(
+    model: Path, output: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fp32(model, output, *more)) == 0
+    text = capsys.readouterr().out
+    assert text.count("(attention)") == (3 if more == ("-v",) else 0)
+    assert ("worst" in text) is True
+
+
+def test_a_wrong_rewrite_is_not_written(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rewrite_graph = pipeline.rewrite_graph
+
+    def broken(module: Any, *args: Any, **kwargs: Any) -> Report:
+        report = rewrite_graph(module, *args, **kwargs)
+        slices = (
+            n for n in module.graph.nodes if "todo_rule" in n.meta and "slice" in str(n.target)
+        )
+        node = next(n for n in slices if n.args[4] == 2)
+        node.args = (*node.args[:2], 1, *node.args[3:])  # the other token of every cell
+        return report
+
+    monkeypatch.setattr(pipeline, "rewrite_graph", broken)
+    assert main(fp32(model, tmp_path / "x.onnx", "--verify")) == PassError.exit_code
+    assert "attn1 is wrong: compared by attention" in said(capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_onnx_equals_the_rewritten_graph(model: Path, output: Path) -> None:

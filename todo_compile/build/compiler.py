@@ -1,6 +1,6 @@
 """From a model to an engine: the whole pipeline as a table of contents.
 
-    weights → load → capture → passes → ONNX → (verify) → engine → manifest
+    weights → load → capture → passes → ONNX → (prove sites, verify) → engine → manifest
 
 Everything is made in a stage beside the output and moved there at the end, so that a failure or a
 kill leaves the old output or none.
@@ -24,6 +24,7 @@ from todo_compile.progress import Progress, Step
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule
 
     from todo_compile.bundle.files import Stage
     from todo_compile.bundle.manifest import Manifest
@@ -93,7 +94,8 @@ def compile(
         library: ``tensorrt``, ``tensorrt_rtx`` or ``auto``.
         timing_cache: file for TensorRT's timing cache.
         weight_streaming: let the engine keep weights in host memory.
-        verify: run the ONNX file in onnxruntime against the rewritten graph; an equal output is
+        verify: compare every rewritten site with subsampling at the site, on these weights, and
+            run the ONNX file in onnxruntime against the rewritten graph; an equal output is
             rebuilt for it.
         force: rebuild even if an equal output exists.
         dump: folder for the graph before and after every pass.
@@ -161,7 +163,7 @@ def build(
 
     engine = job.library is not None
     with staged(job.out) as stage:
-        program, report, example = _rewritten(job)
+        program, dense, report, example = _rewritten(job)
         onnx = stage.folder / ("model.onnx" if engine else job.out.name)
         info = export_onnx(
             program,
@@ -176,10 +178,11 @@ def build(
         if job.verify:
             from todo_compile.build.verification import verify
 
-            verification = verify(job, program, report, onnx, example)
+            assert dense is not None
+            verification = verify(job, program, dense, report, onnx, example)
         inputs = tensors(example.specs, example.batches)
         outputs = output_tensors(job, program, example.output_names)
-        del program, example
+        del program, dense, example
         _release_memory()
         built = None
         lent: tuple[Path, ...] = ()
@@ -242,9 +245,12 @@ def _share(twin: Path, onnx: Path) -> tuple[Path, ...]:
     return (data,) if data.exists() and share_weights(onnx, twin) else ()
 
 
-def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
-    """Load, capture and rewrite."""
+def _rewritten(
+    job: Job,
+) -> tuple[ExportedProgram, GraphModule | None, Report, ExampleInputs]:
+    """Load, capture and rewrite; where it shall be verified, with the graph from before."""
     from todo_compile import models
+    from todo_compile.build.site_proof import dense_copy
     from todo_compile.capture.inputs import example_inputs
     from todo_compile.capture.trace import capture, constants_of
     from todo_compile.passes.pipeline import rewrite_graph
@@ -270,6 +276,7 @@ def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
     with job.progress.step("weights") as step:  # what is left of filling them
         shown.append(step)
         loaded.finish()
+    dense = dense_copy(program) if job.verify else None
     with job.progress.step("passes") as step:
         report = rewrite_graph(
             program.graph_module,
@@ -287,7 +294,7 @@ def _rewritten(job: Job) -> tuple[ExportedProgram, Report, ExampleInputs]:
         job.progress.warn(
             "no attention site was rewritten" + (f"; nearest miss: {miss}" if miss else "")
         )
-    return program, report, example
+    return program, dense, report, example
 
 
 def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:

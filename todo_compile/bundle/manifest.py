@@ -76,7 +76,7 @@ class Manifest(_Frozen):
         targets: GPU architectures; empty for ONNX.
         memory: as the builder reports it; None for ONNX.
         onnx: opset and operator counts.
-        verification: result of ``--verify``; None if not asked for.
+        verification: result of ``--verify``, with the error of every site; None if not asked for.
         seconds: of each step.
         peak_rss_bytes: the most memory that the builder's process held.
     """
@@ -125,6 +125,8 @@ class Manifest(_Frozen):
         )
         if self.verification is not None:
             lines.append(f"verified       {self.verification.get('summary')}")
+            if proved := self.verification.get("sites_summary"):
+                lines.append(f"proved         {proved}")
         return lines
 
 

@@ -153,7 +153,8 @@ def compile_command(
         bool,
         typer.Option(
             "--verify",
-            help="Run the ONNX file in onnxruntime against the rewritten graph; builds anew.",
+            help="Prove it on these weights: every rewritten site against subsampling at the site, "
+            "and the ONNX file in onnxruntime against the rewritten graph. Builds anew.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -232,9 +233,20 @@ def _print_output(
         if verbose:
             print_passes(result.report)
         progress.console.print(totals_table(result.report))
-    for line in result.manifest.summary():
+    for line in (*result.manifest.summary(), *_proofs(result, verbose)):
         progress.console.print(line)
     progress.console.print(f"{'kept' if result.reused else 'wrote'} {result.path}")
+
+
+def _proofs(result: CompileResult, verbose: int) -> list[str]:
+    """What ``--verify`` found of every site, at ``-v``."""
+    sites = (result.manifest.verification or {}).get("sites", []) if verbose else []
+    return [
+        f"  proved       {s['module'] or s['name']}: "
+        + ("not" if s["error"] is None else f"{s['error']:.1e}")
+        + f" ({s['compared']})"
+        for s in sites
+    ]
 
 
 def _print_bundle(
@@ -262,7 +274,7 @@ def _print_bundle(
             print_passes(result.report)
         said = "kept" if result.reused else "built"
         progress.console.print(f"\n{name} ({said})", style="bold")
-        for line in result.manifest.summary():
+        for line in (*result.manifest.summary(), *_proofs(result, verbose)):
             progress.console.print(f"  {line}")
     progress.console.print()
     for line in found.bundle.summary():

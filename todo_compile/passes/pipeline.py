@@ -27,7 +27,7 @@ from todo_compile.passes.grid.axes import Axes
 from todo_compile.passes.plan import cost
 from todo_compile.passes.plan.choose import Decision
 from todo_compile.passes.plan.levels import LevelsOf
-from todo_compile.passes.report import PassReport, Report, SiteReport, Totals
+from todo_compile.passes.report import ImageKeys, PassReport, Report, SiteReport, Totals
 from todo_compile.passes.steps import PASSES, sites_behind
 
 log = logging.getLogger("todo_compile")
@@ -251,6 +251,21 @@ def _factor(decision: Decision) -> tuple[int, int]:
     return (pair[1], pair[0]) if decision.grid.column_major else pair
 
 
+def _image(decision: Decision) -> ImageKeys | None:
+    """The image's keys, rows and columns as in the picture."""
+    if decision.pooling is None:
+        return None
+    turned = decision.grid.column_major
+    pooling = decision.pooling.transposed() if turned else decision.pooling
+    return ImageKeys(
+        pooling.offset,
+        turned,
+        pooling.sampling,
+        (pooling.row_phase, pooling.column_phase),
+        decision.keeps_mass,
+    )
+
+
 def _sampling(decision: Decision) -> str:
     """The sampling with the phase of the image's rows and columns, and whether mass is kept."""
     if decision.pooling is None:
@@ -276,6 +291,7 @@ def _row(state: State, decision: Decision, before: cost.SiteCost | None) -> Site
         key_tokens=before.key_tokens if before else 0,
         key_tokens_after=after.key_tokens if after else 0,
         factor=_factor(decision),
+        image=_image(decision),
         action=decision.action,
         reason="; ".join(filter(None, (decision.reason, decision.grid.evidence))),
         flops=before.flops if before else 0,

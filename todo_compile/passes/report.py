@@ -29,6 +29,25 @@ class HoistStop:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageKeys:
+    """Where the image lies among the keys of a rewritten site, and how it is subsampled.
+
+    Args:
+        offset: keys before it (text).
+        column_major: its tokens are counted down the columns, not along the rows.
+        sampling: which token stands for a cell, without its phase.
+        phase: first (row, column) that ``staggered`` keeps.
+        keeps_mass: pooled keys weigh as the tokens that they stand for against the others.
+    """
+
+    offset: int
+    column_major: bool
+    sampling: str
+    phase: tuple[int, int]
+    keeps_mass: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SiteReport:
     """One attention site.
 
@@ -53,6 +72,7 @@ class SiteReport:
         score_elements, score_elements_after: elements of QKᵀ if it is materialised.
         attention_bytes, attention_bytes_after: of Q, K, V and the result, each moved once.
         stops: where the poolings of its operands ended, and why; empty where nothing was pooled.
+        image: the image's keys; None where left alone.
     """
 
     name: str
@@ -78,6 +98,7 @@ class SiteReport:
     attention_bytes_after: int = 0
     sampling: str = ""
     stops: tuple[HoistStop, ...] = ()
+    image: ImageKeys | None = None
 
 
 @dataclass(frozen=True, slots=True)
