@@ -43,6 +43,8 @@ _ALIASES = {
     "dropout_": "dropout",
     "native_dropout": "dropout",
     "mm": "matmul",
+    "linalg_matmul": "matmul",
+    "imatmul": "matmul",
     "split_with_sizes": "split",
     "narrow_copy": "narrow",
 }
@@ -54,10 +56,14 @@ IDENTITY = frozenset(
         "contiguous",
         "clone",
         "to",
+        "type",
+        "cpu",
+        "cuda",
         "detach",
         "alias",
         "dropout",
         "float",
+        "double",
         "half",
         "bfloat16",
         "type_as",
@@ -280,6 +286,45 @@ def permutation(node: Node, rank: int) -> list[int] | None:
             order.insert(normal_dim(destination, rank), normal_dim(source, rank))
             return order
     return None
+
+
+_ASSIGNMENTS = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
+
+
+def elementwise(node: Node) -> str:
+    """Name of the function that `node` applies to every element alone; "" if it does anything else.
+
+    Written in place or not: ``add_``, ``+=`` and ``add`` are all "add".
+    """
+    name = op(node)
+    plain = _ASSIGNMENTS.get(name, name.removesuffix("_"))
+    plain = _ALIASES.get(plain, plain)
+    return plain if plain in IDENTITY or plain in UNARY or plain in BINARY else ""
+
+
+def makes_constants(node: Node) -> bool:
+    """Whether the values of `node` do not depend on those of any tensor: ``zeros_like(x)``."""
+    name = op(node)
+    return name in EMPTY_OPS or name.endswith("_like") or name.startswith("new_")
+
+
+def is_weight(node: Node, value: object) -> bool:
+    """Whether an input or attribute of the graph is a parameter, buffer or constant of the model.
+
+    ``torch.export`` names such inputs ``p_…``, ``b_…``, ``c_…`` and puts them first; Dynamo says so
+    in ``meta["tensor_dict"]``.
+    """
+    if node.op == "get_attr":
+        return True
+    if node.op != "placeholder":
+        return False
+    if isinstance(value, torch.nn.Parameter) or "val" in node.meta:
+        return isinstance(value, torch.nn.Parameter) or str(node.target).startswith(_LIFTED)
+    return _DYNAMO_STATIC in node.meta.get("tensor_dict", {})
+
+
+_LIFTED = ("p_", "b_", "c_")
+_DYNAMO_STATIC = "_dynamo_static_input_type"
 
 
 def is_dropout_active(node: Node) -> bool:

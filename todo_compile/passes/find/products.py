@@ -1,4 +1,4 @@
-"""Products of two tensors as labelled contractions: matmul, bmm, baddbmm and einsum alike.
+"""Products of two tensors as labelled contractions: matmul, bmm, addmm, baddbmm, einsum alike.
 
     bmm(a, b)                       →  a: (0, 1, 2)  b: (0, 2, 3)  out: (0, 1, 3)
     einsum("bhid,bhjd->bhij", a, b) →  a: bhid       b: bhjd       out: bhij
@@ -9,7 +9,8 @@ every order of operands, and needs no list of patterns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.fx import Node
 
@@ -17,8 +18,12 @@ from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
 
 Label = int | str
-# Names of a product's operands by position; ``baddbmm`` has its bias first.
-_NAMES = (("input", "self"), ("mat2", "other", "tensor2", "batch1"), ("batch2",))
+# Names of a product's operands; where they come second and third, a bias is the first.
+_NAMES = (
+    (("input", "self"), ("mat2", "other", "tensor2", "weight")),
+    (("batch1", "mat1"), ("batch2", "mat2")),
+)
+WITH_BIAS = ("baddbmm", "baddbmm_", "addmm", "addmm_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,11 @@ class Product:
         """Let the node read `new` as its left (0) or right (1) operand; the other one stays."""
         if ops.op(self.node) == "einsum":  # tensors follow the equation, in a list or one by one
             equation, *tensors = self.node.args
+            if isinstance(equation, Node):  # each with its labels
+                args = list(self.node.args)
+                args[2 * side] = new
+                self.node.args = tuple(args)
+                return
             if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)):
                 listed = list(tensors[0])
                 listed[side] = new
@@ -55,14 +65,14 @@ class Product:
             tensors[side] = new
             self.node.args = (equation, *tensors)
             return
-        name = ops.given_name(self.node, _NAMES[self.first + side])
+        name = ops.given_name(self.node, _NAMES[self.first][side])
         ops.set_arg(self.node, self.first + side, name, new)
 
     def read(self, side: int) -> Node:
         """The left (0) or right (1) operand as the node has it now."""
         if ops.op(self.node) == "einsum":
             return ops.operands(self.node)[side]
-        found = ops.tensor_arg(self.node, self.first + side, *_NAMES[self.first + side])
+        found = ops.tensor_arg(self.node, self.first + side, *_NAMES[self.first][side])
         assert found is not None
         return found
 
@@ -84,13 +94,10 @@ def product(context: GraphContext, node: Node) -> Product | None:
     """`node` as a `Product`, or None if it is no product of two tensors."""
     name = ops.op(node)
     if name in ("matmul", "bmm"):
-        left, right = (
-            ops.tensor_arg(node, 0, "input", "self"),
-            ops.tensor_arg(node, 1, "mat2", "other", "tensor2"),
-        )
+        left, right = _operands(node, 0)
         return _matmul(context, node, left, right)
-    if name == "baddbmm":
-        left, right = ops.tensor_arg(node, 1, "batch1"), ops.tensor_arg(node, 2, "batch2")
+    if name in WITH_BIAS and len(node.args) <= 3:  # an older signature has its numbers between
+        left, right = _operands(node, 1)
         bias = ops.tensor_arg(node, 0, "input", "self")
         if ops.arg(node, 3, "beta", default=1) == 0:
             bias = None
@@ -98,6 +105,23 @@ def product(context: GraphContext, node: Node) -> Product | None:
     if name == "einsum":
         return _einsum(context, node)
     return None
+
+
+def linear_product(context: GraphContext, node: Node) -> Product | None:
+    """``linear(x, w)`` as the product of x with wᵀ, for a w that is computed: linear(q, k)."""
+    if ops.op(node) != "linear":
+        return None
+    left, right = _operands(node, 0)
+    pair = _matmul(context, node, left, right)
+    if pair is None or len(pair.right_labels) != 2:
+        return None
+    bias = ops.tensor_arg(node, 2, "bias")
+    return replace(pair, right_labels=pair.right_labels[::-1], bias=bias)
+
+
+def _operands(node: Node, first: int) -> tuple[Node | None, Node | None]:
+    left, right = (ops.tensor_arg(node, first + i, *_NAMES[first][i]) for i in (0, 1))
+    return left, right
 
 
 def _matmul(
@@ -129,34 +153,48 @@ def _matmul(
 
 
 def _einsum(context: GraphContext, node: Node) -> Product | None:
-    equation = ops.arg(node, 0, "equation")
-    found = (
-        node.args[1]
-        if len(node.args) == 2 and isinstance(node.args[1], (list, tuple))
-        else node.args[1:]
-    )
-    tensors = [t for t in found if isinstance(t, Node)]
-    if not isinstance(equation, str) or len(tensors) != 2:
-        return None
-    inputs, _, output = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
+    terms, tensors = _equation(node)
     shapes = [context.shape(t) for t in tensors]
-    if len(terms) != 2 or not output or None in shapes:
+    if len(terms) != 3 or len(tensors) != 2:
         return None
-    extra = [len(s or ()) - len(t.replace("...", "")) for t, s in zip(terms, shapes, strict=True)]
-    ellipsis = [e for e, t in zip(extra, terms, strict=True) if "..." in t]
-    if len(set(ellipsis)) > 1:  # one operand broadcasts against the other
-        return None
-    count = ellipsis[0] if ellipsis else 0
-    labels = [_labels(t, count) for t in (*terms, output)]
+    extra: list[int] = []
+    for term, shape in zip(terms, shapes, strict=False):
+        if shape is None:
+            return None
+        extra.append(len(shape) - len(term.replace("...", "")))
+        if extra[-1] < 0 or (extra[-1] and "..." not in term):
+            return None
+    most = max(extra)  # an ellipsis that stands for fewer axes broadcasts: they are the last ones
+    labels = [_labels(t, most, e) for t, e in zip(terms, (*extra, most), strict=True)]
     if any(len(set(one)) != len(one) for one in labels):
-        return None
-    if any(len(one) != len(s or ()) for one, s in zip(labels, shapes, strict=False)):
         return None
     return Product(node, tensors[0], tensors[1], labels[0], labels[1], labels[2])
 
 
-def _labels(term: str, ellipsis: int) -> tuple[Label, ...]:
-    """One label an axis; those that ``...`` stands for are numbers."""
+def _equation(node: Node) -> tuple[list[str], list[Node]]:
+    """The terms of an einsum, that of the result last, and its tensors; empty if not understood."""
+    first = ops.arg(node, 0, "equation")
+    if isinstance(first, Node):  # einsum(a, [0, 1], b, [1, 2], [0, 2])
+        listed: list[Any] = [a for a in node.args if isinstance(a, (list, tuple))]
+        if len(listed) != 3 or not all(isinstance(i, int) for one in listed for i in one):
+            return [], []
+        letters = ["".join(chr(ord("A") + i) for i in one) for one in listed]
+        return letters, [a for a in node.args if isinstance(a, Node)]
+    if not isinstance(first, str):
+        return [], []
+    rest = node.args[1:]
+    if len(rest) == 1 and isinstance(rest[0], (list, tuple)):
+        rest = tuple(rest[0])
+    inputs, arrow, output = first.replace(" ", "").partition("->")
+    if not arrow:  # the labels that occur once, in order
+        letters = inputs.replace(",", "").replace("...", "")
+        output = "..." * ("..." in inputs) + "".join(
+            sorted(x for x in letters if letters.count(x) == 1)
+        )
+    return [*inputs.split(","), output], [t for t in rest if isinstance(t, Node)]
+
+
+def _labels(term: str, most: int, ellipsis: int) -> tuple[Label, ...]:
+    """One label an axis; those that ``...`` stands for are numbers, aligned from the last."""
     before, dots, after = term.partition("...")
-    return (*before, *(range(ellipsis) if dots else ()), *after)
+    return (*before, *(range(most - ellipsis, most) if dots else ()), *after)

@@ -5,20 +5,26 @@
     softmax(einsum("bid,bjd->bij", q, k) * s + bias) → einsum(·, v)   spelled "product"
 
 One match type serves all spellings: what later passes need is the key and value nodes, which of
-their axes holds the tokens, and the nodes in between whose shape follows the key tokens. A softmax
-that looks like attention but is not understood becomes a near miss with its reason, so that no
-attention is missing from the report.
+their axes holds the tokens, and the nodes in between whose shape follows the key tokens. What
+multiplies queries, keys and values but is not understood becomes a near miss with its reason, so
+that no attention is missing from the report.
 """
 
 from __future__ import annotations
+
+import logging
 
 from torch.fx import Node
 
 from todo_compile.passes import ops
 from todo_compile.passes.find.attention import AttentionSite, NearMiss, Operand, fused_operands
 from todo_compile.passes.find.masks import Mask, take_mask
-from todo_compile.passes.find.spelled_out import spelled_out
+from todo_compile.passes.find.search import Search
+from todo_compile.passes.find.spelled_out import Unlike, spelled_out
+from todo_compile.passes.find.unclaimed import unclaimed
 from todo_compile.passes.graph import GraphContext
+
+_log = logging.getLogger("todo_compile")
 
 _TELLING = ("attention", "attn", "transformer_encoder")
 """What is in the names of fused kernels: ``flex_attention``, ``_native_multi_head_attention``,
@@ -27,21 +33,68 @@ _TELLING = ("attention", "attn", "transformer_encoder")
 
 def find_sites(context: GraphContext) -> tuple[list[AttentionSite], list[NearMiss]]:
     """All attention in the graph in execution order, and what nearly was attention."""
+    search = Search(context)
     sites: list[AttentionSite] = []
     misses: list[NearMiss] = []
+    unlike: dict[Node, Unlike] = {}
     for node in context.graph.nodes:
-        name = ops.op(node)
-        if name == "scaled_dot_product_attention":
-            sites.append(_fused(context, node))
-        elif name == "softmax":
-            found = spelled_out(context, node)
-            if isinstance(found, AttentionSite):
-                sites.append(found)
-            elif found is not None:
-                misses.append(found)
-        elif called := _opaque(node):
-            misses.append(NearMiss(node, f"{called} is a fused kernel that the passes cannot edit"))
-    return sites, misses
+        try:
+            found = _look(search, node)
+        except Exception as error:  # noqa: BLE001 - one attention must not cost the others their rewrite
+            misses.append(_failed(node, error))
+            continue
+        if isinstance(found, AttentionSite):
+            sites.append(found)
+        elif isinstance(found, NearMiss):
+            misses.append(found)
+        elif found is not None:
+            unlike[node] = found
+    misses += _rest(search, sites, unlike)
+    order = {node: number for number, node in enumerate(context.graph.nodes)}
+    return sites, sorted(misses, key=lambda miss: order[miss.node])
+
+
+def _look(search: Search, node: Node) -> AttentionSite | NearMiss | Unlike | None:
+    name = ops.op(node)
+    if name == "scaled_dot_product_attention":
+        return _fused(search.context, node)
+    if name == "softmax":
+        return spelled_out(search, node)
+    if called := _opaque(node):
+        return NearMiss(node, f"{called} is a fused kernel that the passes cannot edit")
+    return None
+
+
+def _rest(search: Search, sites: list[AttentionSite], unlike: dict[Node, Unlike]) -> list[NearMiss]:
+    """Attention that is no site: one row for each."""
+    results = {site.result.node for site in sites if site.result is not None}
+    claimed = results | {site.score.node for site in sites if site.score is not None}
+    reasons = {node: found.reason for node, found in unlike.items()}
+    try:
+        misses, taken = unclaimed(search, claimed, results, reasons)
+    except Exception as error:  # noqa: BLE001 - told in the report
+        return [_failed(node, error) for node, found in unlike.items() if found.products]
+    # A softmax beside a product that leads nowhere: scores by other means, or values unlike them.
+    for node, found in unlike.items():
+        lone = [p.node for p in found.products if search.joins_activations(p)]
+        if (
+            lone
+            and found.reason
+            and not taken.intersection(lone)
+            and not claimed.intersection(lone)
+        ):
+            misses.append(NearMiss(node, found.reason))
+            taken.update(lone)
+    return misses
+
+
+def _failed(node: Node, error: Exception) -> NearMiss:
+    _log.debug("The search for attention failed at %s.", node.name, exc_info=error)
+    return NearMiss(
+        node,
+        f"the search failed here (internal error {type(error).__name__}: {error}): "
+        "please report it, with the output of -v",
+    )
 
 
 def _opaque(node: Node) -> str:
