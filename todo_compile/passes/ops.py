@@ -302,6 +302,14 @@ def elementwise(node: Node) -> str:
     return plain if plain in IDENTITY or plain in UNARY or plain in BINARY else ""
 
 
+def destination(node: Node) -> Node | None:
+    """The operand that an elementwise function or a product is written into, by its name."""
+    name = op(node)
+    if name in _ASSIGNMENTS or name.endswith("_"):
+        return tensor_arg(node, 0, "input", "self")
+    return tensor_arg(node, len(node.args), "out")
+
+
 def makes_constants(node: Node) -> bool:
     """Whether the values of `node` do not depend on those of any tensor: ``zeros_like(x)``."""
     name = op(node)

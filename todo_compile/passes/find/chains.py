@@ -206,7 +206,7 @@ def _closeness(search: Search, node: Node) -> int:
 def _note_others(search: Search, node: Node, source: Node, axis: int, chain: Chain) -> None:
     """What an elementwise function among the scores reads besides them."""
     name = ops.elementwise(node)
-    if ops.mutated(node) not in (None, source):
+    if ops.destination(node) not in (None, source):
         chain.refusal = "the scores are written into the memory of another tensor"
     for other in ops.operands(node):
         if other is source or not search.varies(other, node, axis):
@@ -265,7 +265,7 @@ def _is_linear(search: Search, user: Node, source: Node, axis: int) -> bool:
         return False
     if name in ops.IDENTITY or name == "nan_to_num":  # where there is a NaN, all of its row is
         return True
-    if name not in ("mul", "div") or ops.mutated(user) not in (None, source):
+    if name not in ("mul", "div") or ops.destination(user) not in (None, source):
         return False
     first, second = _pair(user)
     if ops.arg(user, 2, "rounding_mode") is not None or first is second:

@@ -9,6 +9,7 @@ every order of operands, and needs no list of patterns.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,8 +103,8 @@ def product(context: GraphContext, node: Node) -> Product | None:
         if ops.arg(node, 3, "beta", default=1) == 0:
             bias = None
         return _matmul(context, node, left, right, bias, first=1)
-    if name == "einsum":
-        return _einsum(context, node)
+    if name == "einsum" and len(pairs := einsum_pairs(context, node)) == 1:
+        return pairs[0]
     return None
 
 
@@ -152,23 +153,27 @@ def _matmul(
     )
 
 
-def _einsum(context: GraphContext, node: Node) -> Product | None:
+def einsum_pairs(context: GraphContext, node: Node) -> list[Product]:
+    """Every two of the tensors that an einsum multiplies, as if they were multiplied alone."""
     terms, tensors = _equation(node)
-    shapes = [context.shape(t) for t in tensors]
-    if len(terms) != 3 or len(tensors) != 2:
-        return None
+    if len(tensors) < 2 or len(terms) != len(tensors) + 1:
+        return []
     extra: list[int] = []
-    for term, shape in zip(terms, shapes, strict=False):
+    for term, tensor in zip(terms, tensors, strict=False):
+        shape = context.shape(tensor)
         if shape is None:
-            return None
+            return []
         extra.append(len(shape) - len(term.replace("...", "")))
         if extra[-1] < 0 or (extra[-1] and "..." not in term):
-            return None
+            return []
     most = max(extra)  # an ellipsis that stands for fewer axes broadcasts: they are the last ones
     labels = [_labels(t, most, e) for t, e in zip(terms, (*extra, most), strict=True)]
     if any(len(set(one)) != len(one) for one in labels):
-        return None
-    return Product(node, tensors[0], tensors[1], labels[0], labels[1], labels[2])
+        return []
+    return [
+        Product(node, tensors[i], tensors[j], labels[i], labels[j], labels[-1])
+        for i, j in itertools.combinations(range(len(tensors)), 2)
+    ]
 
 
 def _equation(node: Node) -> tuple[list[str], list[Node]]:
@@ -176,7 +181,7 @@ def _equation(node: Node) -> tuple[list[str], list[Node]]:
     first = ops.arg(node, 0, "equation")
     if isinstance(first, Node):  # einsum(a, [0, 1], b, [1, 2], [0, 2])
         listed: list[Any] = [a for a in node.args if isinstance(a, (list, tuple))]
-        if len(listed) != 3 or not all(isinstance(i, int) for one in listed for i in one):
+        if len(listed) < 3 or not all(isinstance(i, int) for one in listed for i in one):
             return [], []
         letters = ["".join(chr(ord("A") + i) for i in one) for one in listed]
         return letters, [a for a in node.args if isinstance(a, Node)]

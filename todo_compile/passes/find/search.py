@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from todo_compile.passes import ops
-from todo_compile.passes.find.products import Product, linear_product, product
+from todo_compile.passes.find.products import Product, einsum_pairs, linear_product, product
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import same
 
@@ -53,6 +53,14 @@ class Search:
                 found = found if self.is_activation(found.right) else None
             self._products[node] = found
         return self._products[node]
+
+    def pairs(self, node: Node) -> list[Product]:
+        """Every two activations that `node` multiplies and sums over: more only in an einsum."""
+        pair = self.product(node)
+        found = [pair] if pair is not None else []
+        if pair is None and ops.op(node) == "einsum":
+            found = einsum_pairs(self.context, node)
+        return [p for p in found if self.joins_activations(p)]
 
     def joins_activations(self, pair: Product) -> bool:
         """Whether both operands are activations and something is summed over."""

@@ -37,19 +37,20 @@ def find_sites(context: GraphContext) -> tuple[list[AttentionSite], list[NearMis
     sites: list[AttentionSite] = []
     misses: list[NearMiss] = []
     unlike: dict[Node, Unlike] = {}
+    failed: list[Node] = []
     for node in context.graph.nodes:
         try:
             found = _look(search, node)
         except Exception as error:  # noqa: BLE001 - one attention must not cost the others their rewrite
-            misses.append(_failed(node, error))
-            continue
+            found = Unlike(_failed(node, error), ())
+            failed.append(node)
         if isinstance(found, AttentionSite):
             sites.append(found)
         elif isinstance(found, NearMiss):
             misses.append(found)
         elif found is not None:
             unlike[node] = found
-    misses += _rest(search, sites, unlike)
+    misses += _rest(search, sites, unlike, failed)
     order = {node: number for number, node in enumerate(context.graph.nodes)}
     return sites, sorted(misses, key=lambda miss: order[miss.node])
 
@@ -65,35 +66,35 @@ def _look(search: Search, node: Node) -> AttentionSite | NearMiss | Unlike | Non
     return None
 
 
-def _rest(search: Search, sites: list[AttentionSite], unlike: dict[Node, Unlike]) -> list[NearMiss]:
+def _rest(
+    search: Search, sites: list[AttentionSite], unlike: dict[Node, Unlike], failed: list[Node]
+) -> list[NearMiss]:
     """Attention that is no site: one row for each."""
     results = {site.result.node for site in sites if site.result is not None}
     claimed = results | {site.score.node for site in sites if site.score is not None}
     reasons = {node: found.reason for node, found in unlike.items()}
     try:
-        misses, taken = unclaimed(search, claimed, results, reasons)
+        misses, known = unclaimed(search, claimed, results, reasons)
     except Exception as error:  # noqa: BLE001 - told in the report
-        return [_failed(node, error) for node, found in unlike.items() if found.products]
+        return [
+            NearMiss(node, _failed(node, error)) for node, found in unlike.items() if found.products
+        ]
+    known |= claimed
     # A softmax beside a product that leads nowhere: scores by other means, or values unlike them.
     for node, found in unlike.items():
-        lone = [p.node for p in found.products if search.joins_activations(p)]
-        if (
-            lone
-            and found.reason
-            and not taken.intersection(lone)
-            and not claimed.intersection(lone)
-        ):
-            misses.append(NearMiss(node, found.reason))
-            taken.update(lone)
+        lone = {p.node for p in found.products if search.joins_activations(p)}
+        if node in known or lone & known or not (node in failed or (lone and found.reason)):
+            continue
+        misses.append(NearMiss(node, found.reason))
+        known |= lone
     return misses
 
 
-def _failed(node: Node, error: Exception) -> NearMiss:
+def _failed(node: Node, error: Exception) -> str:
     _log.debug("The search for attention failed at %s.", node.name, exc_info=error)
-    return NearMiss(
-        node,
+    return (
         f"the search failed here (internal error {type(error).__name__}: {error}): "
-        "please report it, with the output of -v",
+        "please report it, with the output of -v"
     )
 
 

@@ -133,7 +133,7 @@ def _add_bias(
     node, masks = scores.node, list(chain.masks)
     operand = ops.tensor_arg(node, 0, "input", "self") if ops.op(node) in WITH_BIAS else scores.bias
     site.refusal = chain.refusal
-    if ops.mutated(node) is not None:
+    if ops.destination(node) is not None:
         site.refusal = "the scores are written into memory that was there before"
     elif operand is not None and search.varies(operand, node, score_axis):
         mask = Mask.on_axis(search.context, operand, score_axis, node)

@@ -27,6 +27,12 @@ from todo_compile.passes.find.search import Search
 _FARTHEST = 256
 """Nodes looked at below one product; attention is done before."""
 
+_MOVES = frozenset(
+    ("view", "permute", "transpose", "t", "T", "mT", "movedim", "squeeze", "unsqueeze", "expand",
+     "slice", "select", "narrow", "getitem", "chunk", "split", "unbind", "constant_pad_nd", "pad")
+)  # fmt: skip
+"""What only moves elements, and says nothing of why this is no site."""
+
 
 @dataclass(slots=True)
 class Family:
@@ -46,7 +52,7 @@ class Family:
 def unclaimed(
     search: Search, claimed: Collection[Node], results: Collection[Node], why: dict[Node, str]
 ) -> tuple[list[NearMiss], set[Node]]:
-    """Near misses of all products that no site has, and the nodes of those products.
+    """Near misses of all products that no site has, and the nodes that they are made of.
 
     Args:
         claimed: products of sites.
@@ -55,23 +61,27 @@ def unclaimed(
     """
     families: dict[Node, Family] = {}
     for node in search.context.graph.nodes:
-        pair = search.product(node)
-        if pair is None or node in claimed or not search.joins_activations(pair):
+        pairs = search.pairs(node) if node not in claimed else []
+        if not pairs:
             continue
-        family = families.setdefault(node, Family([pair]))
-        for reached, path in _reached(search, pair):
-            if reached.node in results:
-                family.outside = True
-            elif reached.node not in claimed:
-                _join(families, family, reached, path)
-                family = families[node]
+        family = families.setdefault(node, Family([pairs[0]]))
+        if len(pairs) > 1:
+            family.products = pairs
+        for pair in pairs:
+            for reached, path in _reached(search, pair):
+                if reached.node in results:
+                    family.outside = True
+                elif reached.node not in claimed:
+                    _join(families, family, reached, path)
+                    family = families[node]
     rows = {id(f): f for f in families.values() if len(f.products) > 1}
     misses = [
         NearMiss(family.products[0].node, _reason(search, family, why))
         for family in rows.values()
         if not family.outside
     ]
-    return misses, {p.node for f in rows.values() for p in f.products}
+    known = {p.node for f in rows.values() for p in f.products}
+    return misses, known.union(*(f.between for f in rows.values()))
 
 
 def _join(families: dict[Node, Family], family: Family, pair: Product, path: list[Node]) -> None:
@@ -101,10 +111,8 @@ def _reached(search: Search, pair: Product) -> list[tuple[Product, list[Node]]]:
             if user in seen:
                 continue
             seen.add(user)
-            after = search.product(user)
-            if after is not None and search.joins_activations(after):
-                if sides.meet(after, current):
-                    found.append((after, path))
+            if pairs := search.pairs(user):
+                found += [(pair, path) for pair in pairs if sides.meet(pair, current)][:1]
             elif (moved := follow(search, user, current, sides)) is not None:
                 pending.append((user, moved, [*path, user]))
     return found
@@ -116,6 +124,8 @@ def _reason(search: Search, family: Family, why: dict[Node, str]) -> str:
             return why[node]
     first = family.products[0]
     names = _names(family.between)
+    if len({p.node for p in family.products}) == 1:
+        return "queries, keys and values are multiplied in one einsum, without a softmax"
     if not any(ops.op(node) == "softmax" for node in family.between) and _is_linear(search, first):
         return (
             "keys and values are multiplied before the queries (linear attention): "
@@ -130,7 +140,7 @@ def _reason(search: Search, family: Family, why: dict[Node, str]) -> str:
 def _names(between: Sequence[Node]) -> list[str]:
     """Functions on the way, without those that only move or cast."""
     names = [ops.elementwise(node) or ops.op(node) or node.name for node in between]
-    told = [n for n in names if n not in ops.IDENTITY | ops.VIEWS]
+    told = [n for n in names if n not in ops.IDENTITY | _MOVES]
     return list(dict.fromkeys(told))[:4]
 
 

@@ -164,9 +164,7 @@ def _without_grid(
     assert shapes[0] is not None and shapes[1] is not None
     queries, keys = shapes[0][site.query.tokens], shapes[1][site.key.tokens]
     if not grids.unifier.same_range(query, key) and not same(queries, keys):
-        return SiteGrid(
-            "cross", obstacle=f"cross-attention: its {keys} keys are not the image's tokens"
-        )
+        return _other_keys(grids, query, key, queries, keys)
     if site.refusal is not None:
         return SiteGrid("unknown", obstacle=site.refusal, refused=True)
     return SiteGrid(
@@ -218,6 +216,22 @@ def _packed_inputs(context: GraphContext, grids: GridMap, key: Dim) -> dict[str,
         if len(axes) == 3 and len(axes[1]) == 1 and find(axes[1][0].ident) in wanted:
             found[node.name] = axes[1][0].size
     return found
+
+
+def _other_keys(grids: GridMap, query: Dim, key: Dim, queries: Size, keys: Size) -> SiteGrid:
+    """Keys of no known grid that are not the queries' tokens one by one."""
+    segments = key[0].segments if len(key) == 1 else ()
+    if any(grids.unifier.same_range(query, segment) for segment in segments):
+        return SiteGrid(
+            "joint",
+            obstacle=f"its {keys} keys are its {queries} queries' tokens beside others, and their "
+            "grid cannot be proved from the graph; token_grids names it, if they are an image's",
+            refused=True,
+        )
+    return SiteGrid(
+        "cross",
+        obstacle=f"cross-attention: its {keys} keys are not the tokens of its {queries} queries",
+    )
 
 
 def dynamic_sides(
