@@ -1,0 +1,207 @@
+"""Run a case in one dialect, rewrite it, run it again, and judge."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from soundness_parts.capturing import Captured, Tensors, capture, clones, tensors
+from soundness_parts.case import Case
+from soundness_parts.inputs import inputs
+from soundness_parts.module import Attention
+from soundness_parts.pruning import run_and_prune
+from soundness_parts.rewriting import rewrite
+from soundness_parts.truth import Truth, disagreement, equal_image, ragged
+from todo_compile.options import PlanOptions
+from todo_compile.passes.report import SiteReport
+
+FAILURES = ("wrong", "crash", "missing")
+TOLERANCE = {"float32": (1e-4, 1e-5), "float64": (1e-8, 1e-9)}
+CHANGED = 1e-3
+"""A rewrite whose effect is smaller than this proves nothing."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of a case in a dialect.
+
+    Args:
+        outcome: rewritten, refused or dense (all right); wrong, crash or missing (a failure);
+            uncaptured (torch itself cannot, or changes the result).
+        detail: reason of a refusal, or what is wrong.
+        trace: of a crash.
+        laws: names of the laws that were tried.
+        visible: the rewrite changed the output.
+    """
+
+    case: Case
+    dialect: str
+    outcome: str
+    detail: str = ""
+    trace: str = ""
+    laws: list[str] = field(default_factory=list[str])
+    visible: bool = True
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome in FAILURES
+
+
+def judge(case: Case, dialect: str) -> Verdict:
+    """Everything about one case in one dialect."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _Trial(case, dialect).verdict()
+
+
+class _Trial:
+    """One case in one dialect; nothing of it is used twice."""
+
+    def __init__(self, case: Case, dialect: str) -> None:
+        self.case, self.dialect = case, dialect
+        self.model = Attention(case)
+        self.inputs = inputs(case)
+        self.laws: list[str] = []
+
+    def said(self, outcome: str, detail: str = "", trace: str = "") -> Verdict:
+        return Verdict(self.case, self.dialect, outcome, detail, trace, self.laws)
+
+    def crashed(self, error: Exception, when: str = "") -> Verdict:
+        first = (str(error).splitlines() or [""])[0]
+        words = f"{when}{type(error).__name__}: {first}"
+        return self.said("crash", words[:200], traceback.format_exc())
+
+    def eager(self, given: Sequence[Tensor], sites: Sequence[SiteReport]) -> tuple[Tensors, Truth]:
+        """The module's own output, with its keys pooled as the rewritten `sites` say."""
+        truth = Truth(self.case, sites, [])
+        self.model.hook = truth.attend
+        try:
+            return tensors(self.model(*clones(given))), truth
+        finally:
+            self.model.hook = None
+
+    def verdict(self) -> Verdict:
+        try:
+            dense = tensors(run_and_prune(self.model, clones(self.inputs)))
+        except Exception as error:  # noqa: BLE001 - a fault of the grammar, counted by its words
+            return self.said("uncaptured", f"the module fails: {str(error)[:100]}")
+        if not all(torch.isfinite(t).all() for t in dense):
+            return self.said("uncaptured", "the dense result is not finite")
+        try:
+            captured = capture(self.model, self.case, self.inputs, self.dialect)
+            before = captured.run(self.inputs)
+        except Exception as error:  # noqa: BLE001 - torch's own limits, counted by their words
+            return self.said("uncaptured", f"{type(error).__name__}: {str(error)[:100]}")
+        if not close(before, dense, self.case):
+            return self.said("uncaptured", "the captured graph computes something else")
+        if self.case.seed % 4 == 0 and (verdict := self.left_alone(captured, before)):
+            return verdict
+        return self.rewritten(captured, dense, before)
+
+    def left_alone(self, captured: Captured, before: Tensors) -> Verdict | None:
+        """Factor 1: the same bits."""
+        options = PlanOptions(factors=((1, 1),), sampling=self.case.sampling)
+        try:
+            rewrite(captured.module, options, self.case)
+            captured.edited()
+            after = captured.run(self.inputs)
+        except Exception as error:  # noqa: BLE001 - a crash is what is looked for
+            return self.crashed(error, "factor 1: ")
+        self.laws.append("factor 1")
+        return None if _same(after, before) else self.said("wrong", "factor 1 changes bits")
+
+    def rewritten(self, captured: Captured, dense: Tensors, before: Tensors) -> Verdict:
+        case = self.case
+        options = PlanOptions(factors=(case.factors,), sampling=case.sampling)
+        try:
+            sites = rewrite(captured.module, options, case)
+            captured.edited()
+            after = captured.run(self.inputs)
+        except Exception as error:  # noqa: BLE001 - as above
+            return self.crashed(error)
+        if not sites:
+            return self.said("missing", "no row for its attention")
+        done = [site for site in sites if site.action == "rewritten"]
+        if not done:
+            if not _same(after, before):
+                return self.said("wrong", "nothing was rewritten, but the result changed")
+            worst = max(sites, key=lambda s: s.flops)
+            return self.said(worst.action, worst.reason)
+        for site in done:
+            if why := disagreement(case, site):
+                return self.said("wrong", why)
+        return self.compared(captured, sites, dense, after)
+
+    def compared(
+        self, captured: Captured, sites: Sequence[SiteReport], dense: Tensors, after: Tensors
+    ) -> Verdict:
+        case = self.case
+        truth, _ = self.eager(self.inputs, sites)
+        if not close(after, truth, case):
+            what = "ragged numbers" if ragged(case) else "numbers"
+            return self.said("wrong", f"{what}: {furthest(after, truth)}")
+        pairs = zip(after, dense, strict=True)
+        visible = any(float((a - d).abs().max()) > CHANGED for a, d in pairs)
+        if case.dynamic and (verdict := self.another_batch(captured, sites)):
+            return verdict
+        verdict = self.equal_tokens(captured) or self.said("rewritten")
+        verdict.visible = visible
+        return verdict
+
+    def another_batch(self, captured: Captured, sites: Sequence[SiteReport]) -> Verdict | None:
+        given = inputs(self.case, batch=self.case.batch + 2)
+        try:
+            after = captured.run(given)
+        except Exception as error:  # noqa: BLE001 - as above
+            return self.crashed(error, "another batch: ")
+        self.laws.append("another batch")
+        truth, _ = self.eager(given, sites)
+        return None if close(after, truth, self.case) else self.said("wrong", "another batch")
+
+    def equal_tokens(self, captured: Captured) -> Verdict | None:
+        """Equal tokens: whatever is left out of them, the result is the dense one."""
+        for parameter in (*self.model.stem.parameters(), *self.model.tables()):
+            if parameter.dim() > 1:
+                parameter.zero_()
+        given = inputs(self.case, equal=True)
+        dense, truth = self.eager(given, ())
+        if not equal_image(self.case, truth.seen):
+            return None
+        self.laws.append("equal tokens")
+        after = captured.run(given)[:1]
+        if close(after, dense[:1], self.case):
+            return None
+        return self.said("wrong", f"equal tokens: {furthest(after, dense[:1])}")
+
+
+def _same(after: Tensors, before: Tensors) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def close(got: Tensors, wanted: Tensors, case: Case) -> bool:
+    """Equal up to rounding, in the case's dtype."""
+    half = case.dtype in ("bfloat16", "float16") or case.nesting == "autocast"
+    for a, b in zip(got, wanted, strict=True):
+        if a.shape != b.shape:
+            return False
+        rtol, atol = TOLERANCE.get(case.dtype, TOLERANCE["float32"])
+        largest = float(b.abs().max())
+        if half:
+            rtol, atol = 0.05, 0.03 * max(1.0, largest)
+        atol *= max(1.0, largest / 10)
+        if not torch.allclose(a.double(), b.double(), rtol=rtol, atol=atol):
+            return False
+    return True
+
+
+def furthest(got: Tensors, wanted: Tensors) -> str:
+    """The largest difference, for people."""
+    if [t.shape for t in got] != [t.shape for t in wanted]:
+        return f"shapes {[tuple(t.shape) for t in got]} for {[tuple(t.shape) for t in wanted]}"
+    gaps = [float((a.double() - b.double()).abs().max()) for a, b in zip(got, wanted, strict=True)]
+    return f"off by {max(gaps):.2g}"

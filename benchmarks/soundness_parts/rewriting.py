@@ -1,0 +1,36 @@
+"""The passes on a case's graph, as a compiler's front end would call them."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from soundness_parts.case import Case
+from soundness_parts.sources import SOURCES
+from todo_compile.dynamo.nested import rewrite_nested
+from todo_compile.options import PlanOptions
+from todo_compile.passes.pipeline import rewrite_graph
+from todo_compile.passes.plan.levels import Levels
+from todo_compile.passes.report import SiteReport
+
+
+def rewrite(module: GraphModule, options: PlanOptions, case: Case) -> list[SiteReport]:
+    """Rewrite `module` in place; the rows of its attentions, those of nested graphs too.
+
+    The grid of packed tokens is named where the case says so. A site whose grid is smaller than
+    the factors is refused: what the passes take for a grid is for the judge to judge.
+    """
+    named = SOURCES[case.source].named
+    rows, columns = case.size
+    grids = {rows * columns: (rows, columns)} if named else {}
+    found: list[Levels] = []
+
+    def levels(areas: frozenset[int]) -> Levels:
+        found.append(Levels(areas, strict=False))
+        return found[-1]
+
+    report = rewrite_graph(module, options, token_grids=grids or None, levels=levels)
+    sites = list(report.sites)
+    if case.nesting != "none":
+        for nested in rewrite_nested(module, options, grids, found[-1]):
+            sites += nested.sites
+    return sites

@@ -1,0 +1,168 @@
+"""What is right: eager attention whose own keys and values are subsampled as the report says.
+
+Nothing here knows how the passes find, prove or move anything. What they say that they did (grid,
+factors, sampling) is compared with the case; then it is done again by other means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from soundness_parts.attend import SPELLINGS
+from soundness_parts.case import SIDES, Case, grid_of, side_lengths
+from soundness_parts.keys import KEY_MAPS
+from soundness_parts.masks import MASKS
+from soundness_parts.sources import ORDERS, SOURCES, Grid
+from tests import oracle
+from todo_compile.passes.report import SiteReport
+
+
+def forbidden(case: Case) -> str:
+    """Why no site of this case may be rewritten; empty if they may."""
+    if not SOURCES[case.source].proved:
+        return "nothing shows that its tokens are a picture"
+    if not ORDERS[case.order].picture:
+        return "its tokens are in another order"
+    if not SIDES[case.side].allowed:
+        return "its keys are not the queries' picture"
+    if not MASKS[case.mask].safe:
+        return "its mask can hide keys"
+    if not SPELLINGS[case.spelling].softmax:
+        return "it is no softmax attention, or its scores are used elsewhere"
+    return ""
+
+
+def disagreement(case: Case, site: SiteReport) -> str:
+    """What the report says of a rewritten site that the case knows better."""
+    if why := forbidden(case):
+        return f"rewritten, but {why}"
+    if site.grid != grid_of(case):
+        return f"grid {site.grid} instead of {grid_of(case)}"
+    if site.factor != case.factors:
+        return f"factor {site.factor} instead of {case.factors}"
+    return ""
+
+
+@dataclass(slots=True)
+class Truth:
+    """Attention with pooled keys, as the reports say.
+
+    Args:
+        case: what it is.
+        sites: the reports of its attentions in order; none: nothing is pooled.
+        seen: keys, values and bias of each call, before pooling.
+    """
+
+    case: Case
+    sites: Sequence[SiteReport]
+    seen: list[tuple[Tensor, Tensor, Tensor | None]]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        sites = [site for site in self.sites if site.action == "rewritten"]
+        self.seen.append((k, v, bias))
+        spelling = SPELLINGS[self.case.spelling]
+        if not sites:
+            return spelling.attend(q, k, v, bias)
+        before, after = side_lengths(self.case)
+        grid, factors = grid_of(self.case), self.case.factors
+        if ORDERS[self.case.order].column_major:
+            grid, factors = (grid[1], grid[0]), (factors[1], factors[0])
+        k, v = (self._pooled(t, 2, grid, factors, before) for t in (k, v))
+        bias = self._bias(bias, grid, factors, before, after, q.dtype)
+        if spelling.oddity:
+            return spelling.attend(q, k, v, bias.to(q.dtype))
+        if k.shape[1] != q.shape[1]:
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+        v_dtype = v.dtype
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        q, k, v, bias = (t.to(wide) for t in (q, k, v, bias))
+        return oracle.attention(q, k, v, scale=spelling.scale, bias=bias).to(v_dtype)
+
+    def _pooled(self, x: Tensor, dim: int, grid: Grid, factors: Grid, before: int) -> Tensor:
+        return oracle.subsample(x, dim, grid, factors, self.case.sampling, before)
+
+    def _bias(
+        self,
+        bias: Tensor | None,
+        grid: Grid,
+        factors: Grid,
+        before: int,
+        after: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """The bias of fewer keys, and the logarithm of how many tokens each stands for."""
+        weight = oracle.mass(grid, factors, before, after)
+        if bias is None:
+            return weight.to(dtype)
+        if bias.dtype == torch.bool:
+            bias = torch.zeros(bias.shape, dtype=dtype).masked_fill(~bias, float("-inf"))
+        if bias.shape[-1] != 1:
+            bias = self._pooled(bias, bias.dim() - 1, grid, factors, before)
+        return bias + weight.to(dtype)
+
+
+def equal_image(case: Case, seen: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> bool:
+    """Whether all image keys of a call are one key, all values one value, under one bias."""
+    before, after = side_lengths(case)
+    return all(
+        _constant(t, dim, before, after)
+        for k, v, bias in seen
+        for t, dim in ((k, 2), (v, 2), (bias, -1))
+        if t is not None and t.shape[dim] != 1
+    )
+
+
+def _constant(x: Tensor, dim: int, before: int, after: int) -> bool:
+    image = x.narrow(dim, before, x.shape[dim] - before - after).movedim(dim, 0)
+    if image.dtype == torch.bool:
+        return bool((image == image[:1]).all())
+    return torch.allclose(image, image[:1].expand(image.shape), rtol=1e-6, atol=1e-6)
+
+
+def ragged(case: Case) -> bool:
+    """Whether a factor does not divide its side, so that cells differ."""
+    return any(s % f for s, f in zip(grid_of(case), case.factors, strict=True))
+
+
+def _never(case: Case) -> str:
+    if not SOURCES[case.source].proved:
+        return "never: no picture"
+    if not ORDERS[case.order].picture:
+        return "never: another order"
+    if not SIDES[case.side].allowed:
+        return "never: other keys"
+    return "never: masks" if not MASKS[case.mask].safe else "never: other attention"
+
+
+def classify(case: Case) -> str:
+    """The class that a case is counted in: the first that it is of."""
+    changed = case.changed()
+    if forbidden(case):
+        return _never(case)
+    if case.nesting != "none":
+        return "nested"
+    if case.write != "none":
+        return "written in place"
+    if case.mask != "none":
+        return "masked text" if MASKS[case.mask].text else "small bias"
+    if case.dynamic or case.dtype != "float32":
+        return "dynamic batch or another dtype"
+    if side_lengths(case) != (0, 0):
+        return "joint"
+    if case.source in ("packed", "packed_raw", "convolved", "tabled"):
+        return "packed"
+    if not all(KEY_MAPS[name].token_wise for name in (case.key_map, case.value_map)):
+        return "tokens see each other"
+    if case.order != "row":
+        return "another order or windows"
+    if {"projection", "key_map", "value_map"} & changed.keys():
+        return "other projections"
+    if {"split", "repeat", "heads", "detour"} & changed.keys():
+        return "views and heads"
+    if case.spelling != "sdpa":
+        return "spelled out"
+    return "plain"

@@ -1,0 +1,137 @@
+"""Ways to look at a tensor: what shares its memory, and what gives the same values back.
+
+`ALIASES` take tokens (B, N, C) to anything that, in eager mode, mostly shares their memory; a write
+goes through them. `DETOURS` take tokens to equal tokens of the same shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+View = Callable[[Tensor], Tensor]
+_IDENTITY = nn.Identity()
+
+ALIASES: Mapping[str, View] = {
+    "none": lambda x: x,
+    "view": lambda x: x.view(x.shape[0], -1),
+    "view_as": lambda x: x.view_as(x),
+    "reshape": lambda x: x.reshape(x.shape[0], -1, 2),
+    "reshape_as": lambda x: x.reshape_as(x),
+    "flatten": lambda x: x.flatten(0, 1),
+    "unflatten": lambda x: x.unflatten(2, (2, -1)),
+    "ravel": lambda x: x.ravel(),
+    "transpose": lambda x: x.transpose(1, 2),
+    "swapaxes": lambda x: x.swapaxes(1, 2),
+    "swapdims": lambda x: torch.swapdims(x, 0, 1),
+    "permute": lambda x: x.permute(2, 0, 1),
+    "movedim": lambda x: x.movedim(1, 2),
+    "moveaxis": lambda x: torch.moveaxis(x, 2, 0),
+    "T": lambda x: x[0].T,
+    "t": lambda x: x[0].t(),
+    "mT": lambda x: x.mT,
+    "adjoint": lambda x: x.adjoint(),
+    "H": lambda x: x[0].H,
+    "expand": lambda x: x.expand(x.shape[0], -1, -1),
+    "expand_as": lambda x: x.expand_as(x),
+    "broadcast_to": lambda x: torch.broadcast_to(x, x.shape),
+    "squeeze": lambda x: x.squeeze(),
+    "squeeze_dim": lambda x: x[:1].squeeze(0),
+    "unsqueeze": lambda x: x.unsqueeze(1),
+    "newaxis": lambda x: x[:, None],
+    "ellipsis": lambda x: x[..., 1:],
+    "slice": lambda x: x[:, ::2],
+    "select": lambda x: x.select(1, 0),
+    "index": lambda x: x[:, -1],
+    "narrow": lambda x: x.narrow(1, 0, 2),
+    "split": lambda x: x.split(2, 1)[1],
+    "split_sizes": lambda x: torch.split(x, [1, x.shape[1] - 1], 1)[1],
+    "chunk": lambda x: x.chunk(2, 1)[0],
+    "chunk_both": lambda x: torch.chunk(x, 2, -1)[1],
+    "unbind": lambda x: x.unbind(1)[1],
+    "tuple": lambda x: tuple(x)[0],  # noqa: RUF015 - as people unpack
+    "tensor_split": lambda x: torch.tensor_split(x, 2, dim=1)[0],
+    "hsplit": lambda x: torch.hsplit(x, [2])[0],
+    "dsplit": lambda x: torch.dsplit(x, 2)[1],
+    "vsplit": lambda x: torch.vsplit(x, 1)[0],
+    "as_strided": lambda x: x.as_strided((x.shape[1], x.shape[2]), (x.shape[2], 1)),
+    "unfold": lambda x: x.unfold(1, 2, 2),
+    "diagonal": lambda x: x.diagonal(0, 1, 2),
+    "diagonal_torch": lambda x: torch.diagonal(x, dim1=1, dim2=2),
+    "real": lambda x: x.real,
+    "detach": lambda x: x.detach(),
+    "data": lambda x: x.data,
+    "contiguous": lambda x: x.contiguous(),
+    "positive": lambda x: +x,
+    "torch_positive": torch.positive,
+    "float": lambda x: x.float(),
+    "to": lambda x: x.to(x.dtype),
+    "to_device": lambda x: x.to("cpu"),
+    "cpu": lambda x: x.cpu(),
+    "type_as": lambda x: x.type_as(x),
+    "type": lambda x: x.type(x.dtype),
+    "atleast_3d": torch.atleast_3d,
+    "resolve_conj": lambda x: x.resolve_conj(),
+    "resolve_neg": lambda x: x.resolve_neg(),
+    "conj": lambda x: x.conj(),
+    "dropout_eval": lambda x: F.dropout(x, 0.1, training=False),
+    "dropout_none": lambda x: F.dropout(x, 0.0, training=False),
+    "alpha_dropout": lambda x: F.alpha_dropout(x, 0.1, training=False),
+    "as_tensor": torch.as_tensor,
+    "view_dtype": lambda x: x.view(x.dtype),
+    "bits": lambda x: x.view(torch.int16).view(x.dtype),
+    "pad_nothing": lambda x: F.pad(x, (0, 0)),
+    "cat_alone": lambda x: torch.cat([x], 1),
+    "clone": lambda x: x.clone(),
+    "reshape_copy": lambda x: x.mT.reshape(x.shape[0], -1),
+    "two": lambda x: x.transpose(1, 2).unsqueeze(0)[0].flatten(1, 1),
+    "view_of_view": lambda x: x.view(-1).view(x.shape).narrow(2, 0, 2).mT,
+}
+
+DETOURS: Mapping[str, View] = {
+    "none": lambda x: x,
+    "transposed": lambda x: x.transpose(1, 2).transpose(1, 2),
+    "copied_transposed": lambda x: x.transpose(1, 2).contiguous().transpose(2, 1),
+    "permuted": lambda x: x.permute(1, 2, 0).permute(2, 0, 1),
+    "movedim": lambda x: torch.movedim(x, (0, 1), (1, 0)).movedim(0, 1).contiguous(),
+    "flat": lambda x: x.reshape(-1, x.shape[2]).view(x.shape),
+    "raveled": lambda x: x.ravel().reshape(x.shape),
+    "unflatten": lambda x: x.flatten(0, 1).unflatten(0, (x.shape[0], x.shape[1])),
+    "channels": lambda x: x.unflatten(2, (2, -1)).flatten(2),
+    "chunks": lambda x: torch.cat(x.chunk(2, 2), 2),
+    "chunks_of_tokens": lambda x: torch.cat(x.chunk(2, 1), 1),
+    "split_of_tokens": lambda x: torch.cat(x.split([1, x.shape[1] - 1], 1), 1),
+    "tensor_split": lambda x: torch.cat(torch.tensor_split(x, 3, dim=1), 1),
+    "stacked": lambda x: torch.stack(x.unbind(0)),
+    "stacked_tokens": lambda x: torch.stack(x.unbind(1), 1),
+    "expanded": lambda x: x[:, None].expand(-1, 2, -1, -1)[:, 1],
+    "repeated": lambda x: x.repeat(1, 1, 2)[..., : x.shape[2]],
+    "broadcast": lambda x: torch.broadcast_to(x, (2, *x.shape))[0],
+    "strided": lambda x: x.contiguous().as_strided(x.shape, x.contiguous().stride()),
+    "unfolded": lambda x: x.unfold(1, 1, 1).squeeze(-1),
+    "squeezed": lambda x: x.unsqueeze(2).squeeze(2),
+    "whole_slice": lambda x: x[:, 0:, :],
+    "padded_cut": lambda x: F.pad(x, (0, 0, 1, 1))[:, 1:-1],
+    "flipped_twice": lambda x: x.flip(1).flip(1),
+    "rolled_back": lambda x: x.roll(2, 1).roll(-2, 1),
+    "negated": lambda x: x.neg().neg(),
+    "added": lambda x: x + 0,
+    "dropout": lambda x: F.dropout(x, 0.5, training=False),
+    "identity": _IDENTITY,
+    "clone": lambda x: x.clone(),
+    "float": lambda x: x.float().to(x.dtype),
+    "double": lambda x: x.double().to(x.dtype),
+    "where": lambda x: torch.where(x > 0, x, x),
+    "einsum": lambda x: torch.einsum("bnc->nbc", x).transpose(0, 1),
+    "view_4d": lambda x: x.mT.unsqueeze(2).flatten(2).mT,
+    "index_all": lambda x: x[:, torch.arange(x.shape[1])],
+    "gather_all": lambda x: x.index_select(1, torch.arange(x.shape[1])),
+    "swapped_batch": lambda x: x.flip(0).flip(0),
+    "heads_in_batch": lambda x: (
+        x.unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1).unflatten(0, (-1, 2))
+        .transpose(1, 2).flatten(2)
+    ),
+}  # fmt: skip

@@ -1,0 +1,109 @@
+"""Ways to write into memory: each changes what it is given, whatever its shape, and nothing else.
+
+A write of a number (`add_(3)`) and a write of many (`copy_`) differ to a compiler, as do methods,
+functions with ``inplace=True``, ``out=`` and assignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Modules as a model would own them, not made on the way.
+_RELU, _SILU = nn.ReLU(inplace=True), nn.SiLU(inplace=True)
+
+
+def _assign(w: Tensor) -> None:
+    w[...] = w * 0.5 - 1
+
+
+def _assign_first(w: Tensor) -> None:
+    w[0] = 1.5
+
+
+def _iadd(w: Tensor) -> None:
+    w += 2.0
+
+
+def _imul(w: Tensor) -> None:
+    w *= -1.5
+
+
+def _out(w: Tensor) -> None:
+    torch.mul(w, 2.0, out=w)
+
+
+def _out_alias(w: Tensor) -> None:
+    torch.add(w.clone(), 1.0, out=w.detach())
+
+
+def _foreach(w: Tensor) -> None:
+    torch._foreach_add_([w], 1.0)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+
+def _index_put(w: Tensor) -> None:
+    w[torch.tensor([0])] = 2.0
+
+
+def _index_put_method(w: Tensor) -> None:
+    w.index_put_((torch.tensor([0]),), torch.tensor(1.0, dtype=w.dtype), accumulate=True)
+
+
+def _mask_assign(w: Tensor) -> None:
+    w[w > 0] = -1.0
+
+
+WRITES: Mapping[str, Callable[[Tensor], object]] = {
+    "none": lambda w: w,
+    "add_": lambda w: w.add_(3.0),
+    "mul_": lambda w: w.mul_(-2.0),
+    "sub_": lambda w: w.sub_(1.0),
+    "div_": lambda w: w.div_(-0.5),
+    "copy_": lambda w: w.copy_(w.flip(0) * 0.5 + 1),
+    "copy_number": lambda w: w.copy_(torch.tensor(0.5)),
+    "zero_": lambda w: w.zero_(),
+    "fill_": lambda w: w.fill_(0.7),
+    "clamp_": lambda w: w.clamp_(min=-0.1, max=0.3),
+    "neg_": lambda w: w.neg_(),
+    "tanh_": lambda w: w.tanh_(),
+    "abs_": lambda w: w.abs_(),
+    "lerp_": lambda w: w.lerp_(torch.ones_like(w), 0.5),
+    "addcmul_": lambda w: w.addcmul_(w, w, value=0.2),
+    "masked_fill_": lambda w: w.masked_fill_(w > 0, 0.25),
+    "index_fill_": lambda w: w.index_fill_(0, torch.tensor([0]), 1.0),
+    "index_add_": lambda w: w.index_add_(0, torch.tensor([0]), torch.ones_like(w[:1])),
+    "scatter_": lambda w: w.scatter_(-1, torch.zeros_like(w[..., :1], dtype=torch.int64), 2.0),
+    "cumsum_": lambda w: w.cumsum_(-1),
+    "iadd": _iadd,
+    "imul": _imul,
+    "assign": _assign,
+    "assign_first": _assign_first,
+    "mask_assign": _mask_assign,
+    "index_put": _index_put,
+    "index_put_": _index_put_method,
+    "out": _out,
+    "out_alias": _out_alias,
+    "foreach": _foreach,
+    "relu_": lambda w: w.relu_(),
+    "torch_relu_": torch.relu_,
+    "relu_inplace": lambda w: F.relu(w, inplace=True),
+    "relu_positional": lambda w: F.relu(w, True),
+    "relu_module": _RELU,
+    "silu_module": _SILU,
+    "silu_inplace": lambda w: F.silu(w, inplace=True),
+    "hardswish_inplace": lambda w: F.hardswish(w, inplace=True),
+    "leaky_relu_inplace": lambda w: F.leaky_relu(w, 0.2, inplace=True),
+    "elu_": F.elu_,
+    "threshold_inplace": lambda w: F.threshold(w, 0.1, -0.5, inplace=True),
+    "normalize_out": lambda w: F.normalize(w, dim=-1, out=w),
+}
+
+PARTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "whole": lambda w: w,
+    "first": lambda w: w[:1],
+    "select": lambda w: w[0],
+    "strided": lambda w: w[..., ::2],
+}
