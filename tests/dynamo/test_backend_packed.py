@@ -209,7 +209,7 @@ def test_two_inputs_of_as_many_tokens() -> None:
 
     image, text = torch.randn(1, 64, 8), torch.randn(1, 64, 8)
     model, truth = Both().train(), Both().eval()
-    truth.pool = lambda t: subsample(t, 1, GRID, HALF)
+    truth.pool = lambda t: stand_ins(t, 1, GRID, HALF)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         got = compiled(model, token_grids=GRIDS)(image, text)
@@ -230,7 +230,7 @@ def test_residuals_of_as_many_tokens_are_the_same_picture() -> None:
 
     given = torch.randn(1, 64, 8), torch.randn(1, 64, 8)
     model, truth = Controlled().train(), Controlled().eval()
-    truth.pool = lambda t: subsample(t, 1, GRID, HALF)
+    truth.pool = lambda t: stand_ins(t, 1, GRID, HALF)
     with torch.no_grad():
         assert_close((compiled(model, token_grids=GRIDS)(*given),), truth(*given))
     assert [site.action for site in self_attention()] == ["rewritten"]
@@ -250,7 +250,7 @@ class Denoiser(Captioned):
 def test_resolution_of_a_denoiser_of_packed_patches() -> None:
     x, level = torch.randn(2, 64, 8), torch.tensor([0.1, 0.9])
     model, truth = Denoiser().train(), Denoiser().eval()
-    truth.pool = lambda t: subsample(t, 1, GRID, HALF)
+    truth.pool = lambda t: stand_ins(t, 1, GRID, HALF)
     with torch.no_grad():
         assert_close((compiled(model, res="128")(x, level),), truth(x, level))
     (site,) = self_attention()

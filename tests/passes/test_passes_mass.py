@@ -31,7 +31,7 @@ class Joint(nn.Module):
     def __init__(self, spelling: str, mask: torch.Tensor | None = None, *, first: bool = True):
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(8, 8, 1)  # what makes a grid of the last two axes
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)  # what makes a grid of the last two axes
         self.to_q, self.to_k, self.to_v = (nn.Linear(8, 8) for _ in range(3))
         self.spelling, self.first = spelling, first
         self.register_buffer("mask", mask)
