@@ -79,11 +79,13 @@ class AttnBlock(nn.Module):
     def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.before = nn.Conv2d(6, 6, 3, padding=1)  # 1×1 convolutions tell nothing of position
         self.q, self.k, self.v = (nn.Conv2d(6, 6, 1) for _ in range(3))
         self.pool = pool or (lambda t: t)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, c, h, w = x.shape
+        x = self.before(x)
         q = self.q(x).reshape(b, c, h * w).permute(0, 2, 1)
         k = self.pool(self.k(x).reshape(b, c, h * w))
         v = self.pool(self.v(x).reshape(b, c, h * w))
