@@ -147,6 +147,13 @@ def test_spellings(attend: Any, hoist: bool) -> None:
     assert one.compared == "attention"
 
 
+@pytest.mark.parametrize("attend", [sdpa, matmul_after])
+@pytest.mark.parametrize("sampling", ALL)
+def test_smaller_cells_weigh_what_they_stand_for(sampling: Sampling, attend: Any) -> None:
+    rewritten = Rewritten(ImageAttention(attend), (image(5, 7),), options(sampling, (2, 3)))
+    assert [one.compared for one in rewritten.prove()] == ["attention"]
+
+
 def test_scores_that_do_not_fit_are_not_made() -> None:
     spelled = Rewritten(ImageAttention(matmul_after), (image(4, 6),), options())
     assert [one.compared for one in spelled.prove(budget=100)] == ["keys and values"]
