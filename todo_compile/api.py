@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.batches import Batch, BatchLike, BatchRange, largest, parse_batch
-from todo_compile.errors import ConfigError
+from todo_compile.errors import ConfigError, given_path
 from todo_compile.options import PlanOptions, check_token_grids
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def plan(
 
     if dump is not None:
         check_new_folder(Path(dump), "--dump")
+    given_path(model, "model")
     source = models.resolve_component(str(model), component)
     resolution = models.Resolution.parse(res)
     options = check_options(source, options)

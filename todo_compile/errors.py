@@ -6,6 +6,8 @@ The command line prints ``message`` and ``remedy`` without a traceback and leave
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from todo_compile.foreign import printable
 
 
@@ -75,6 +77,19 @@ class StoppedError(TodoError):
     """Several builds were interrupted, of which some may be finished."""
 
     exit_code = 130
+
+
+def given_path(value: object, name: str) -> Path:
+    """The path that a caller of the Python API gave as `name`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+        raise ConfigError(
+            f"{name} is {value!r:.60}, which is no path.", remedy="Give text or a pathlib.Path."
+        )
+    return Path(value)
 
 
 def first_line(error: object, *, limit: int | None = None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from bundle_helpers import (
 from helpers import said
 
 from todo_compile.build import assembly
+from todo_compile.bundle import _locks
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.cli.app import main
 from todo_compile.errors import BundleError
@@ -160,3 +163,63 @@ def test_two_processes(pipeline: Path, bundle: Path, capsys: Any) -> None:
     time.sleep(0.1)
     assert main([*arguments(pipeline, bundle), "-q"]) == 0  # the lock went with its process
     assert damage(bundle) == []
+
+
+def test_loser_of_two_first_builds_leaves_the_folder(tmp_path: Path) -> None:
+    """Both saw no folder; the second fails, and must not remove what the first has begun."""
+    folder = tmp_path / "b"
+    with assembly.only_one(folder):
+        assert folder.is_dir()
+        with pytest.raises(BundleError, match="Another process"), assembly.only_one(folder):
+            pass
+        assert folder.is_dir()
+        (folder / "begun").write_text("x")
+    assert folder.is_dir()
+    with assembly.only_one(tmp_path / "c"):
+        pass
+    assert not (tmp_path / "c").exists()
+
+
+def test_file_system_without_locks(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(_locks, "_try_lock", refuse)
+    assert main([*arguments(pipeline, tmp_path / "b"), "-q"]) == 0
+    assert damage(tmp_path / "b") == []
+    assert not [p.name for p in (tmp_path / "b").rglob(".*") if p.name != ".building"]
+
+
+@pytest.mark.parametrize("name", [".parts", "tokenizer", "scheduler", ".parts/x.log", ".building"])
+def test_links_in_a_bundle_of_others(
+    pipeline: Path, bundle: Path, tmp_path: Path, name: str
+) -> None:
+    """Building into it must not write, make or remove anything elsewhere."""
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "vocab.json").write_text("mine")
+    link = bundle / name
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    inner = name in (".parts/x.log", ".building")
+    link.symlink_to(away / "vocab.json" if inner else away)
+    before = content(away)
+    assert main(arguments(pipeline, bundle, "--sampling", "average", "-q")) == 7
+    assert content(away) == before
+
+
+def test_component_that_is_a_link_is_built_again(
+    pipeline: Path, bundle: Path, tmp_path: Path
+) -> None:
+    away = tmp_path / "elsewhere.onnx"
+    shutil.move(bundle / "unet.onnx", away)
+    (bundle / "unet.onnx").symlink_to(away)
+    before = away.read_bytes()
+    assert main([*arguments(pipeline, bundle), "-q"]) == 0
+    assert damage(bundle) == []
+    assert not (bundle / "unet.onnx").is_symlink()
+    assert away.read_bytes() == before

@@ -91,3 +91,18 @@ def test_ctrl_c(model: Path, output: Path) -> None:
     assert "Traceback" not in text
     assert litter(output.parent) == []
     assert content(output.parent) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_ended_by_a_scheduler(
+    model: Path, output: Path, number: signal.Signals, status: int
+) -> None:
+    """As by Ctrl-C: nothing is left, and the status says what it was."""
+    before = content(output.parent)
+    code, text = interrupted(fp32(model, output, "--force"), number)
+    assert code == status
+    assert "interrupted; nothing was written" in text
+    assert "Traceback" not in text
+    assert litter(output.parent) == []
+    assert content(output.parent) == before

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +65,7 @@ class Assembly:
         from todo_compile.bundle.bundle import BUNDLE_JSON
         from todo_compile.bundle.files import sweep
 
+        self._refuse_links()
         sweep(self.folder / BUNDLE_JSON)
         results: dict[str, CompileResult] = {}
         for name, job in self.jobs.items():
@@ -83,6 +84,23 @@ class Assembly:
         }
         return BundleResult(self.folder, bundle, moved, reused=False)
 
+    def _refuse_links(self) -> None:
+        """Refuse to write through links, which a bundle from elsewhere may hold.
+
+        Files that are links are replaced, not followed; folders would be.
+
+        Raises:
+            BundleError: there is one.
+        """
+        parts = self.folder / _PARTS
+        inner = list(parts.rglob("*")) if parts.is_dir() and not parts.is_symlink() else []
+        for path in (parts, *inner, *(self.folder / n.split("/")[0] for n in self.extras)):
+            if path.is_symlink() and (path.is_dir() or path in (parts, *inner)):
+                raise BundleError(
+                    f"{path} is a link, and a bundle is not built through links.",
+                    remedy="Remove it, or name another folder.",
+                )
+
     def _component(self, job: Job, twin: CompileResult | None) -> CompileResult:
         """Find the component in its place or among the parts, or build it there.
 
@@ -100,6 +118,8 @@ class Assembly:
         # A forced build that was stopped goes on with what it finished; parts are newer.
         for place in (part,) if self.force else (part, job.out):
             sweep(place)
+            if _linked(place):
+                continue  # what it leads to may change without the bundle
             found = find_reusable(place, job.request)
             if found.reusable and not job.verify:
                 result = CompileResult(place, read(place), reused=True)
@@ -255,32 +275,66 @@ class Assembly:
 
 @contextmanager
 def only_one(folder: Path) -> Generator[None]:
-    """Keep a second build out of the folder; the system lifts this when we die."""
-    from todo_compile.bundle._locks import lock_file
-    from todo_compile.bundle.files import disk_errors
+    """Make the folder if need be and keep a second build out of it; the system lifts this when we
+    die. A folder in which nothing was made is removed again: by whoever holds it, and nobody else.
 
-    with disk_errors(folder / LOCK):
-        lock = lock_file(folder / LOCK, create=True)
-    if lock is None:
-        raise BundleError(
-            f"Another process is building into {folder}.",
-            remedy="Wait for it, or choose another --out.",
-        )
+    Raises:
+        BundleError: another process builds into it, or it cannot be written.
+    """
+    made = not folder.exists()
+    lock = _held(folder)
     try:
         yield
     finally:
+        if made and folder.is_dir() and all(p.name == LOCK for p in folder.iterdir()):
+            with suppress(OSError):  # Windows removes no open file
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        os.close(lock)
+
+
+def _held(folder: Path) -> int:
+    from todo_compile.bundle._locks import hold, still_there
+    from todo_compile.bundle.files import disk_errors
+
+    path = folder / LOCK
+    while True:
+        try:
+            with disk_errors(path):
+                folder.mkdir(exist_ok=True)
+                lock = hold(path)
+        except FileNotFoundError:
+            continue  # another build that failed removed the folder just now
+        except OSError as error:
+            raise BundleError(
+                f"{path} cannot be opened: {error.strerror}.",
+                remedy="Remove it, or name another folder.",
+            ) from error
+        if lock is None:
+            raise BundleError(
+                f"Another process is building into {folder}.",
+                remedy="Wait for it, or choose another --out.",
+            )
+        if still_there(lock, path):
+            return lock
         os.close(lock)
 
 
 def _place(part: Path, goal: Path) -> None:
     """Let `goal` be the file `part`, which also stays where it is if the file system has links."""
-    if goal.exists() and goal.samefile(part):
+    if goal.exists() and not goal.is_symlink() and goal.samefile(part):
         return  # by a build that was killed after this
     goal.unlink(missing_ok=True)  # not in one step: nothing is loaded from here now
     try:
         os.link(part, goal)
     except OSError:
         os.replace(part, goal)
+
+
+def _linked(output: Path) -> bool:
+    """Whether an output, its manifest or its weights' file is a link."""
+    beside = (output.with_name(f"{output.name}{end}") for end in ("", ".json", ".data"))
+    return any(path.is_symlink() for path in beside)
 
 
 def _fits(result: CompileResult, twin: CompileResult | None) -> bool:

@@ -7,7 +7,6 @@ the work.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.batches import Batch, BatchLike, halved, parse_batch
 from todo_compile.build.assembly import DENSE, LOCK, Assembly, BundleResult, only_one
 from todo_compile.build.job import SUFFIXES, check_used, prepare
-from todo_compile.errors import BundleError, ConfigError
+from todo_compile.errors import BundleError, ConfigError, given_path
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress, SilentProgress
 
@@ -79,7 +78,8 @@ def compile_bundle(
     Raises:
         TodoError: whatever the user can mend; an older bundle then stands as it was.
     """
-    folder = Path(out)
+    folder = given_path(out, "out")
+    given_path(model, "model")
     check_folder(folder)
     assembly = prepare_bundle(
         model, res=res, out=folder, kind=kind, component=component, weights=weights, batch=batch,
@@ -87,14 +87,8 @@ def compile_bundle(
         vae_options=vae_options, dense_after=dense_after, loras=loras, controlnet=controlnet,
         force=force, progress=progress, **settings,
     )  # fmt: skip
-    made = not folder.exists()
-    folder.mkdir(exist_ok=True)
-    try:
-        with only_one(folder):
-            return assembly.run()
-    finally:
-        if made and not any(p.name != LOCK for p in folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)
+    with only_one(folder):
+        return assembly.run()
 
 
 def prepare_bundle(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.api import check_batch, check_options, dtype_of
 from todo_compile.batches import Batch, BatchLike, BatchRange
 from todo_compile.build.sources import sources_hash
-from todo_compile.errors import ConfigError, ModelError
+from todo_compile.errors import ConfigError, ModelError, given_path
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress, SilentProgress
 
@@ -84,7 +84,9 @@ def prepare(
     from todo_compile.export.targets import parse_targets, resolve_targets
 
     progress = progress or SilentProgress()
-    path = Path(out)
+    path = given_path(out, "out")
+    given_path(model, "model")
+    given_path(weights, "weights")
     if path.suffix not in SUFFIXES:
         raise ConfigError(
             f"The suffix of {path.name!r} says nothing about the format.",

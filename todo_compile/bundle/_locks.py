@@ -6,6 +6,7 @@ held by the kernel is right in both cases.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -14,6 +15,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _POLL_SECONDS = 0.02
+# What network and container file systems say that have no locks.
+_NO_LOCKS = {
+    getattr(errno, name, errno.ENOSYS) for name in ("ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
+}
+
+
+class NoLocksError(OSError):
+    """The file system knows no locks.
+
+    The policy everywhere: a build goes on without, outputs are whole all the same since they are
+    moved into place, and it is up to the user not to start two builds of one output.
+    """
 
 
 def lock_file(path: Path, *, create: bool) -> int | None:
@@ -24,19 +37,44 @@ def lock_file(path: Path, *, create: bool) -> int | None:
         holds the lock.
 
     Raises:
-        OSError: the file cannot be opened, or its file system knows no locks.
+        NoLocksError: its file system knows no locks.
+        OSError: the file cannot be opened, or is a link.
     """
     # Python opens descriptors so that children don't inherit them: a child that outlives us
     # must not keep our lock.
-    handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+    handle = os.open(path, _FLAGS | (os.O_CREAT if create else 0), 0o644)
     try:
         if _try_lock(handle):
             return handle
+    except OSError as error:
+        os.close(handle)
+        if error.errno in _NO_LOCKS:
+            raise NoLocksError(error.errno, error.strerror) from error
+        raise
     except BaseException:
         os.close(handle)
         raise
     os.close(handle)
     return None
+
+
+def hold(path: Path) -> int | None:
+    """As `lock_file`, created; where there are no locks, the open file alone.
+
+    Raises:
+        OSError: the file cannot be opened, or is a link.
+    """
+    try:
+        return lock_file(path, create=True)
+    except NoLocksError:
+        return os.open(path, _FLAGS)
+
+
+def still_there(handle: int, path: Path) -> bool:
+    """Whether the open file is what lies at `path`: it may be removed before it is locked."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(handle), path.stat())
+    return False
 
 
 @contextmanager
@@ -67,11 +105,13 @@ def _wait_for(path: Path) -> int:
         if lock is None:
             time.sleep(_POLL_SECONDS)
             continue
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(lock), path.stat()):
-                return lock
+        if still_there(lock, path):
+            return lock
         os.close(lock)
 
+
+# A link that a stranger put there would have us make a file elsewhere.
+_FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
 
 if sys.platform == "win32":
     import msvcrt

@@ -128,7 +128,7 @@ class Bundle(_Frozen):
     created: str
     model: str
     resolution: _Pixels
-    batch: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=_BATCHES)]
+    batch: Annotated[int, Field(ge=1, le=99_999)] | Annotated[str, Field(pattern=_BATCHES)]
     precision: str
     kind: Literal["onnx", "tensorrt"]
     pipeline_class: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,99}$")]

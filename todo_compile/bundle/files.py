@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-from todo_compile.bundle._locks import alone, lock_file
+from todo_compile.bundle._locks import alone, hold, lock_file
 from todo_compile.errors import BundleError, ConfigError
 
 _LOCK = ".lock"
@@ -273,7 +273,7 @@ def _make_stage(target: Path) -> tuple[Path, int]:
         folder = target.parent / f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
         folder.mkdir()
         try:
-            lock = lock_file(folder / _LOCK, create=True)
+            lock = hold(folder / _LOCK)
         except FileNotFoundError:
             continue  # swept between the two calls (a clock that jumped): take a new name
         except BaseException:
@@ -289,7 +289,8 @@ def _is_dead(folder: Path) -> bool:
     try:
         lock = lock_file(folder / _LOCK, create=False)
     except FileNotFoundError:
-        return _age(folder) > _GRACE_SECONDS
+        # A time in the future is that of a clock that was set back.
+        return abs(_age(folder)) > _GRACE_SECONDS
     except OSError:
         return _age(folder) > _ABANDONED_SECONDS
     if lock is None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +23,7 @@ from todo_compile.cli.show import inspect_command, models_command
 from todo_compile.errors import TodoError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
 
 class _DefaultCompile(TyperGroup):
@@ -84,8 +87,16 @@ app.command("models")(models_command)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    Mistakes of the user end with a message and a remedy, without a traceback.
+    Mistakes of the user end with a message and a remedy, without a traceback. SIGTERM and SIGHUP
+    end it as Ctrl-C does, children and half-made outputs included, with the status that shells
+    have for them.
     """
+    with _signals() as ended:
+        code = _run(arguments)
+    return ended.get("status", code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     # Before torch is loaded: huge pages for big tensors, since first touching gigabytes of memory
     # costs seconds. A user's own choice stands.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -108,6 +119,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == 130:  # typer turns Ctrl-C into this status by itself
         stderr.print("interrupted; nothing was written", style="red")
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _signals() -> Generator[dict[str, int]]:
+    """Interrupt the work where a scheduler or a closed terminal ends it; "status" says by what."""
+    ended: dict[str, int] = {}
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+    def interrupt(number: int, _: object) -> None:
+        for one in ours:
+            signal.signal(one, signal.SIG_IGN)  # one is enough, and cleaning up takes a moment
+        ended["status"] = 128 + number
+        raise KeyboardInterrupt
+
+    # What someone else handles or ignores (nohup) stays as it is.
+    ours = [one for one in numbers if signal.getsignal(one) is signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, interrupt)
+    try:
+        yield ended
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def run() -> None:

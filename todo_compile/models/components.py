@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from todo_compile.errors import ConfigError, ModelError
+from todo_compile.errors import ConfigError, ModelError, given_path
 from todo_compile.models import hub
 from todo_compile.models.architecture import (
     PIXART,
@@ -79,7 +79,7 @@ def resolve_component(model: str, component: str = "unet") -> Source:
     if component not in OTHERS:
         source = resolve(model)
         return replace(source, pipeline=pipeline_class(source))
-    folder = Path(model).expanduser()
+    folder = given_path(model, "model").expanduser()
     if folder.is_dir():
         alone = _alone(folder.resolve(), component)
         if alone is not None:

@@ -59,10 +59,14 @@ class Resolution:
                 for w, h in ((below[0], above[0]), (below[1], above[1]))
                 if w > 0 and h > 0
             }
+            if not choices:  # one side has a multiple only below, the other only above; or none has
+                choices = {Resolution(max(below), max(above))}
             named = " or ".join(str(choice) for choice in sorted(choices))
             raise ConfigError(
                 f"This model cannot make {self} pixels: its sides are multiples of {multiple}.",
-                remedy=f"The nearest that works: {named}.",
+                remedy=f"The nearest that works: {named}."
+                if max(below) and max(above)
+                else "Compare the model's config.json with its origin.",
             )
         return self.height // scale, self.width // scale
 
@@ -71,5 +75,7 @@ class Resolution:
 
 
 def _around(side: int, multiple: int) -> tuple[int, int]:
+    """The multiples below and above `side`; 0 where there is none that is possible."""
     down = side // multiple * multiple
-    return (down, down) if down == side else (down, min(down + multiple, MAX_SIDE))
+    up = down if down == side else down + multiple
+    return down, up if up <= MAX_SIDE else 0

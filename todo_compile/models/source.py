@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from todo_compile.errors import ModelError
+from todo_compile.errors import ModelError, given_path
 from todo_compile.foreign import ForeignError, read_object
 from todo_compile.models import hub
 from todo_compile.models.architecture import (
@@ -92,6 +92,7 @@ def resolve(model: str) -> Source:
         ModelError: unknown name, missing path, a folder that is no diffusers model, an unsupported
             class, or a hub repository that can be neither found locally nor reached.
     """
+    given_path(model, "model")
     if model in REGISTRY:
         return _registered(REGISTRY[model])
     path = Path(model).expanduser()

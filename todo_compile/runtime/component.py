@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from todo_compile.batches import pieces
 from todo_compile.errors import ConfigError, InputError
+from todo_compile.runtime.finite import check_finite
 from todo_compile.runtime.session import dtype_named
 
 if TYPE_CHECKING:
@@ -163,6 +164,9 @@ class Component(nn.Module):
         Args:
             feeds: inputs by name; all but `shared` have the batch first.
             shared: names of inputs that have no batch.
+
+        Raises:
+            NotFiniteError: an output holds NaN or infinity.
         """
         feeds, back = self._casted(feeds)
         first = next(value for name, value in feeds.items() if name not in shared)
@@ -171,6 +175,7 @@ class Component(nn.Module):
             results = self.session.run(feeds)  # which refuses what does not fit
         else:
             results = self._in_pieces(feeds, shared, count)
+        check_finite(results.values(), self.origin.name)
         if back is None:
             return results
         return {k: v.to(back) if v.is_floating_point() else v for k, v in results.items()}

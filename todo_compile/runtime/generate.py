@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.bundle.files import check_target, staged
-from todo_compile.errors import ConfigError, InputError, first_line
+from todo_compile.errors import ConfigError, EngineError, InputError, TodoError, first_line
+from todo_compile.runtime.finite import NotFiniteError, finite_modules
 from todo_compile.runtime.metrics import Fidelity, fidelity
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 SUFFIXES = (".png", ".webp", ".tiff", ".jpg", ".jpeg")
-_SEEDS = (-(2**63), 2**64 - 1)  # torch's
+_SEEDS = (0, 2**64 - 1)
 GAIN = 8
 """What the difference map is multiplied by."""
 
@@ -98,6 +99,8 @@ def generate(
     Raises:
         ConfigError: fewer than one step, or a number that is none.
         InputError: the pipeline refuses the settings, or fails on them.
+        EngineError: memory ran out.
+        NotFiniteError: a component gave NaN or infinity; says which, and at what step.
     """
     import numpy as np
     import torch
@@ -120,21 +123,35 @@ def generate(
     pipeline.set_progress_bar_config(disable=True)
     start = time.perf_counter()
     try:
-        found = pipeline(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            output_type="np",
-            callback_on_step_end=after_step,
-            **size,
-            **options,
-        )
-    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        with finite_modules(pipeline):
+            found = pipeline(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                output_type="np",
+                callback_on_step_end=after_step,
+                **size,
+                **options,
+            )
+    except NotFiniteError as error:
+        raise NotFiniteError(error.where, f"step {min(len(ends) + 1, total)} of {total}") from error
+    except TodoError:
+        raise  # in our own words already
+    except (MemoryError, RuntimeError, torch.OutOfMemoryError) as error:
+        if _memory_ran_out(error):
+            raise EngineError(
+                f"Memory ran out while {type(pipeline).__name__} was drawing: {first_line(error)}",
+                remedy="Take a lower --res, a smaller batch, or more downsampling.",
+            ) from error
+        raise _refused(pipeline, error, steps, guidance, resolution) from error
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
         # What diffusers raises where a pipeline and its call do not fit: it checks little itself.
         raise _refused(pipeline, error, steps, guidance, resolution) from error
     pixels = np.asarray(found.images[0], dtype=np.float32)
+    if not np.isfinite(pixels).all():
+        raise NotFiniteError(f"the picture of {type(pipeline).__name__}")
     return Picture(
         pixels=pixels,
         seconds=time.perf_counter() - start,
@@ -151,13 +168,22 @@ def check_settings(steps: int, guidance: float, seed: int) -> None:
     """
     if steps < 1:
         raise ConfigError(f"{steps} steps draw nothing.", remedy="Give --steps 1 or more.")
-    if not math.isfinite(guidance):
+    if not (math.isfinite(guidance) and guidance >= 0):
         raise ConfigError(
             f"A guidance of {guidance} is no strength.",
-            remedy="Give --guidance 7.5, or 1 for none.",
+            remedy="Give --guidance 7.5, or 1 for none; a negative prompt says what to avoid.",
         )
     if not _SEEDS[0] <= seed <= _SEEDS[1]:
         raise ConfigError(f"{seed} is no seed.", remedy=f"Give --seed 0 to {_SEEDS[1]}.")
+
+
+def _memory_ran_out(error: BaseException) -> bool:
+    """torch says so by a class for GPUs, and by words for the CPU."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
 
 
 def _refused(

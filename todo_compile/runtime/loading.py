@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.bundle.bundle import is_bundle
-from todo_compile.errors import BundleError, ConfigError
+from todo_compile.errors import BundleError, ConfigError, given_path
 from todo_compile.runtime.by_size import SessionBySize
 from todo_compile.runtime.files import (
     Origin,
@@ -67,7 +67,7 @@ def load(
         EngineError: what would run it is absent, of another version, or refuses it here.
         ConfigError: an option does not go with it.
     """
-    path = Path(path)
+    path = given_path(path, "path")
     options: dict[str, Any] = {
         "provider": provider,
         "verify": verify,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.bundle.bundle import inside
-from todo_compile.errors import BundleError, ConfigError, ModelError, first_line
+from todo_compile.errors import BundleError, ConfigError, ModelError, first_line, given_path
 from todo_compile.models.trust import INDEX, check_tokenizer, read_index
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
 from todo_compile.runtime.loading import wrap, wrap_pair
@@ -63,7 +63,7 @@ def load_pipeline(
         ConfigError: an option or a component is not known.
         ModelError: diffusers or transformers is absent.
     """
-    opened = open_bundle(Path(path), verify, res=res)
+    opened = open_bundle(given_path(path, "path"), verify, res=res)
     if dense and not opened.dense:
         raise ConfigError(
             f"{path} has no dense twin.", remedy="Build the bundle with --dense-after."

@@ -108,6 +108,7 @@ def check_steps(scheduler: Any, steps: int) -> None:
         for time in times[:_TRIED]:
             scheduler.scale_model_input(picture, time)
             picture = scheduler.step(found, time, picture, return_dict=False)[0]
+        finite = bool(torch.isfinite(picture).all())
         descends = bool((times[1:] <= times[:-1]).all())
         scheduler.set_timesteps(steps)  # forget the tries
     except Exception as error:  # diffusers' schedulers raise whatever their arithmetic sets off
@@ -115,6 +116,11 @@ def check_steps(scheduler: Any, steps: int) -> None:
             f"{name} cannot make {steps} steps for this model: {first_line(error)}",
             remedy=f"Give another --steps or --scheduler. {remedy}",
         ) from error
+    if not finite:
+        raise ConfigError(
+            f"{name} makes NaN or infinity of zeros with this model's scheduler_config.json.",
+            remedy=f"Copy the configuration anew, or give another --scheduler. {remedy}",
+        )
     if not descends:
         raise ConfigError(f"{name} goes from the picture to the noise.", remedy=remedy)
 

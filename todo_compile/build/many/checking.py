@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ def check(
     builds, wrong = expand(document)
     wrong = [*document.mistakes, *wrong, *collisions(builds)]
     budget, most = _limits(document, memory, jobs, wrong)
+    chosen = memory is not None or document.settings.get("memory") is not None
     needs: list[Need] = []
     for number, build in enumerate(builds):
         if report is not None:
@@ -62,6 +64,7 @@ def check(
         try:
             _check_place(build)
             needs.append(need(build.request.prepare()))
+            _check_fits(needs[-1], budget, chosen)
         except TodoError as error:
             remedy = error.remedy or ""
             wrong.append(Mistake(build.line, f"{build.entry}: {error.message}", remedy))
@@ -117,6 +120,22 @@ def _limits(
             said = f"jobs: {given.data!r} is no number of builds."
             wrong.append(Mistake(given.line, said, "Give a whole number from 1."))
     return budget, most
+
+
+def _check_fits(need: Need, budget: int, chosen: bool) -> None:
+    """Refuse a build that would break a bound which somebody set; one of ours is a guess.
+
+    Raises:
+        ConfigError: it needs more.
+    """
+    from todo_compile.bundle.files import format_bytes
+
+    if chosen and budget < need.bytes < math.inf:
+        raise ConfigError(
+            f"it needs about {format_bytes(need.bytes)}, more than the memory of "
+            f"{format_bytes(budget)} for all builds.",
+            remedy="Give more memory, or leave it out: then it runs alone.",
+        )
 
 
 def _check_place(build: Build) -> None:

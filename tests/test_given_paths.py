@@ -1,0 +1,29 @@
+"""What is no path is a mistake in our own words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import todo_compile
+from todo_compile.errors import ConfigError
+
+
+@pytest.mark.parametrize("value", [None, 3, b"x", "", "a\0b", ["a"], object])
+def test_no_path(value: Any, tmp_path: Path) -> None:
+    out = tmp_path / "x.onnx"
+    for call in (
+        lambda: todo_compile.load(value),
+        lambda: todo_compile.load_pipeline(value),
+        lambda: todo_compile.plan(value, res=64),
+        lambda: todo_compile.compile(value, res=64, out=out),
+        lambda: todo_compile.compile("sd15", res=64, out=value),
+        lambda: todo_compile.compile("sd15", res=64, out=out, weights=value),
+        lambda: todo_compile.compile_bundle(value, res=64, out=tmp_path / "b"),
+        lambda: todo_compile.compile_bundle("sd15", res=64, out=value),
+    ):
+        with pytest.raises(ConfigError, match="which is no path"):
+            call()
+    assert not list(tmp_path.iterdir())
