@@ -78,10 +78,6 @@ def _safetensors() -> bytes:
     return struct.pack("<Q", len(header)) + header + bytes(64)
 
 
-def _native(path: Path) -> None:
-    _ = resolve(str(path.parent)).native
-
-
 def _summary(path: Path) -> None:
     read(path).summary()
 
