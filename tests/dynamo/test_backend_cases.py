@@ -137,6 +137,39 @@ def test_slices_of_the_batch_meet_only_themselves(shift: int) -> None:
 
 
 # Sizes ----------------------------------------------------------------------------------------
+class Frames(ImageAttention):
+    """(B, F, 3, H, W): every frame attends to itself; tokens stay (B, F, N, C) up to the heads."""
+
+    def tokens(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.stem(image.flatten(0, 1)).flatten(2).mT
+        return x.unflatten(0, image.shape[:2])
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        b, f, n, c = x.shape
+        return x.reshape(b * f, n, self.heads, c // self.heads).transpose(1, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(image)
+        q, k, v = self.split(self.to_q(x)), self.pool(self.keys(x)), self.pool(self.values(x))
+        return self.attend(q, k, v)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_two_dynamic_sizes_above_the_attention(dynamic: bool | None) -> None:
+    """Items and frames: no view above the folded ones can be written with both."""
+    model = Frames()
+    run = torch.compile(
+        model, backend="todo_inductor", dynamic=dynamic, options={"factors": 2, "inner": "eager"}
+    )
+    truth = oracle(model, (6, 4))
+    with torch.no_grad():
+        for items, frames in ((2, 3), (3, 2), (4, 5)):
+            x = image(6, 4, items * frames).unflatten(0, (items, frames))
+            assert_close((run(x),), truth(x))
+    for report in todo_compile.reports():
+        assert [site.action for site in report.sites] == ["rewritten"]
+
+
 def test_warns_at_torchs_recompile_limit() -> None:
     """Beyond it torch runs the module eagerly, so densely, and says so only in its log."""
     model = ImageAttention()

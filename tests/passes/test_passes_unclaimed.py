@@ -247,3 +247,30 @@ def test_a_failing_search_costs_one_attention(
     assert "the search failed here (internal error ZeroDivisionError: an odd graph)" in miss.reason
     assert "please report it" in miss.reason
     assert any(r.exc_info and r.name == "todo_compile" for r in caplog.records)
+
+
+class Beside(ImageAttention):
+    """Packed tokens whose keys are joined with those of a text, as in PRX."""
+
+    def __init__(self, join: bool) -> None:
+        super().__init__(heads=HEADS)
+        self.join = join
+
+    def forward(self, tokens: T, text: T) -> T:  # type: ignore[override]
+        keys = torch.cat([text, tokens], 1) if self.join else torch.cat([text, text], 1)
+        out = sdpa(self.split(self.to_q(tokens)), self.keys(keys), self.values(keys))
+        return out.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("join", [True, False])
+def test_keys_beside_others_are_no_cross_attention(join: bool, dialect: str) -> None:
+    captured = capture(Beside(join), [torch.randn(1, 24, 8), torch.randn(1, 5, 8)], dialect)
+    site = only_site(captured.rewrite(OPTIONS))
+    if join:
+        assert (site.kind, site.action) == ("joint", "refused")
+        assert "its 29 keys are its 24 queries' tokens beside others" in site.reason
+        assert "token_grids names it" in site.reason
+    else:
+        assert (site.kind, site.action) == ("cross", "dense")
+        assert "its 10 keys are not the tokens of its 24 queries" in site.reason
