@@ -94,7 +94,8 @@ def test_errors_of_all_sites_are_shown_where_details_are(
     model: Path, output: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(fp32(model, output, *more)) == 0
-    text = capsys.readouterr().out
+    written = capsys.readouterr()
+    text = written.out + written.err
     assert text.count("(attention)") == (3 if more == ("-v",) else 0)
     assert ("worst" in text) is True
 

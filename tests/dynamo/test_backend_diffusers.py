@@ -19,9 +19,11 @@ from oracle import OracleProcessor, attention, stand_ins
 import todo_compile
 
 
-def run(unet: Any, *arguments: Any, fullgraph: bool = True, **keywords: Any) -> torch.Tensor:
-    """The rewritten UNet's result; all three self-attentions must have been rewritten."""
-    options = {"factors": 2, "inner": "eager"}
+def run(
+    unet: Any, *arguments: Any, fullgraph: bool = True, masks: str = "prove", **keywords: Any
+) -> torch.Tensor:
+    """The result of the compiled UNet."""
+    options = {"factors": 2, "inner": "eager", "masks": masks}
     function = torch.compile(unet, backend="todo_inductor", options=options, fullgraph=fullgraph)
     with torch.no_grad():
         return function(*arguments, return_dict=False, **keywords)[0]
@@ -128,8 +130,18 @@ def test_mask_on_self_attention_loses_the_same_keys(processor: Callable[[], Any]
     unet.set_attn_processor(processor())
     mask = (torch.arange(2 * TOKENS).view(2, TOKENS) % 5 != 0).float()
     expected = eager(with_oracle(unet, oracle=MaskedOracle), *inputs(), attention_mask=mask)
-    assert_close((run(unet, *inputs(), attention_mask=mask),), expected)
+    assert_close((run(unet, *inputs(), attention_mask=mask, masks="pool"),), expected)
     assert rewritten() == 3
+
+
+def test_a_mask_that_could_hide_keys_leaves_the_attention_dense() -> None:
+    unet = small_unet()
+    mask = (torch.arange(2 * TOKENS).view(2, TOKENS) % 5 != 0).float()
+    expected = eager(unet, *inputs(), attention_mask=mask)
+    assert_close((run(unet, *inputs(), attention_mask=mask),), expected)
+    reasons = [s.reason for r in todo_compile.reports() for s in r.sites if s.action == "refused"]
+    assert len(reasons) == 3
+    assert all("could hide image keys" in reason for reason in reasons)
 
 
 def test_ip_adapter() -> None:

@@ -140,7 +140,7 @@ def test_a_write_through_any_view(view: str) -> None:
     for dialect in DIALECTS:
         if dialect == "export" and view in ("data", "resolve_conj", "resolve_neg"):
             continue  # torch.export refuses what it cannot lift
-        # The others only have to be right: whether evidence outlives them is not this test's matter.
+        # Of the others only the numbers are asked: evidence may get lost on the way.
         plain = view in FOLLOWED
         _check(Written(VIEWS[view], WRITES["add_"]), dialect, "rewritten" if plain else None)
 
