@@ -125,12 +125,15 @@ def stand_ins(
     return torch.cat([before, image.flatten(-2), rest], dim=-1).movedim(-1, dim)
 
 
-def mass(grid: Pair, factors: Pair, before: int, after: int) -> torch.Tensor:
+def mass(
+    grid: Pair, factors: Pair, before: int, after: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Bias on the scores of joint attention: log of how many tokens each key stands for."""
     counts = F.avg_pool2d(
         torch.ones(1, *grid), factors, factors, ceil_mode=True, divisor_override=1
     )
-    return torch.cat([torch.ones(before), counts.flatten(), torch.ones(after)]).log()
+    whole = torch.cat([torch.ones(before), counts.flatten(), torch.ones(after)])
+    return whole.to(dtype).log()
 
 
 def attention(

@@ -95,7 +95,7 @@ class Truth:
         dtype: torch.dtype,
     ) -> Tensor:
         """The bias of fewer keys, and the logarithm of how many tokens each stands for."""
-        weight = oracle.mass(grid, factors, before, after)
+        weight = oracle.mass(grid, factors, before, after, torch.float64)
         if bias is None:
             return weight.to(dtype)
         if bias.dtype == torch.bool:

@@ -24,20 +24,19 @@ from soundness_parts.tally import Tally
 FIRST, CASES, PART = 1_000_000, 120, 20
 """Seeds that no large run has; the dialects take turns."""
 
-KNOWN = (
-    "wrong: ragged numbers",
-    "wrong: equal tokens",
-    "wrong: rewritten, but its mask can hide keys",
-    "wrong: rewritten, but nothing shows that its tokens are a picture",
-    "wrong: numbers",
-    "crash: PassError",
-    "crash: IndexError",
-    "crash: running",
-    "missing: ",
-)
-"""Beginnings of what is wrong on this commit and being mended (issue 12)."""
-
-RATES: dict[str, float] = {}
+RATES: dict[str, float] = {
+    "dynamic batch or another dtype": 0.75,
+    "joint": 0.5,
+    "masked text": 0.6,
+    "nested": 0.66,
+    "other projections": 0.83,
+    "packed": 0.5,
+    "plain": 1.0,
+    "small bias": 0.5,
+    "tokens see each other": 0.5,
+    "views and heads": 0.8,
+    "written in place": 0.36,
+}
 """Least share of rewritten cases in each class: who refuses more fails here."""
 
 
@@ -66,13 +65,14 @@ def tally() -> Tally:
 @pytest.mark.parametrize("first", range(0, CASES, PART))
 def test_nothing_is_wrong_and_nothing_crashes(first: int) -> None:
     failures = [v for v in verdicts(first) if v.failed]
-    unknown = [v for v in failures if not f"{v.outcome}: {v.detail}".startswith(KNOWN)]
-    assert not unknown, "\n".join(as_test(v) for v in unknown)
+    assert not failures, "\n".join(as_test(v) for v in failures)
 
 
 def test_as_much_is_rewritten_as_before(tally: Tally) -> None:
     rates = tally.rates()
-    less = {name: rates.get(name, 0.0) for name, least in RATES.items() if rates[name] < least}
+    less = {
+        name: rates.get(name, 0.0) for name, least in RATES.items() if rates.get(name, 0.0) < least
+    }
     assert not less, f"fewer sites than {RATES} are rewritten: {less}; why: {tally.reasons}"
 
 
