@@ -40,6 +40,10 @@ def _sizes(case: Case) -> dict[str, Any]:
     factors = min(case.factors[0], grid[0]), min(case.factors[1], grid[1])
     if factors != case.factors:
         changes["factors"] = factors
+    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
+        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
+    if case.order == "turned_view" and case.size[0] == case.size[1]:
+        changes["order"] = "column"  # which it is on a square
     return changes
 
 
@@ -52,6 +56,10 @@ def _sides(case: Case) -> dict[str, Any]:
         changes["join"] = "heads"
     if side.instead and case.join != "tokens":
         changes["join"] = "tokens"
+    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
+        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
+    if case.order == "turned_view" and case.size[0] == case.size[1]:
+        changes["order"] = "column"  # which it is on a square
     return changes
 
 
@@ -88,6 +96,10 @@ def _spellings(case: Case) -> dict[str, Any]:
         changes["heads"] = 2
     if plain == "talking" and case.heads == 1:
         changes["heads"] = 2
+    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
+        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
+    if case.order == "turned_view" and case.size[0] == case.size[1]:
+        changes["order"] = "column"  # which it is on a square
     return changes
 
 
@@ -101,6 +113,10 @@ def _projections(case: Case) -> dict[str, Any]:
         changes["projection"] = "linear"
     if fused and not one_sequence:
         changes["projection"] = "linear"
+    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
+        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
+    if case.order == "turned_view" and case.size[0] == case.size[1]:
+        changes["order"] = "column"  # which it is on a square
     return changes
 
 
@@ -124,6 +140,10 @@ def _writes(case: Case) -> dict[str, Any]:
         changes["early"] = False
     if case.moment == "scores":
         changes["moment"] = "after"
+    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
+        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
+    if case.order == "turned_view" and case.size[0] == case.size[1]:
+        changes["order"] = "column"  # which it is on a square
     return changes
 
 
@@ -147,4 +167,8 @@ def _rest(case: Case) -> dict[str, Any]:
         changes["key_map"] = "none"
     if ORDERS[case.order].grid is not ORDERS["row"].grid and case.text == 0:
         changes["text"] = 1
+    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
+        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
+    if case.order == "turned_view" and case.size[0] == case.size[1]:
+        changes["order"] = "column"  # which it is on a square
     return changes

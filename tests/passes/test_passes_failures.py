@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import oracle
@@ -13,6 +14,7 @@ from torch import nn
 from todo_compile.options import PlanOptions
 from todo_compile.passes.find.attention import AttentionSite
 from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.plan import classify, cost
 from todo_compile.passes.rewrite import hoist, lower, pool
 from todo_compile.passes.rewrite.hoist_rules import Move
 from todo_compile.passes.rewrite.pooling import Pooling
@@ -55,8 +57,7 @@ def _check(dialect: str, *, failing: int) -> None:
 def test_a_crash_while_a_site_is_pooled(
     dialect: str, failing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, seen = pool.weigh_keys, list[str]()
-    shrink = pool._pool_site
+    seen, pool_site = list[str](), pool._pool_site
 
     def broken(context: GraphContext, decision: Any, pooling: Pooling) -> Any:
         site: AttentionSite = decision.site
@@ -64,23 +65,27 @@ def test_a_crash_while_a_site_is_pooled(
             seen.append(site.name)
         if seen.index(site.name) == failing:
             raise IndexError("list index out of range")
-        return shrink(context, decision, pooling)
+        return pool_site(context, decision, pooling)
 
     monkeypatch.setattr(pool, "_pool_site", broken)
-    assert original is pool.weigh_keys
     _check(dialect, failing=failing)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_rule_that_pools_the_wrong_axis(dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph no longer runs; which of the sites is behind it is found from the node."""
+@pytest.mark.parametrize("crashes", [True, False])
+def test_a_hoisting_rule_that_is_wrong(
+    crashes: bool, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It crashes, or the graph no longer runs: then the site behind the node is found."""
     original = hoist.RULES["linear"]
 
     def wrong(context: GraphContext, node: Any, axis: int, pooling: Pooling) -> Any:
         move = original(context, node, axis, pooling)
-        if isinstance(move, Move) and "second" in context.module_path(node):
+        if not isinstance(move, Move) or "second" not in context.module_path(node):
+            return move
+        if crashes:
             raise RuntimeError("a rule that was not written for this")
-        return move
+        return replace(move, operands=((node.args[1], 0, pooling),))  # the weight
 
     monkeypatch.setitem(hoist.RULES, "linear", wrong)
     _check(dialect, failing=1)
@@ -103,6 +108,36 @@ def test_shapes_that_differ_from_what_was_recorded(
     before = captured.signature()
     assert _actions(captured.rewrite(HALF)) == ["refused", "refused"]
     assert captured.signature() == before, "the graph is put back as it was"
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_proof_that_fails_costs_one_site(dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, seen = classify._classify, list[str]()
+
+    def broken(context: GraphContext, grids: Any, site: AttentionSite) -> Any:
+        if site.name not in seen:
+            seen.append(site.name)
+        if seen.index(site.name) == 1:
+            raise KeyError("an odd mask")
+        return original(context, grids, site)
+
+    monkeypatch.setattr(classify, "_classify", broken)
+    report = capture(Two().eval(), [image(*GRID)], dialect).rewrite(HALF)
+    assert _actions(report) == ["rewritten", "refused"]
+    assert "please report it" in report.sites[1].reason
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_failure_after_the_last_pass_is_undone(
+    dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "graph_flops", lambda context: len(context.graph.nodes))
+    captured = capture(Two().eval(), [image(*GRID)], dialect)
+    before = captured.signature()
+    report = captured.rewrite(HALF)
+    assert _actions(report) == ["refused", "refused"]
+    assert "more operations" in report.sites[0].reason
+    assert captured.signature() == before
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

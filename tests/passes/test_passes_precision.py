@@ -206,3 +206,24 @@ def test_nearest_miss_names_the_costliest_site_that_stayed(unet_graph: Captured)
     costs = {s.module: s.flops for s in report.sites}
     assert costs[path] == max(costs.values())
     assert reason == "factors are off"
+
+
+class Counted(ImageAttention):
+    """Keys that pass through whole numbers on their way."""
+
+    def keys(self, x: torch.Tensor) -> torch.Tensor:
+        return self.split((self.to_k(x) * 3).to(torch.int32).float())
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("sampling", ["average", "blend:0.5", "nearest"])
+def test_a_mean_does_not_move_above_a_cast_to_whole_numbers(sampling: str, dialect: str) -> None:
+    model = Counted(sdpa)
+    captured = capture(model, [image(*GRID)], dialect)
+    report = captured.rewrite(PlanOptions(factors=(FACTORS,), sampling=sampling))
+    (site,) = report.sites
+    stopped = any("whole numbers" in stop.reason for stop in site.stops)
+    assert (site.action, stopped) == ("rewritten", sampling != "nearest")
+    model.pool = lambda t: oracle.stand_ins(t, 2, GRID, FACTORS, sampling)
+    with torch.no_grad():
+        assert_close(captured.run(), model(image(*GRID)))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Literal
 
 from todo_compile.errors import ConfigError, EngineError
 from todo_compile.export._child import run_worker
 
-Choice = Literal["auto", "tensorrt", "tensorrt_rtx"]
 _INSTALL = {
     "tensorrt_rtx": 'pip install "todo-compile[rtx]"',
     "tensorrt": 'pip install "todo-compile[tensorrt]"',

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch.fx import Node
 
@@ -92,10 +92,3 @@ class Pass(ABC):
             PassError: the graph would break; the manager knows which sites are to blame.
             ConfigError: options that this graph cannot follow.
         """
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-
-Observer = Callable[[str, State, Any], None]
-"""Called after every pass with its name, the state and its `PassReport`."""

@@ -1,11 +1,11 @@
-"""Conditions that hold between passes; each raises a NodeError at the node where it does not."""
+"""Conditions that hold between passes; each raises a PassError where it does not."""
 
 from __future__ import annotations
 
-from torch.fx import Node
-
+from todo_compile.errors import PassError
 from todo_compile.passes.base import State
 from todo_compile.passes.graph import NodeError
+from todo_compile.passes.plan import cost
 from todo_compile.passes.rewrite.pool import span
 from todo_compile.passes.rewrite.pooling import Pooling, is_pool
 
@@ -46,10 +46,7 @@ def untouched_memory(state: State) -> None:
             raise NodeError(node, f"{writer.name} writes into what {node.name} reads")
 
 
-def same_inputs_and_outputs(state: State) -> None:
-    """The graph's output reads as many values as before, of the same shapes."""
-    context = state.context
-    output: Node = next(n for n in reversed(context.graph.nodes) if n.op == "output")
-    for node in output.all_input_nodes:
-        if is_pool(node):
-            raise NodeError(node, "a pooling reached the graph's output")
+def no_more_work(state: State) -> None:
+    """The rewritten graph needs no more operations than the dense one."""
+    if cost.graph_flops(state.context) > state.dense_flops:
+        raise PassError("the rewritten graph needs more operations than the dense one")

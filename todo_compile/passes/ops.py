@@ -9,7 +9,6 @@ name) and `arg` (an argument by position or name), and emit ATen calls, which bo
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -184,11 +183,6 @@ def op_not_in_place(node: Node) -> str:
     """Canonical name, ``add`` for ``add_`` too: in place or not, positions are the same."""
     name = op(node)
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
-def works_element_by_element(node: Node) -> bool:
-    """Whether each element of the result comes from those at its own place."""
-    return op_not_in_place(node) in UNARY | BINARY
 
 
 def raw_name(node: Node) -> str:
@@ -395,7 +389,6 @@ def operands(node: Node) -> list[Node]:
 
 
 _aten = torch.ops.aten
-VIEW: Callable[..., Any] = _aten.view.default
 RESHAPE: Callable[..., Any] = _aten.reshape.default
 SLICE: Callable[..., Any] = _aten.slice.Tensor
 MEAN: Callable[..., Any] = _aten.mean.dim
@@ -406,6 +399,5 @@ NEW_FULL: Callable[..., Any] = _aten.new_full.default
 MUL: Callable[..., Any] = _aten.mul.Tensor
 CAST: Callable[..., Any] = _aten.to.dtype
 EMPTY_OPS = frozenset(("empty", "zeros", "full", "new_empty", "new_zeros"))
-GETITEM = operator.getitem
 END = 2**63 - 1
 """Slice end that means "to the end" in ATen."""

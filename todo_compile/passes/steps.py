@@ -84,7 +84,7 @@ class Pool(Pass):
 
     name = "pool"
     requires = (checks.no_pools,)
-    ensures = (checks.planned_keys, checks.untouched_memory, checks.same_inputs_and_outputs)
+    ensures = (checks.planned_keys, checks.untouched_memory)
 
     def apply(self, state: State) -> Outcome:
         state.pools = insert_pools(state.context, state.decisions)
@@ -95,7 +95,7 @@ class Hoist(Pass):
     """Move pooling upwards, above the projections."""
 
     name = "hoist"
-    ensures = (checks.planned_keys, checks.untouched_memory, checks.same_inputs_and_outputs)
+    ensures = (checks.planned_keys, checks.untouched_memory)
 
     def apply(self, state: State) -> Outcome:
         if not state.wishes.options.hoist:
@@ -136,11 +136,10 @@ class Refresh(Pass):
 
     name = "refresh"
     requires = (checks.no_pools,)
-    ensures = (checks.planned_keys,)
+    ensures = (checks.planned_keys, checks.no_more_work)
 
     def apply(self, state: State) -> Outcome:
         count = state.context.refresh()
-        state.context.commit()
         if count:
             state.context.graph.lint()
         return Outcome(count)

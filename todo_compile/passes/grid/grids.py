@@ -162,7 +162,7 @@ class GridMap:
     def _forget_overwritten(self, node: Node) -> None:
         """A write that does not keep every element at its place takes the evidence away."""
         memory = self.context.memory
-        if not memory.writes(node) or ops.works_element_by_element(node):
+        if not memory.writes(node) or ops.elementwise(node):
             return
         for other in memory.written_by(node):
             if (axes := self._state.axes.get(other)) is not None:

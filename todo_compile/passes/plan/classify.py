@@ -7,6 +7,7 @@ proved is refused: the number of tokens alone says nothing of the grid's sides.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import Dim, Size, grid_of, image_segment, same
 from todo_compile.passes.grid.grids import GridMap
 from todo_compile.passes.plan.masks import MaskProof, mask_obstacle, prove_mask
+
+log = logging.getLogger("todo_compile")
 
 Kind = Literal["self", "cross", "joint", "unknown"]
 
@@ -49,7 +52,20 @@ class SiteGrid:
 
 
 def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> SiteGrid:
-    """Kind and grid of a site, from dataflow alone."""
+    """Kind and grid of a site, from dataflow alone; a failure of ours costs this site only."""
+    try:
+        return _classify(context, grids, site)
+    except Exception as error:
+        log.debug("what %s attends to was not found out", site.name, exc_info=error)
+        return SiteGrid(
+            "unknown",
+            obstacle=f"the proof of its grid failed here (internal error {type(error).__name__}: "
+            f"{error}): please report it, with the output of --dump",
+            refused=True,
+        )
+
+
+def _classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> SiteGrid:
     query = grids.dim(site.query.node, site.query.tokens)
     key = grids.dim(site.key.node, site.key.tokens)
     value = grids.dim(site.value.node, site.value.tokens)

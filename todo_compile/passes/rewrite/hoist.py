@@ -93,6 +93,11 @@ def find_move(
     for operand, _, _ in move.operands:
         if sum(not isinstance(size, int) for size in context.shape(operand) or ()) > 1:
             return f"more than one size of {operand.name} is dynamic"
+        dtype = context.dtype(operand)
+        if not pooling.picks_tokens and not (
+            dtype and (dtype.is_floating_point or dtype.is_complex)
+        ):
+            return f"{operand.name} holds whole numbers: their mean would be rounded otherwise"
     # Pooled tokens may be a view of the operand; whoever reads them last must find it unwritten.
     moved = [source, *(operand for operand, _, _ in move.operands)]
     if writer := context.memory.writer(moved, context.memory.position(source), span(pool)[1]):
