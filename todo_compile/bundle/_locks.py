@@ -85,6 +85,11 @@ def alone(path: Path) -> Generator[None]:
     """
     try:
         lock = _wait_for(path)
+    except NoLocksError:  # the file was made, and keeps nobody out
+        with suppress(OSError):
+            path.unlink()
+        yield
+        return
     except OSError:
         yield
         return
