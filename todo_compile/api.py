@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.batches import Batch, BatchLike, BatchRange, largest, parse_batch
 from todo_compile.errors import ConfigError, given_path
 from todo_compile.options import PlanOptions, check_token_grids
@@ -103,7 +104,9 @@ def plan(
     Raises:
         ConfigError: options that the model cannot follow.
         ModelError: the model is unknown.
+        MissingPackageError: diffusers or what it needs is not installed.
     """
+    packages.need("models", "Reading a model")
     from todo_compile import models
     from todo_compile.bundle.files import check_new_folder
     from todo_compile.capture.inputs import example_inputs, input_specs

@@ -73,6 +73,12 @@ class InputError(TodoError):
     exit_code = 8
 
 
+class MissingPackageError(TodoError):
+    """An optional package is not installed, or its import fails."""
+
+    exit_code = 9
+
+
 class StoppedError(TodoError):
     """Several builds were interrupted, of which some may be finished."""
 

@@ -168,14 +168,14 @@ def test_tensorrt_absent(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> N
         return None if name.startswith("tensorrt") else real(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
-    refused(out="x.plan", says="TensorRT is not installed", remedy="todo-compile[rtx]", code=6)
+    refused(out="x.plan", says="TensorRT is not installed", remedy="todo-compile[rtx]", code=9)
     refused(
         "--library",
         "tensorrt",
         out="x.plan",
         says="tensorrt is not installed",
         remedy="todo-compile[tensorrt]",
-        code=6,
+        code=9,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from todo_compile.errors import ConfigError, EngineError
+from todo_compile.errors import ConfigError, EngineError, MissingPackageError
 from todo_compile.export.library import Library, choose_library
 from todo_compile.export.targets import DEFAULT_TARGETS, parse_targets, resolve_targets
 
@@ -96,7 +96,7 @@ def test_absent_library_names_the_package(monkeypatch: pytest.MonkeyPatch, choic
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     extra = "tensorrt" if choice == "tensorrt" else "rtx"
-    with pytest.raises(EngineError, match=rf"not installed.*\n.*todo-compile\[{extra}\]"):
+    with pytest.raises(MissingPackageError, match=rf"not installed.*\n.*todo-compile\[{extra}\]"):
         choose_library(choice)
 
 

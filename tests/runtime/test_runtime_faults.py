@@ -13,7 +13,7 @@ from tiny_bundles import compiled
 
 import todo_compile
 from todo_compile.bundle.manifest import file_entry
-from todo_compile.errors import BundleError, ConfigError, EngineError
+from todo_compile.errors import BundleError, ConfigError, EngineError, MissingPackageError
 from todo_compile.runtime import files, onnx_session, tensorrt_session
 from todo_compile.runtime.files import Output, check_gpu, open_output
 
@@ -191,7 +191,7 @@ def test_an_engine_without_a_gpu(plan: Path) -> None:
 
 def test_an_engine_without_its_library(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorrt_rtx", None)
-    with pytest.raises(EngineError, match="needs tensorrt_rtx") as caught:
+    with pytest.raises(MissingPackageError, match="needs tensorrt_rtx") as caught:
         todo_compile.load(plan)
     assert "todo-compile[rtx]" in str(caught.value.remedy)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.batches import Batch, BatchLike, halved, parse_batch
 from todo_compile.build.assembly import DENSE, LOCK, Assembly, BundleResult, only_one
 from todo_compile.build.job import SUFFIXES, check_used, prepare
@@ -128,6 +129,8 @@ def prepare_bundle(
     common = {"weights": weights, "progress": progress, "loras": adapters, **settings}
     jobs: dict[str, Job] = {}
     names = _components(model, component, progress)
+    if any(name.startswith("text_encoder") for name in names):
+        packages.need("transformers", "A text encoder")  # before the weights of others are read
     for number, size in enumerate(sizes):
         for name in names if number == 0 else [n for n in names if n in SIZED]:
             stem = name if number == 0 else f"{name}.{size}"

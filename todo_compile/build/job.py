@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.api import check_batch, check_options, dtype_of
 from todo_compile.batches import Batch, BatchLike, BatchRange
 from todo_compile.build.sources import sources_hash
@@ -103,7 +104,11 @@ def prepare(
         _refuse_engine_options(path, target, library, timing_cache, weight_streaming)
     if dump is not None:
         check_new_folder(Path(dump), "--dump")
+    packages.need("models", "Reading a model")
+    packages.need("onnx", "Writing ONNX")
     source = models.resolve_component(str(model), component)
+    if source.component.startswith("text_encoder"):
+        packages.need("transformers", "A text encoder")
     if controlnet:
         from todo_compile.models.controlnet import with_controlnet
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.batches import BatchRange, largest
 from todo_compile.errors import ConfigError, ExportError, first_line
 
@@ -69,14 +70,10 @@ def run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Outputs of an ONNX file in onnxruntime on the CPU.
 
     Raises:
-        ExportError: onnxruntime is absent, refuses the file, or fails.
+        MissingPackageError: onnxruntime is absent.
+        ExportError: onnxruntime refuses the file, or fails.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise ExportError(
-            "--verify needs onnxruntime.", remedy='Install it: pip install "todo-compile[onnx]"'
-        ) from error
+    ort = packages.load("onnxruntime", "--verify")
     import torch
 
     options = ort.SessionOptions()

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from todo_compile import packages
 from todo_compile.cli.options import (
     Factors,
     Json,
@@ -76,6 +77,7 @@ def drift_command(
     The latents are noised fields that resemble pictures. Text conditions are seeded random
     numbers, no prompts: `generate --compare` and benchmarks/fidelity.py draw real ones.
     """
+    packages.need("models", "Measuring drift")
     from todo_compile import models
     from todo_compile.api import dtype_of
     from todo_compile.capture.inputs import example_inputs

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def check_plot(path: Path, example: str) -> None:
         example: a name that would do, for the remedy.
 
     Raises:
-        ConfigError: matplotlib is absent, the suffix is unknown, or the file cannot be written.
+        MissingPackageError: matplotlib is absent.
+        ConfigError: the suffix is unknown, or the file cannot be written.
     """
     known = _figure().canvas.get_supported_filetypes()
     suffix = path.suffix.lower().removeprefix(".")  # none: matplotlib adds .png
@@ -43,7 +45,8 @@ def plot_plan(report: Report, path: Path, title: str) -> None:
     """Write a picture of `report` (format by suffix, e.g. .png, .svg).
 
     Raises:
-        ConfigError: matplotlib is absent, the suffix is unknown, or the file cannot be written.
+        MissingPackageError: matplotlib is absent.
+        ConfigError: the suffix is unknown, or the file cannot be written.
     """
     sites = [s for s in report.sites if s.kind != "cross"]
     figure = _figure(figsize=(10, 2.2 + 0.24 * max(len(sites), 6)), layout="constrained")
@@ -105,13 +108,7 @@ def plot_drift(drift: Drift, path: Path, title: str) -> None:
 
 
 def _figure(**settings: Any) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "--plot needs matplotlib.", remedy='Install it: pip install "todo-compile[plot]"'
-        ) from error
-    return Figure(**settings)
+    return packages.load("matplotlib.figure", "--plot").Figure(**settings)
 
 
 def _save(figure: Figure, path: Path, example: str) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
-from todo_compile.errors import ConfigError, EngineError
+from todo_compile import packages
+from todo_compile.errors import ConfigError, EngineError, MissingPackageError
 from todo_compile.export._child import run_worker
 
-_INSTALL = {
-    "tensorrt_rtx": 'pip install "todo-compile[rtx]"',
-    "tensorrt": 'pip install "todo-compile[tensorrt]"',
-}
+_LIBRARIES = ("tensorrt_rtx", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -46,31 +43,26 @@ def choose_library(choice: str = "auto", *, gpu: str | None = None) -> Library:
 
     Raises:
         ConfigError: `choice` is no library.
-        EngineError: it is not installed or does not load.
+        MissingPackageError: it is not installed.
+        EngineError: it does not load.
     """
-    if choice not in ("auto", *_INSTALL):
+    if choice not in ("auto", *_LIBRARIES):
         raise ConfigError(
-            f"Unknown library {choice}.", remedy=f"Known: auto, {', '.join(_INSTALL)}."
+            f"Unknown library {choice}.", remedy=f"Known: auto, {', '.join(_LIBRARIES)}."
         )
     name = choice
     if choice == "auto":
-        name = "tensorrt" if gpu is not None and _installed("tensorrt") else "tensorrt_rtx"
-    if not _installed(name):
-        raise EngineError(
+        name = "tensorrt" if gpu is not None and packages.installed("tensorrt") else "tensorrt_rtx"
+    install = packages.install(packages.extra_of(name))
+    if not packages.installed(name):
+        raise MissingPackageError(
             "TensorRT is not installed." if choice == "auto" else f"{name} is not installed.",
-            remedy=f"Install it: {_INSTALL[name]}; or write ONNX only: --out FILE.onnx",
+            remedy=f"Install it: {install}; or write ONNX only: --out FILE.onnx",
         )
     outcome = run_worker({"do": "probe", "library": name})
     if outcome.error is not None or "version" not in outcome.result:
         raise EngineError(
             f"{name} is installed but does not load: {outcome.error or outcome.last_words}",
-            remedy=f"Install it anew: {_INSTALL[name]}",
+            remedy=f"Install it anew: {install}",
         )
     return Library(name, outcome.result["version"], tuple(outcome.result["targets"]))
-
-
-def _installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ValueError:  # a module without a spec stands in sys.modules, or None does
-        return False

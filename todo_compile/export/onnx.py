@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from todo_compile import packages
 from todo_compile.bundle.files import disk_errors, format_bytes
 from todo_compile.errors import ExportError, first_line
 from todo_compile.export._external import weight_bytes, write_external
@@ -91,7 +91,7 @@ def export_onnx(
             f"Opset {opset} is not supported.",
             remedy=f"Choose {OPSETS.start} to {OPSETS.stop - 1}; 23 takes least GPU memory.",
         )
-    _require_packages()
+    packages.need("onnx", "Writing ONNX")
     from todo_compile.export._dynamic import name_batch
 
     with progress.step("onnx"), _quiet(progress):
@@ -119,15 +119,6 @@ def export_onnx(
         ops=dict(Counter(node.op_type for node in model.graph).most_common()),
         inside=0 if apart else size,
     )
-
-
-def _require_packages() -> None:
-    for name in ("onnx", "onnx_ir", "onnxscript"):
-        if find_spec(name) is None:
-            raise ExportError(
-                f"ONNX export needs the package {name}.",
-                remedy='Install it: pip install "todo-compile[onnx]"',
-            )
 
 
 def _translate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from todo_compile import packages
 from todo_compile.errors import ConfigError, EngineError
 from todo_compile.export.library import Library
 
@@ -85,14 +86,14 @@ def resolve_targets(wanted: tuple[str, ...], library: Library, gpu: str | None =
             raise EngineError(
                 "There is no GPU in this machine to build for.",
                 remedy=f"Name targets: --target {','.join(library.targets or DEFAULT_TARGETS)}"
-                + ("" if library.targets else ' with pip install "todo-compile[rtx]"'),
+                + ("" if library.targets else f" with {packages.install('rtx')}"),
             )
         return Targets((gpu,), current=True, reason=f"the GPU in this machine is {gpu}")
     if not library.targets:
         raise EngineError(
             f"{library.name} builds only for the GPU in the machine"
             f" ({gpu or 'there is none'}), not for {', '.join(wanted)}.",
-            remedy='Use TensorRT for RTX: pip install "todo-compile[rtx]"',
+            remedy=f"Use TensorRT for RTX: {packages.install('rtx')}",
         )
     names = wanted or DEFAULT_TARGETS
     foreign = [name for name in names if name not in library.targets]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from todo_compile import packages
 from todo_compile.errors import ModelError, TodoError, first_line
 from todo_compile.models.architecture import TEXT_CLASSES, class_name
 from todo_compile.models.bounds import Account, check_config
@@ -98,25 +99,11 @@ def _elements(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def _diffusers_class(name: str) -> Any:
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ModelError(
-            f"Models in diffusers' format need diffusers, which cannot be imported: {error}.",
-            remedy='Install it: pip install "todo-compile[models]".',
-        ) from error
-    return getattr(diffusers, name)
+    return getattr(packages.load("diffusers", "A model in diffusers' format"), name)
 
 
 def _transformers_maker(name: str) -> Callable[[dict[str, Any]], Any]:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ModelError(
-            f"Text encoders need transformers, which cannot be imported: {error}.",
-            remedy='Install it: pip install "todo-compile[models]".',
-        ) from error
-    library: Any = transformers
+    library = packages.load("transformers", "A text encoder")
 
     def make(config: dict[str, Any]) -> Any:
         # The precision is ours to choose; attention stays one operator, as in the UNet.

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.errors import BundleError, EngineError
+from todo_compile import packages
+from todo_compile.errors import BundleError
 
 if TYPE_CHECKING:
     from todo_compile.runtime.files import Output
@@ -26,16 +27,11 @@ def check_external(output: Output) -> None:
 
     Raises:
         BundleError: it names such a file, or is damaged.
-        EngineError: onnx is absent.
+        MissingPackageError: onnx is absent.
     """
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError as error:
-        raise EngineError(
-            "Running an ONNX file needs onnx.",
-            remedy='Install it: pip install "todo-compile[onnx]"',
-        ) from error
+    onnx = packages.load("onnx", "Running an ONNX file")
+    from google.protobuf.message import DecodeError
+
     name = output.path.name
     try:
         model: Any = onnx.load(str(output.path), load_external_data=False)

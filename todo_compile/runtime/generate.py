@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.bundle.files import check_target, staged
 from todo_compile.errors import ConfigError, EngineError, InputError, TodoError, first_line
 from todo_compile.runtime.finite import NotFiniteError, finite_modules
@@ -218,7 +219,8 @@ def check_picture(out: Path) -> None:
     """Refuse a place for a picture early.
 
     Raises:
-        ConfigError: its suffix is no picture's, or pillow is absent.
+        ConfigError: its suffix is no picture's.
+        MissingPackageError: what drawing needs is not installed.
         BundleError: it cannot be written there.
     """
     if out.suffix.lower() not in SUFFIXES:
@@ -226,13 +228,7 @@ def check_picture(out: Path) -> None:
             f"The suffix of {out.name!r} is no picture's.", remedy=f"Known: {', '.join(SUFFIXES)}."
         )
     check_target(out)
-    try:
-        import PIL  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise ConfigError(
-            "Writing a picture needs pillow.",
-            remedy='Install it: pip install "todo-compile[generate]"',
-        ) from error
+    packages.need("generate", "Drawing")
 
 
 def save_picture(picture: Picture, out: Path) -> None:

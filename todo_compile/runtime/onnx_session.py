@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.batches import NAME
 from todo_compile.errors import BundleError, EngineError, first_line
 from todo_compile.runtime.external import check_external
@@ -42,7 +43,8 @@ class OnnxSession:
         threads: of the CPU provider; None for one a core.
 
     Raises:
-        EngineError: onnxruntime or onnx is absent, or lacks the provider, or refuses the model.
+        MissingPackageError: onnxruntime or onnx is absent.
+        EngineError: onnxruntime lacks the provider, or refuses the model.
         BundleError: the file's inputs or outputs are not the manifest's, or it refers to files that
             the manifest does not list.
     """
@@ -145,14 +147,7 @@ def choose_device(provider: str | None) -> torch.device:
 
 
 def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EngineError(
-            "Running an ONNX file needs onnxruntime.",
-            remedy='Install it: pip install "todo-compile[onnx]"',
-        ) from error
-    return onnxruntime
+    return packages.load("onnxruntime", "Running an ONNX file")
 
 
 def _own_stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.bundle.bundle import inside
 from todo_compile.errors import BundleError, ConfigError, ModelError, first_line, given_path
 from todo_compile.models.trust import INDEX, check_tokenizer, read_index
@@ -61,7 +62,7 @@ def load_pipeline(
         BundleError: it is no bundle, it is damaged, or lacks a part.
         EngineError: it cannot run here.
         ConfigError: an option or a component is not known.
-        ModelError: diffusers or transformers is absent.
+        MissingPackageError: diffusers or transformers is absent.
     """
     opened = open_bundle(given_path(path, "path"), verify, res=res)
     if dense and not opened.dense:
@@ -112,13 +113,8 @@ def load_pipeline(
 
 def _pipeline_class(wanted: Any) -> Any:
     """A pipeline class of diffusers, never one of a bundle's own making."""
-    try:
-        import diffusers
-        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    except ImportError as error:
-        raise ModelError(
-            "A pipeline needs diffusers.", remedy='Install it: pip install "todo-compile[models]"'
-        ) from error
+    diffusers = packages.load("diffusers", "A pipeline")
+    DiffusionPipeline = diffusers.DiffusionPipeline
     found = getattr(diffusers, wanted, None) if isinstance(wanted, str) else wanted
     if not (inspect.isclass(found) and issubclass(found, DiffusionPipeline)):
         raise ConfigError(
@@ -143,13 +139,7 @@ def _folder(opened: OpenBundle, name: str) -> Path | None:
 
 
 def _tokenizer(opened: OpenBundle, name: str) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ModelError(
-            "A tokenizer needs transformers.",
-            remedy='Install it: pip install "todo-compile[generate]"',
-        ) from error
+    transformers = packages.load("transformers", "A tokenizer")
     folder = _folder(opened, name)
     assert folder is not None
     try:

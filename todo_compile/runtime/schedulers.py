@@ -6,7 +6,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from todo_compile.errors import BundleError, ConfigError, ModelError, first_line
+from todo_compile import packages
+from todo_compile.errors import BundleError, ConfigError, first_line
 from todo_compile.foreign import ForeignError, read_object
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,17 +41,12 @@ def make_scheduler(wanted: Any, folder: Path | None) -> Any:
     Raises:
         ConfigError: no such scheduler, or none for this model.
         BundleError: there is no configuration to make one from, or it is damaged.
-        ModelError: diffusers is absent.
+        MissingPackageError: diffusers is absent.
     """
     if wanted is not None and not isinstance(wanted, str):
         return wanted
-    try:
-        import diffusers
-        from diffusers.schedulers.scheduling_utils import SchedulerMixin
-    except ImportError as error:
-        raise ModelError(
-            "A scheduler needs diffusers.", remedy='Install it: pip install "todo-compile[models]"'
-        ) from error
+    diffusers = packages.load("diffusers", "A scheduler")
+    SchedulerMixin = diffusers.SchedulerMixin
     config = _config(folder)
     name, extra = SCHEDULERS.get(
         (wanted or "").lower(), (wanted or str(config.get("_class_name")), {})

@@ -6,13 +6,13 @@ up to the first call that needs a CUDA driver.
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.errors import BundleError, EngineError
 from todo_compile.runtime.files import check_gpu, check_library
 from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
@@ -247,14 +247,7 @@ def _library(output: Output) -> Any:
             f"{output.path.name} was built with {output.manifest.library}, which is not known.",
             remedy="Build it again with todo-compile.",
         )
-    extra = "rtx" if name == "tensorrt_rtx" else "tensorrt"
-    try:
-        trt: Any = importlib.import_module(name)
-    except ImportError as error:
-        raise EngineError(
-            f"{output.path.name} needs {name}, which cannot be imported: {error}",
-            remedy=f'Install it: pip install "todo-compile[{extra}]"',
-        ) from error
+    trt = packages.load(name, f"Running {output.path.name}")
     check_library(output, name, str(trt.__version__))
     return trt
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from todo_compile.errors import InputError, ModelError
+from todo_compile import packages
+from todo_compile.errors import InputError
 from todo_compile.runtime.component import Component
 
 
@@ -15,14 +16,8 @@ class CompiledTextEncoder(Component):
     ``WithProjection``) stood."""
 
     def _make_config(self, values: dict[str, Any]) -> Any:
-        try:
-            from transformers import CLIPTextConfig
-        except ImportError as error:
-            raise ModelError(
-                "A text encoder's pipeline needs transformers.",
-                remedy='Install it: pip install "todo-compile[generate]"',
-            ) from error
-        return CLIPTextConfig.from_dict(values)
+        transformers = packages.load("transformers", "A text encoder's pipeline")
+        return transformers.CLIPTextConfig.from_dict(values)
 
     def forward(
         self,
