@@ -28,6 +28,9 @@ Masks = Literal["prove", "pool"]
 Factor = tuple[int, int]
 """(rows, columns) that become one."""
 
+SiteChoice = Factor | tuple[int, int, Sampling]
+"""A factor for one site, with its own sampling where that is another than the plan's."""
+
 _FACTORS_HELP = (
     "Give one factor a level from the largest grid down, e.g. 4,2,1, a pair WIDTHxHEIGHT for "
     "different axes, e.g. 4x2,2,1, or 'off' for a dense export."
@@ -77,6 +80,17 @@ def _is_pair(factor: object) -> bool:
     )
 
 
+def _site_choice(given: Any) -> Any:
+    """A factor, or a factor and a checked sampling; whether the factor is one is asked later.
+
+    Raises:
+        ConfigError: it has another length, or an unknown sampling.
+    """
+    if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+        raise ConfigError(f"{given!r} is no pair of positive factors.", remedy=_FACTORS_HELP)
+    return (*given[:2], *(check_sampling(one) for one in given[2:]))
+
+
 def check_token_grids(given: object) -> dict[int, Factor]:
     """A number of tokens → the (rows, columns) that they come from; None is an empty mapping.
 
@@ -112,7 +126,9 @@ class PlanOptions:
             dense; ``()`` leaves everything dense; None plans by `kv_tokens`.
         sampling: which token stands for a cell, see `todo_compile.passes.rewrite.pooling`.
         sites: (site, factor) for single sites, by module path or by name in the graph as reports
-            give them; they win over `kv_tokens` and `factors`. Accepts a mapping.
+            give them; they win over `kv_tokens` and `factors`. Accepts a mapping. A third entry,
+            ``(2, 2, "average")``, wins over `sampling`. Of a module that attends several times
+            ``path#2`` is the second attention.
         hoist: move pooling above the key and value projections (off: for comparison only).
         keep_mass: in joint attention over text and image, let pooled keys weigh as the tokens that
             they stand for (off: for comparison only).
@@ -128,7 +144,7 @@ class PlanOptions:
     factors: tuple[Factor, ...] | None = None
     sampling: Sampling = "nearest"
     hoist: bool = True
-    sites: tuple[tuple[str, Factor], ...] = ()
+    sites: tuple[tuple[str, SiteChoice], ...] = ()
     keep_mass: bool = True
     masks: Masks = "prove"
 
@@ -151,14 +167,15 @@ class PlanOptions:
             )
         given: Any = self.sites
         single = list(given.items() if isinstance(given, Mapping) else given)
-        for factor in [*(self.factors or ()), *(one for _, one in single)]:
+        choices = [(str(name), _site_choice(one)) for name, one in single]
+        for factor in [*(self.factors or ()), *(one[:2] for _, one in choices)]:
             if not _is_pair(factor):
                 raise ConfigError(
                     f"{factor!r} is no pair of positive factors.", remedy=_FACTORS_HELP
                 )
         if self.factors is not None:  # hashable, whatever sequence came
             object.__setattr__(self, "factors", tuple((r, c) for r, c in self.factors))
-        object.__setattr__(self, "sites", tuple(sorted((str(n), (r, c)) for n, (r, c) in single)))
+        object.__setattr__(self, "sites", tuple(sorted(choices, key=lambda pair: pair[0])))
 
     def describe(self) -> dict[str, Any]:
         """JSON-able form, for reports and manifests."""
@@ -173,7 +190,7 @@ class PlanOptions:
         if not self.keep_mass:
             described["keep_mass"] = False
         if self.sites:  # absent otherwise: manifests without them stay what they were
-            described["sites"] = {name: list(factor) for name, factor in self.sites}
+            described["sites"] = {name: list(choice) for name, choice in self.sites}
         return described
 
     @staticmethod

@@ -13,22 +13,20 @@ graph of its own, its sites are the first of their levels, and ``staggered`` equ
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch.fx import Node
-
 from todo_compile.errors import ConfigError
-from todo_compile.options import DEFAULT_KV_TOKENS, Factor, PlanOptions
+from todo_compile.options import DEFAULT_KV_TOKENS, Factor, PlanOptions, SiteChoice
 from todo_compile.passes.find.attention import AttentionSite
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.grids import GridMap
 from todo_compile.passes.plan.classify import SiteGrid, classify, grid_areas
 from todo_compile.passes.plan.levels import Levels, check_count
 from todo_compile.passes.plan.masks import HIDES
+from todo_compile.passes.plan.single import single_sites
 from todo_compile.passes.rewrite.pooling import Pooling, pooled_size, stagger_pattern
 
 Action = Literal["rewritten", "dense", "refused"]
@@ -105,7 +103,7 @@ def make_plan(
     if not again:
         check_count(options, levels, len(numbers))
     bound = options.kv_tokens or native_kv_tokens or DEFAULT_KV_TOKENS
-    own = _own_factors(context, sites, found, options, again=again)
+    own = single_sites(context, sites, found, options, again=again, strict=levels.strict)
     seen: Counter[tuple[int, int]] = Counter()
     decisions: list[Decision] = []
     for site, grid in zip(sites, found, strict=True):
@@ -113,7 +111,7 @@ def make_plan(
         decision = _decide(context, site, grid, level, options, bound, own.get(site.anchor), levels)
         if grid.obstacle is None:
             seen[grid.rows, grid.columns] += 1
-        if decision.pooling is not None and options.sampling == "staggered":
+        if decision.pooling is not None and decision.pooling.sampling == "staggered":
             decision.pooling = _staggered(decision, seen[grid.rows, grid.columns] - 1)
         decisions.append(decision)
     return decisions
@@ -129,41 +127,6 @@ def _staggered(decision: Decision, index: int) -> Pooling:
     return upright.transposed() if turned else upright
 
 
-def _own_factors(
-    context: GraphContext,
-    sites: Sequence[AttentionSite],
-    found: Sequence[SiteGrid],
-    options: PlanOptions,
-    *,
-    again: bool,
-) -> dict[Node, Factor]:
-    """Anchor of a site → the factor that was asked for it alone.
-
-    Raises:
-        ConfigError: no site has the name, or the one that has cannot be downsampled.
-    """
-    own: dict[Node, Factor] = {}
-    names = [(site.name, context.module_path(site.anchor)) for site in sites]
-    for wanted, factor in options.sites:
-        matching = [i for i, pair in enumerate(names) if wanted in pair]
-        if not matching:
-            known = [n for n in {n for pair in names for n in pair} if n]
-            near = difflib.get_close_matches(wanted, known, 1)
-            raise ConfigError(
-                f"No attention site is called {wanted!r}."
-                + (f" Did you mean {near[0]!r}?" if near else ""),
-                remedy="`todo-compile plan --json` lists the sites with name and module.",
-            )
-        for index in matching:
-            if (obstacle := found[index].obstacle) and factor != (1, 1) and not again:
-                raise ConfigError(
-                    f"Site {wanted} cannot be downsampled: {obstacle}.",
-                    remedy="Leave it out, or give it factor 1.",
-                )
-            own[sites[index].anchor] = factor
-    return own
-
-
 def _decide(
     context: GraphContext,
     site: AttentionSite,
@@ -171,7 +134,7 @@ def _decide(
     level: int,
     options: PlanOptions,
     bound: int,
-    own: Factor | None,
+    own: SiteChoice | None,
     levels: Levels,
 ) -> Decision:
     if grid.obstacle is not None:
@@ -179,7 +142,7 @@ def _decide(
         return Decision(site, grid, action, grid.obstacle, level if grid.kind != "cross" else 0)
     tokens = grid.rows * grid.columns
     if own is not None:
-        factor, because = own, "factor given for this site"
+        factor, because = own[:2], "factor given for this site"
     elif options.factors is None:
         factor = smallest_factors(grid.rows, grid.columns, bound)
         because = f"{tokens:,} tokens, bound {bound:,}"
@@ -204,7 +167,8 @@ def _decide(
     if factor == (1, 1):
         return Decision(site, grid, "dense", because, level)
     rows, columns = factor
-    pooling = Pooling(grid.rows, grid.columns, rows, columns, options.sampling, grid.offset)
+    sampling = own[2] if own is not None and len(own) == 3 else options.sampling
+    pooling = Pooling(grid.rows, grid.columns, rows, columns, sampling, grid.offset)
     if grid.column_major:  # slow and fast side change places, and their factors with them
         pooling = pooling.transposed()
     if site.mask_axis is not None:
