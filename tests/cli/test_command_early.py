@@ -103,3 +103,22 @@ builds:
     words = said(capsys)
     for says in ("3 mistakes", "exceeds its grid", "that this unet lacks", "cannot be made"):
         assert says in words
+
+
+def test_the_part_of_a_lora_that_is_not_compiled_is_told(
+    model: Path, pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "half.safetensors"
+    tensors: dict[str, torch.Tensor] = {"lora_unet_conv_in.diff": torch.ones(16, 4, 3, 3)}
+    for name in ("q", "k", "v"):
+        layer = f"lora_te_text_model_encoder_layers_0_self_attn_{name}_proj.lora_"
+        tensors[f"{layer}down.weight"] = torch.ones(1, 24)
+        tensors[f"{layer}up.weight"] = torch.ones(24, 1)
+    save_file(tensors, path)
+    out = tmp_path / "x.onnx"
+    with pytest.raises(AssertionError, match="work was begun"):
+        main(["-m", str(model), "-r", "64", "-o", str(out), "--lora", str(path)])
+    assert "half.safetensors also has 3 layers for the text_encoder" in said(capsys)
+    with pytest.raises(AssertionError, match="work was begun"):
+        main(["-m", str(pipeline), "-r", "64", "-o", f"{tmp_path}/b/", "--lora", str(path)])
+    assert "also has" not in said(capsys)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import nn
 from todo_compile import models
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models.lora import fuser, parse_lora
+from todo_compile.models.lora_names import Layers
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv1"]
 
@@ -82,15 +82,6 @@ def test_equals_peft(
     assert not torch.allclose(before, expected, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("key", ["alpha_pattern", "use_rslora", "use_dora"])
-def test_configurations_that_scale_otherwise(tmp_path: Path, key: str) -> None:
-    path = tmp_path / "x.safetensors"
-    tensors = {f"unet.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
-    save_file(tensors, path, {"lora_adapter_metadata": json.dumps({f"unet.{key}": {"x": 1}})})
-    with pytest.raises(ModelError, match=key):
-        parse_lora(str(path))
-
-
 def test_without_alpha_it_is_the_rank(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     weight = unet.get_submodule(layer).weight
@@ -126,8 +117,8 @@ def edited(path: Path, change: Any, adapted: UNet2DConditionModel) -> str:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.update({"lora_unet_x.dora_scale": torch.ones(1)}), "no part of a plain LoRA"),
-        (lambda t: t.pop(next(n for n in t if "lora_up" in n)), "only half of"),
+        (lambda t: t.update({"lora_unet_x.scalar": torch.ones(1)}), "no part of an adapter"),
+        (lambda t: t.pop(next(n for n in t if "lora_up" in n)), "only part of"),
         (
             lambda t: t.update({n.replace("mid_block", "middle"): t.pop(n) for n in list(t)}),
             "layers that this unet lacks",
@@ -166,11 +157,9 @@ def test_scale(adapted: UNet2DConditionModel, tmp_path: Path) -> None:
 
 def test_text_layers_are_found_in_both_versions() -> None:
     """kohya writes text_model_…; transformers 5 dropped that level from CLIPTextModel."""
-    from todo_compile.models.lora import _find, _names
-
     new = nn.ModuleDict({"encoder": nn.ModuleDict({"q_proj": nn.Linear(2, 2)})})
     old = nn.ModuleDict({"text_model": new})
     for name in ("text_model_encoder_q_proj", "text_model.encoder.q_proj", "encoder.q_proj"):
-        assert _find(_names(new), name) == "encoder.q_proj"
-        assert _find(_names(old), name) == "text_model.encoder.q_proj"
-    assert _find(_names(new), "encoder_k_proj") is None
+        assert Layers(new).find(name) == "encoder.q_proj"
+        assert Layers(old).find(name) == "text_model.encoder.q_proj"
+    assert Layers(new).find("encoder_k_proj") is None

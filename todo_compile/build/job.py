@@ -129,7 +129,7 @@ def prepare(
     progress.info(f"weights        {found.description}")
     digest = _weights_hash(found, progress) if hashed else ""
     text = source.component.startswith("text_encoder")
-    adapters = tuple(lora for lora in loras if source.component in lora.layers)
+    adapters = tuple(lora for lora in loras if lora.of(source.component))
     models.check_loras(source, adapters)
     request: dict[str, Any] = {
         "model": source.identifier,
@@ -199,17 +199,25 @@ def _plain(batch: Batch) -> int | str:
 
 
 def check_used(loras: Sequence[Lora], jobs: Sequence[Job]) -> None:
-    """Refuse a LoRA that would change nothing.
+    """Refuse a LoRA that would change nothing, and tell what part of one is left out.
 
     Raises:
         ModelError: it has no layers for any of the jobs' components.
     """
+    names = list(dict.fromkeys(job.source.component for job in jobs))
     for lora in loras:
-        if not any(lora in job.loras for job in jobs):
-            names = ", ".join(job.source.component for job in jobs)
+        left = lora.left_out(names)
+        if len(left) == len(lora.layers):
             raise ModelError(
-                f"{lora.path} has layers for {', '.join(lora.layers)}, none for {names}.",
+                f"{lora.path} has layers for {', '.join(lora.layers)}, none for "
+                f"{', '.join(names)}.",
                 remedy="Leave it out, or compile the component that it is for.",
+            )
+        if left and jobs:
+            counted = ", ".join(f"{count} layers for the {name}" for name, count in left.items())
+            jobs[0].progress.warn(
+                f"{lora.path.name} also has {counted}, which is not compiled here: only what is "
+                f"for {', '.join(names)} is fused"
             )
 
 

@@ -1,51 +1,46 @@
-"""Low-rank adapters (LoRA) fused into a model's weights: ``--lora FILE[:SCALE]``.
+"""Adapters (LoRA and its kin) fused into a model's weights: ``--lora FILE[:SCALE]``.
 
 W ← W + scale · (alpha / rank) · up · down (Hu et al., arXiv 2106.09685, section 4.1), in fp32, so
-an exported model needs no extra nodes. Files are safetensors, as diffusers and peft write them
-(``unet.….lora_A.weight``) or as kohya's trainer does (``lora_unet_….lora_down.weight``). What is
-not understood is refused: a layer that is silently left out makes another picture.
+an exported model needs no extra nodes. LoHa, LoKr and full differences are added likewise, DoRA's
+magnitudes applied to the sum (`lora_delta`). Files are safetensors, in any of the namings that
+`lora_names` knows. What is not understood is refused: a layer that is silently left out makes
+another picture.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from todo_compile.errors import ConfigError, ModelError
-from todo_compile.foreign import open_regular, parse_object
-from todo_compile.models.stfile import Entry, check_floating, read_header, read_into, read_metadata
-
-_SIDES = (
-    (re.compile(r"(.+)\.(?:lora_A(?:\.default)?|lora_down|lora\.down)\.weight"), "down"),
-    (re.compile(r"(.+)\.(?:lora_B(?:\.default)?|lora_up|lora\.up)\.weight"), "up"),
-    (re.compile(r"(.+)\.alpha"), "alpha"),
+from todo_compile.foreign import open_regular
+from todo_compile.models.lora_config import Scaling, read_scalings
+from todo_compile.models.lora_delta import (
+    delta,
+    kind_of,
+    magnitude_axis,
+    rank_of,
+    scaled,
 )
-_KOHYA = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-}
-# An alpha for each layer, alpha/√rank, and magnitudes of their own.
-_SCALED_OTHERWISE = ("alpha_pattern", "use_rslora", "use_dora")
-_DOTTED = ("unet", "transformer", "text_encoder_2", "text_encoder")
+from todo_compile.models.lora_names import PEFT, Layers, component_of, split
+from todo_compile.models.stfile import (
+    Entry,
+    check_floating,
+    read_header,
+    read_into,
+    read_metadata,
+    read_number,
+)
 
-
-@dataclass(frozen=True)
-class LoraLayer:
-    """One adapted layer: where its parts are in the file."""
-
-    down: Entry
-    up: Entry
-    alpha: Entry | None
+Adapter = dict[str, Entry]
+"""One adapted layer: where its parts are in the file, by `lora_names.split`'s names."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +51,31 @@ class Lora:
         path: the file.
         scale: strength that the user chose; 1 is as trained.
         sha256: of the file.
-        layers: by component, then by the layer's name as the file writes it.
-        alphas: by component, where the file says it once for all layers.
+        layers: by component (`lora_names.DENOISER` for what denoises), then by the layer's name as
+            the file writes it.
+        scalings: by component, where a configuration says how the layers are scaled.
     """
 
     path: Path
     scale: float
     sha256: str
-    layers: dict[str, dict[str, LoraLayer]] = field(hash=False, repr=False)
-    alphas: dict[str, float] = field(hash=False, repr=False)
+    layers: dict[str, dict[str, Adapter]] = field(hash=False, repr=False)
+    scalings: dict[str, Scaling] = field(hash=False, repr=False)
 
     def describe(self) -> dict[str, Any]:
         """What decides whether an output can be reused."""
-        return {"sha256": self.sha256, "scale": self.scale}
+        configured = {name: scaling.describe() for name, scaling in self.scalings.items()}
+        found: dict[str, Any] = {"sha256": self.sha256, "scale": self.scale}
+        return {**found, "config": configured} if configured else found
+
+    def of(self, component: str) -> dict[str, Adapter]:
+        """The layers for a component; empty if there are none."""
+        return self.layers.get(component_of(component), {})
+
+    def left_out(self, components: Sequence[str]) -> dict[str, int]:
+        """Numbers of layers for other components than these, by component."""
+        taken = {component_of(name) for name in components}
+        return {name: len(found) for name, found in self.layers.items() if name not in taken}
 
 
 def parse_lora(text: str) -> Lora:
@@ -93,10 +100,13 @@ def parse_lora(text: str) -> Lora:
             f"{path} is not a safetensors file.",
             remedy="Write --lora FILE.safetensors[:SCALE]; pickles are refused.",
         )
-    layers = _layers(path, read_header(path))
+    entries = read_header(path)
+    layers = _layers(path, entries)
+    beside = any(name.startswith(PEFT) for name in entries)
+    scalings = read_scalings(path, read_metadata(path), beside=beside)
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Lora(path, scale, digest, layers, _alphas(path))
+    return Lora(path, scale, digest, layers, scalings)
 
 
 def fuser(module: nn.Module, loras: Sequence[Lora], component: str) -> Callable[[], int]:
@@ -107,146 +117,159 @@ def fuser(module: nn.Module, loras: Sequence[Lora], component: str) -> Callable[
     Raises:
         ModelError: a layer is not in the module, or has another shape.
     """
-    known = _names(module)
-    jobs: list[tuple[torch.Tensor, LoraLayer, Lora]] = []
+    layers = Layers(module) if loras else None
+    jobs: list[Callable[[], None]] = []
     for lora in loras:
-        found = lora.layers.get(component, {})
-        unknown = [name for name in found if _find(known, name) is None]
-        if unknown:
-            raise ModelError(
-                f"{lora.path} has {len(unknown)} of {len(found)} layers that this {component} "
-                f"lacks ({', '.join(unknown[:3])}).",
-                remedy="Give a LoRA for this model; names of the original (not diffusers') layout "
-                "must be converted first: load it in diffusers and save_lora_weights.",
-            )
-        for name, layer in found.items():
-            weight = cast("torch.Tensor", module.get_submodule(str(_find(known, name))).weight)
-            _check_fits(weight, layer, lora, name)
-            jobs.append((weight, layer, lora))
+        assert layers is not None
+        scaling = lora.scalings.get(component_of(component))
+        for path, name in _targets(layers, lora, component).items():
+            adapter = lora.of(component)[name]
+            layer: Any = module.get_submodule(path)
+            weight, bias = cast("Tensor", layer.weight), cast("Tensor | None", layer.bias)
+            _check_fits(weight, bias, adapter, lora, name)
+            factor = lora.scale * _factor(adapter, scaling, path, lora)
+            jobs.append(_adding(weight, bias, adapter, factor))
 
     def add() -> int:
-        for weight, layer, lora in jobs:
-            _add(weight, layer, lora, component)
+        for job in jobs:
+            job()
         return len(jobs)
 
     return add
 
 
-def _layers(path: Path, entries: dict[str, Entry]) -> dict[str, dict[str, LoraLayer]]:
-    check_floating(entries)
-    parts: dict[tuple[str, str], dict[str, Entry]] = {}
+def _layers(path: Path, entries: dict[str, Entry]) -> dict[str, dict[str, Adapter]]:
+    layers: dict[str, dict[str, Adapter]] = {}
     for name, entry in entries.items():
-        split = _split(name)
-        if split is None:
+        found = split(name)
+        if found is None:
             raise ModelError(
-                f"{path} holds {name}, which is no part of a plain LoRA.",
-                remedy="Plain LoRAs can be fused (no DoRA, LoHa, LoKr or textual inversions).",
+                f"{path} holds {name}, which is no part of an adapter that can be fused.",
+                remedy="LoRA, LoHa, LoKr, DoRA and full differences of linear and convolutional "
+                "layers can (no OFT, GLoRA, IA³, bias terms or textual inversions).",
             )
-        component, layer, side = split
-        parts.setdefault((component, layer), {})[side] = entry
-    layers: dict[str, dict[str, LoraLayer]] = {}
-    for (component, layer), sides in parts.items():
-        if "up" not in sides or "down" not in sides:
+        component, layer, part = found
+        parts = layers.setdefault(component, {}).setdefault(layer, {})
+        if part in parts:
             raise ModelError(
-                f"{path} has only half of {layer}: {', '.join(sides)}.",
-                remedy="Save or download the LoRA again.",
+                f"{path} has {part} of {layer} twice.", remedy="Save or download the LoRA again."
             )
-        if "alpha" in sides and math.prod(sides["alpha"].shape) != 1:
+        parts[part] = entry
+        if part == "alpha" and math.prod(entry.shape) != 1:
             raise ModelError(
-                f"The alpha of {layer} in {path} is {sides['alpha'].shape}, not one number.",
+                f"The alpha of {layer} in {path} is {entry.shape}, not one number.",
                 remedy="Save the LoRA again: a layer has one alpha.",
             )
-        found = LoraLayer(sides["down"], sides["up"], sides.get("alpha"))
-        layers.setdefault(component, {})[layer] = found
     if not layers:
         raise ModelError(
             f"{path} holds no layers.", remedy="Give a LoRA for one of the model's components."
         )
+    for adapters in layers.values():
+        for layer, parts in adapters.items():
+            check_floating({k: v for k, v in parts.items() if k != "alpha"})
+            try:
+                kind_of(set(parts))
+            except ValueError as error:
+                raise ModelError(
+                    f"{path} has only part of {layer}, or parts that do not belong together: "
+                    f"{error}.",
+                    remedy="Save or download the LoRA again.",
+                ) from error
     return layers
 
 
-def _split(name: str) -> tuple[str, str, str] | None:
-    """(component, layer, side) of a tensor's name."""
-    for pattern, side in _SIDES:
-        match = pattern.fullmatch(name)
-        if match is None:
-            continue
-        layer = match[1]
-        for prefix, component in _KOHYA.items():
-            if layer.startswith(prefix):
-                return component, layer.removeprefix(prefix), side
-        for component in _DOTTED:
-            if layer.startswith(f"{component}."):
-                return component, layer.removeprefix(f"{component}."), side
-        return None
-    return None
-
-
-def _alphas(path: Path) -> dict[str, float]:
-    """alpha by component from the adapter's configuration, which diffusers stores in the header."""
-    text = read_metadata(path).get("lora_adapter_metadata")
-    if text is None:
-        return {}
-    try:
-        values = parse_object(text)
-        for key in _SCALED_OTHERWISE:
-            if any(values.get(f"{name}.{key}") for name in _DOTTED):
-                raise ModelError(
-                    f"{path} is scaled in a way that is not supported ({key}).",
-                    remedy="Fuse it in diffusers (fuse_lora) and save the pipeline.",
-                )
-        found = {name: values.get(f"{name}.lora_alpha") for name in _DOTTED}
-        return {name: float(alpha) for name, alpha in found.items() if alpha is not None}
-    except (ValueError, TypeError) as error:
-        raise ModelError(
-            f"{path} has a damaged adapter configuration: {error}.", remedy="Save the LoRA again."
-        ) from error
-
-
-def _names(module: nn.Module) -> dict[str, str]:
-    """Layers that have a weight, under their own name and with ``_`` for ``.`` as kohya has it."""
-    names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    return {n.replace(".", "_"): n for n in names} | {n: n for n in names}
-
-
-def _find(known: dict[str, str], name: str) -> str | None:
-    """The layer's path; CLIP's layers lie under ``text_model`` or not, by version."""
-    for mark in ("text_model.", "text_model_"):
-        for candidate in (name, name.removeprefix(mark), f"{mark}{name}"):
-            if candidate in known:
-                return known[candidate]
-    return None
-
-
-def _check_fits(weight: torch.Tensor, layer: LoraLayer, lora: Lora, name: str) -> None:
-    """Compare shapes by the file's header: up is (out, rank), down (rank, in), 1 × 1 more or less.
+def _targets(layers: Layers, lora: Lora, component: str) -> dict[str, str]:
+    """Path of each layer to change → its name in the file.
 
     Raises:
-        ModelError: they do not make up the weight.
+        ModelError: the module lacks a layer, or the file has one twice.
     """
-    up, down = layer.up.shape, layer.down.shape
-    rank = next(iter(down), 0)
-    fits = min(len(down), len(up)) >= 2 and rank > 0 and math.prod(up[1:]) == rank
-    if not fits or up[0] * math.prod(down[1:]) != weight.numel():
+    found = {name: layers.find(name) for name in lora.of(component)}
+    unknown = [name for name, path in found.items() if path is None]
+    if unknown:
         raise ModelError(
-            f"{name} of {lora.path} is {up} · {down}, which does not fit "
+            f"{lora.path} has {len(unknown)} of {len(found)} layers that this {component} lacks "
+            f"({', '.join(unknown[:3])}).",
+            remedy="Give a LoRA that was trained for this model.",
+        )
+    paths: dict[str, str] = {}
+    for name, path in found.items():
+        assert path is not None
+        if path in paths:
+            raise ModelError(
+                f"{lora.path} changes {path} twice, as {paths[path]} and as {name}.",
+                remedy="Remove one of the two from the file.",
+            )
+        paths[path] = name
+    return paths
+
+
+def _check_fits(
+    weight: Tensor, bias: Tensor | None, adapter: Adapter, lora: Lora, name: str
+) -> None:
+    """Compare shapes by the file's header: the change is worked out without numbers.
+
+    Raises:
+        ModelError: its parts do not make up the weight.
+    """
+    shapes = {part: entry.shape for part, entry in adapter.items()}
+    wanted = (weight.shape[0], weight[0].numel())
+    try:
+        made = delta({p: torch.empty(s, device="meta") for p, s in _made_of(shapes).items()})
+        fits = tuple(made.shape) == wanted
+    except (RuntimeError, IndexError, ValueError):
+        fits = False
+    for part in shapes.keys() & {"dora", "magnitude"}:
+        fits = fits and magnitude_axis(part, shapes[part], tuple(weight.shape)) is not None
+    if "diff_b" in shapes:
+        fits = fits and bias is not None and shapes["diff_b"] == tuple(bias.shape)
+    if not fits or 0 in [side for shape in shapes.values() for side in shape]:
+        listed = ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items())
+        raise ModelError(
+            f"{name} of {lora.path} has {listed}, which does not fit "
             f"a weight of {tuple(weight.shape)}.",
             remedy="Give a LoRA that was trained for this model.",
         )
 
 
-def _add(weight: torch.Tensor, layer: LoraLayer, lora: Lora, component: str) -> None:
-    down, up = _read(layer.down), _read(layer.up)
-    rank = down.shape[0]
-    alpha = float(_read(layer.alpha).reshape(())) if layer.alpha is not None else None
-    alpha = lora.alphas.get(component, float(rank)) if alpha is None else alpha
-    delta = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-    with torch.no_grad():
-        fused = weight.to(torch.float32) + lora.scale * alpha / rank * delta
-        weight.copy_(fused.to(weight.dtype))
+def _made_of(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that the change itself is made of."""
+    return {k: v for k, v in parts.items() if k not in ("alpha", "dora", "magnitude")}
 
 
-def _read(entry: Entry) -> torch.Tensor:
+def _factor(adapter: Adapter, scaling: Scaling | None, path: str, lora: Lora) -> float:
+    """What the change is multiplied with, besides the user's scale."""
+    rank = rank_of({part: entry.shape for part, entry in adapter.items()})
+    if "alpha" in adapter:
+        return read_number(adapter["alpha"]) / rank if rank is not None else 1.0
+    try:
+        return scaling.factor(path, rank) if scaling is not None else 1.0  # alpha is the rank
+    except ValueError as error:
+        raise ModelError(
+            f"{lora.path} is scaled in a way that is not supported: {error}.",
+            remedy="Fuse it in diffusers (fuse_lora) and save the pipeline.",
+        ) from error
+
+
+def _adding(
+    weight: Tensor, bias: Tensor | None, adapter: Adapter, factor: float
+) -> Callable[[], None]:
+    def add() -> None:
+        change = delta({part: _read(entry) for part, entry in _made_of(adapter).items()})
+        with torch.no_grad():
+            fused = weight.to(torch.float32) + factor * change.reshape(weight.shape)
+            for part in adapter.keys() & {"dora", "magnitude"}:
+                entry = adapter[part]
+                by_output = magnitude_axis(part, entry.shape, tuple(weight.shape))
+                fused = scaled(fused, _read(entry), by_output=bool(by_output))
+            weight.copy_(fused.to(weight.dtype))
+            if bias is not None and "diff_b" in adapter:
+                bias.add_((factor * _read(adapter["diff_b"])).to(bias.dtype))
+
+    return add
+
+
+def _read(entry: Entry) -> Tensor:
     tensor = torch.empty(entry.shape, dtype=torch.float32)
     read_into(entry, tensor)
     return tensor

@@ -29,7 +29,10 @@ _DTYPES = {
     "F32": ("float32", 4),
     "F16": ("float16", 2),
     "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
 }
+_WHOLE = {"I64": 8, "I32": 4, "I16": 2, "I8": 1}
 _CHUNK = 2**24  # elements converted at a time when the dtype changes
 
 
@@ -89,8 +92,27 @@ def check_floating(entries: Mapping[str, Entry]) -> None:
             raise ModelError(
                 f"{entry.file} holds {entry.dtype} tensors; quantised checkpoints are not "
                 "supported.",
-                remedy="Give weights in fp32, fp16 or bf16.",
+                remedy="Give weights in fp32, fp16, bf16 or fp8.",
             )
+
+
+def read_number(entry: Entry) -> float:
+    """The one number of a tensor of one element; whole numbers too (trainers store alpha so).
+
+    Raises:
+        ModelError: it is of another type, has more elements, or the file changed meanwhile.
+    """
+    import torch
+
+    if math.prod(entry.shape) != 1:
+        raise _broken(entry.file, f"a tensor of shape {entry.shape} should be one number")
+    if entry.dtype in _WHOLE and entry.nbytes == _WHOLE[entry.dtype]:
+        with open_regular(entry.file) as raw:
+            raw.seek(entry.offset)
+            return float(int.from_bytes(raw.read(entry.nbytes), "little", signed=True))
+    number = torch.empty(entry.shape, dtype=torch.float32)
+    read_into(entry, number)
+    return float(number)
 
 
 def _header(path: Path) -> tuple[dict[str, object], int, int]:
