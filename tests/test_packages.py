@@ -68,7 +68,8 @@ COMMANDS = [
     (["compile", "--model", "sd15", "--res", "512", "--out", "x.onnx"], "onnxscript", "onnx"),
     (["compile", "--model", "sd15", "--res", "512", "--out", "x/", "--format", "onnx"],
      "transformers", "generate"),
-    (["generate", "--model", "demo", "--res", "128", "--out", "x.png", "-p", "a"], "PIL", "generate"),
+    (["generate", "--model", "demo", "--res", "128", "--out", "x.png", "-p", "a"], "PIL",
+     "generate"),
     (["generate", "--model", "demo", "--res", "128", "--out", "x.png", "-p", "a"], "diffusers",
      "generate"),
 ]  # fmt: skip
