@@ -51,7 +51,7 @@ BAD: dict[str, tuple[dict[str, Any] | bytes, int, str]] = {
         640,
         "damaged adapter configuration",
     ),
-    "half": ({DOWN: GOOD[DOWN]}, 320, "only half"),
+    "half": ({DOWN: GOOD[DOWN]}, 320, "only part"),
     "empty": ({}, 0, "holds no layers"),
 }
 
