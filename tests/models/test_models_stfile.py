@@ -70,4 +70,4 @@ def test_a_good_one(tmp_path: Path) -> None:
     path = crafted(tmp_path / "x.safetensors", {"__metadata__": {"a": "b"}, **GOOD, **alpha}, 644)
     assert list(read_header(path)) == [DOWN, UP, ALPHA]
     assert read_metadata(path) == {"a": "b"}
-    assert list(parse_lora(str(path)).layers["unet"]) == [LAYER.removeprefix("unet.")[:-1]]
+    assert list(parse_lora(str(path)).of("unet")) == [LAYER.removeprefix("unet.")[:-1]]
