@@ -72,7 +72,7 @@ def test_inspect(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unet.onnx, vae_decoder.onnx, text_encoder.onnx" in text
     assert "intact         yes" in text
     (bundle / "unet.onnx").write_bytes(b"short")
-    assert main(["inspect", str(bundle / "bundle.json"), "--json"]) == 0
+    assert main(["inspect", str(bundle / "bundle.json"), "--json"]) == 7
     found = json.loads(capsys.readouterr().out)
     assert found["damage"][0].startswith("unet.onnx has 5 bytes instead of")
     assert list(found["bundle"]["components"]) == COMPONENTS

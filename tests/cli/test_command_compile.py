@@ -63,7 +63,7 @@ def test_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert looked["damage"] == []
     assert looked["layers"] or "cannot be read here" in looked["note"]
     out.write_bytes(out.read_bytes()[:-1] + b"?")
-    assert main(["inspect", str(out)]) == 0
+    assert main(["inspect", str(out)]) == 7
     assert "x.plan was changed (its hash differs)" in capsys.readouterr().out
 
 
@@ -232,7 +232,7 @@ def test_plan_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "64 → 4" in text
     assert "16 → 4" in text
-    assert "4 more" in text
+    assert "4 of cross-attention" in text
     assert "4 attention sites rewritten, 4 left dense, 0 refused" in text
 
 

@@ -13,8 +13,8 @@ import torch
 from graphs import DIALECTS, ImageAttention, capture, image
 from torch import nn
 
-from todo_compile.cli.console import stops_table
 from todo_compile.cli.options import print_passes
+from todo_compile.cli.tables import stops_table
 from todo_compile.options import PlanOptions
 from todo_compile.passes.dump import Dumper
 from todo_compile.passes.graph import GraphContext
@@ -182,7 +182,7 @@ def test_verbose_shows_those_that_cost_something(
     assert "layer_norm is not linear" in text
     assert "where the tokens come from" not in text
     sites = tuple(dataclasses.replace(s, stops=s.stops[1:]) for s in report.sites)
-    assert stops_table(dataclasses.replace(report, sites=sites)) is None
+    assert stops_table(dataclasses.replace(report, sites=sites), 80) is None
 
 
 def test_dump_ends_in_the_report(report: Report, tmp_path: Path) -> None:

@@ -289,11 +289,8 @@ def _rewritten(
         )
         program.validate()
         step.note(report.summary())
-    if report.rewritten == 0 and job.options.factors != ():
-        miss = report.nearest_miss()
-        job.progress.warn(
-            "no attention site was rewritten" + (f"; nearest miss: {miss}" if miss else "")
-        )
+    if why := report.why_none():
+        job.progress.warn(why)
     return program, dense, report, example
 
 

@@ -215,7 +215,8 @@ def compile_command(
 def _print_output(
     result: CompileResult, progress: ConsoleProgress, *, json: bool, quiet: bool, verbose: int
 ) -> None:
-    from todo_compile.cli.console import print_json, totals_table
+    from todo_compile.cli.console import print_json
+    from todo_compile.cli.tables import totals_table
 
     if json:
         print_json(

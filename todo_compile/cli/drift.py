@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from todo_compile import packages
 from todo_compile.cli.options import (
@@ -131,36 +129,11 @@ def drift_command(
 
 
 def _print_table(drift: Drift, local: bool) -> None:
+    from todo_compile.cli.tables import drift_table
+
     out = stdout()
-    out.print(drift_table(drift))
+    out.print(drift_table(drift, out.width))
     what = "the attention alone (local)" if local else "the output, that site alone rewritten"
     out.print(f"Relative error of {what}; {drift.samples} latents a timestep.")
     if not drift.sites:
         out.print("No site is rewritten under this plan: nothing drifts.")
-
-
-def drift_table(drift: Drift) -> Table:
-    """One row a site, one column a timestep, the whole plan last."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for header in ("level", "module", "grid", "factor", "sampling", "mean"):
-        table.add_column(header, justify="left" if header in ("module", "sampling") else "right")
-    for timestep in drift.timesteps:
-        table.add_column(f"t={timestep:g}", justify="right")
-    for site in drift.sites:
-        columns = site.output or site.local
-        rows, across = site.factor
-        table.add_row(
-            str(site.level),
-            site.module or site.name,
-            f"{site.grid[0]}×{site.grid[1]}",
-            f"{rows}" if rows == across else f"{rows}×{across}",
-            site.sampling,
-            *_cells(columns),
-        )
-    table.add_row("", Text("all sites", style="bold"), "", "", "", *_cells(drift.total))
-    return table
-
-
-def _cells(values: Any) -> list[str]:
-    mean = sum(values) / len(values) if values else 0.0
-    return [f"{v:.2e}" for v in (mean, *values)]

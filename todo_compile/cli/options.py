@@ -140,14 +140,14 @@ def make_progress(quiet: bool, verbose: int) -> ConsoleProgress:
 
 def print_passes(report: Any) -> None:
     """Count and time of every pass, and what kept poolings below projections; on standard error."""
-    from todo_compile.cli.console import stops_table
+    from todo_compile.cli.tables import stops_table
 
     for one in report.passes:
         detail = ", ".join(f"{k} {v}" for k, v in one.detail.items() if v)
         stderr.print(
             f"  {one.name:<8} {one.count:6} in {one.seconds * 1e3:6.1f} ms  {detail}",
         )
-    if (stops := stops_table(report)) is not None:
+    if (stops := stops_table(report, stderr.width)) is not None:
         stderr.print(stops)
 
 

@@ -51,7 +51,8 @@ def plan_command(
     """Show what compiling would do to every attention site. Needs no weights, writes nothing."""
     from todo_compile.api import plan as run
     from todo_compile.batches import BatchRange, parse_batch
-    from todo_compile.cli.console import print_json, sites_table, totals_table
+    from todo_compile.cli.console import print_json
+    from todo_compile.cli.tables import sites_table, totals_table
     from todo_compile.models.components import one_component
 
     size = one_resolution(res)
@@ -80,7 +81,7 @@ def plan_command(
         print_json({**report.to_dict(), **more})
         return
     out = stdout()
-    out.print(sites_table(report, every=every))
+    out.print(sites_table(report, out.width, every=every))
     out.print()
     out.print(totals_table(report))
     out.print()
@@ -89,5 +90,5 @@ def plan_command(
         out.print(f"figures are for batch {calls.most} of {calls}")
     if verbose:
         print_passes(report)
-    if report.rewritten == 0 and (miss := report.nearest_miss()):
-        out.print(f"nearest miss: {miss}")
+    if why := report.why_none():
+        out.print(f"{why[0].upper()}{why[1:]}.")

@@ -27,9 +27,16 @@ class Screen(Console):
         return super().render_str(printable(text), **options)
 
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Lines are broken for a terminal only: a path in a log stays in one piece."""
+        if not self.is_terminal and all(isinstance(one, (str, Text)) for one in objects):
+            options.setdefault("soft_wrap", True)
+        super().print(*objects, **options)
+
+
 stderr = Screen(stderr=True)
 
 
 def stdout() -> Screen:
-    """Standard output; wide where nobody sees it, so that no path is broken."""
+    """Standard output; tables are wide where it is no terminal."""
     return Screen(width=None if sys.stdout.isatty() else 160)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from todo_compile.cli.options import Json
 from todo_compile.cli.screen import stdout
+from todo_compile.errors import BundleError
 
 
 def inspect_command(
@@ -18,7 +20,10 @@ def inspect_command(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Print an output's manifest, check its files, and list operators or layers."""
+    """Print an output's manifest, check its files, and list operators or layers.
+
+    What is damaged is printed too; then the exit status is 7.
+    """
     from todo_compile.bundle.bundle import BUNDLE_JSON, is_bundle
     from todo_compile.bundle.inspect import inspect
     from todo_compile.cli.console import print_json
@@ -29,10 +34,23 @@ def inspect_command(
     found = inspect(file, layers=layers)
     if json:
         print_json(found.to_dict())
-        return
-    out = stdout()
-    for line in found.lines():
-        out.print(line)
+    else:
+        for line in found.lines():
+            stdout().print(line)
+    _refuse_damage(file, found.damage)
+
+
+def _refuse_damage(path: Path, damage: Sequence[str]) -> None:
+    """Let scripts see by the exit status that an output must not be used.
+
+    Raises:
+        BundleError: there is damage.
+    """
+    if damage:
+        raise BundleError(
+            f"{path} is damaged: {'; '.join(damage)}.",
+            remedy="Build it again, or copy it once more from where it is whole.",
+        )
 
 
 def _inspect_bundle(path: Path, *, json: bool) -> None:
@@ -44,10 +62,10 @@ def _inspect_bundle(path: Path, *, json: bool) -> None:
     damage = check_bundle(bundle, folder)
     if json:
         print_json({"bundle": bundle.model_dump(mode="json"), "damage": damage})
-        return
-    out = stdout()
-    for line in (*bundle.summary(), f"intact         {'; '.join(damage) or 'yes'}"):
-        out.print(line)
+    else:
+        for line in (*bundle.summary(), f"intact         {'; '.join(damage) or 'yes'}"):
+            stdout().print(line)
+    _refuse_damage(folder, damage)
 
 
 def models_command(json: Json = False) -> None:

@@ -174,6 +174,22 @@ class Report:
         worst = max(left, key=lambda s: s.flops)
         return f"{worst.module or worst.name}: {worst.reason}"
 
+    def why_none(self) -> str | None:
+        """What to tell a user where no site was rewritten; None where one was or none should be."""
+        if self.rewritten or self.options["factors"] == []:
+            return None
+        images = [s for s in self.sites if s.kind != "cross"]
+        bounded = self.options["factors"] is None
+        if images and bounded and all(s.action == "dense" for s in images):
+            most = max(s.key_tokens for s in images)
+            return (
+                f"no site needs downsampling: the largest has {most:,} key tokens, within what "
+                "the model saw in training. To downsample all the same: --factors 2, or a smaller "
+                "--kv-tokens"
+            )
+        miss = self.nearest_miss()
+        return "no attention site was rewritten" + (f"; nearest miss: {miss}" if miss else "")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return {**asdict(self), "counts": self.counts, "seconds": self.seconds}
