@@ -11,6 +11,7 @@ Importing this package imports neither torch nor diffusers.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -39,6 +40,11 @@ try:
     __version__ = version("todo-compile")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
+
+if os.environ.get("TODO_COMPILE_LOG"):
+    from todo_compile.logs import configure
+
+    configure()
 
 _HOMES = {
     "load": "runtime.loading",

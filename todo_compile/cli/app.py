@@ -17,6 +17,7 @@ from todo_compile.cli.build import build_command
 from todo_compile.cli.compile import compile_command
 from todo_compile.cli.drift import drift_command
 from todo_compile.cli.generate import generate_command
+from todo_compile.cli.naming import Command, name_values
 from todo_compile.cli.plan import plan_command
 from todo_compile.cli.screen import stderr
 from todo_compile.cli.show import inspect_command, models_command
@@ -29,18 +30,20 @@ if TYPE_CHECKING:
 class _DefaultCompile(TyperGroup):
     """``todo-compile --model … --out …`` means ``todo-compile compile …``."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        return name_values(super().get_params(ctx))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0].startswith("-") and args[0] not in _GROUP_OPTIONS:
             args = ["compile", *args]
         return super().parse_args(ctx, args)
 
 
-_GROUP_OPTIONS = ("--help", "-h", "--version")
+_GROUP_OPTIONS = ("--help", "-h", "--version", "--install-completion", "--show-completion")
 
 app = typer.Typer(
     cls=_DefaultCompile,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -75,13 +78,13 @@ def _main(  # pyright: ignore[reportUnusedFunction]
         print(ctx.get_help())
 
 
-app.command("compile")(compile_command)
-app.command("build")(build_command)
-app.command("plan")(plan_command)
-app.command("generate")(generate_command)
-app.command("drift")(drift_command)
-app.command("inspect")(inspect_command)
-app.command("models")(models_command)
+app.command("compile", cls=Command)(compile_command)
+app.command("build", cls=Command)(build_command)
+app.command("plan", cls=Command)(plan_command)
+app.command("generate", cls=Command)(generate_command)
+app.command("drift", cls=Command)(drift_command)
+app.command("inspect", cls=Command)(inspect_command)
+app.command("models", cls=Command)(models_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

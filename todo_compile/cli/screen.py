@@ -26,7 +26,6 @@ class Screen(Console):
         """All texts pass here, those in tables too."""
         return super().render_str(printable(text), **options)
 
-
     def print(self, *objects: Any, **options: Any) -> None:
         """Lines are broken for a terminal only: a path in a log stays in one piece."""
         if not self.is_terminal and all(isinstance(one, (str, Text)) for one in objects):
