@@ -6,13 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import typer.main
 
 from todo_compile.cli.app import app, main
 
-COMMANDS = sorted(typer.main.get_command(app).commands)
+GROUP: Any = typer.main.get_command(app)
+COMMANDS = sorted(GROUP.commands)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

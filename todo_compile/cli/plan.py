@@ -73,7 +73,7 @@ def plan_command(
     if plot is not None:
         from todo_compile.cli.plots import plot_plan
 
-        plot_plan(report, plot, f"{model} at {size}: {report.summary()}")
+        plot_plan(report, plot, f"{model} at {size}")
     calls = None if batch is None else parse_batch(batch)
     several = isinstance(calls, BatchRange)
     if json:

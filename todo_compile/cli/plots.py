@@ -1,8 +1,9 @@
-"""The plan as a picture: every site's key tokens before and after, and the FLOPs by part."""
+"""Plans and drift as pictures."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from todo_compile.drift.measure import Drift
-    from todo_compile.passes.report import Report
+    from todo_compile.passes.report import Report, SiteReport
 
-_DENSE, _AFTER, _REST = "#b8bfca", "#1f77b4", "#e3c16f"
+# Told apart by the colour-blind, and in grey.
+_AFTER, _REST, _SAVED, _EDGE = "#0072b2", "#999999", "#f3e6c4", "#c9a227"
 
 
 def check_plot(path: Path, example: str) -> None:
@@ -42,42 +44,90 @@ def check_plot(path: Path, example: str) -> None:
 
 
 def plot_plan(report: Report, path: Path, title: str) -> None:
-    """Write a picture of `report` (format by suffix, e.g. .png, .svg).
+    """Draw where the work of a call goes and how much is saved (format by suffix: .png, .svg, …).
 
     Raises:
         MissingPackageError: matplotlib is absent.
         ConfigError: the suffix is unknown, or the file cannot be written.
     """
-    sites = [s for s in report.sites if s.kind != "cross"]
-    figure = _figure(figsize=(10, 2.2 + 0.24 * max(len(sites), 6)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
-    positions = list(range(len(sites)))
-    left.barh(positions, [s.key_tokens for s in sites], color=_DENSE, label="dense")
-    left.barh(
-        positions, [s.key_tokens_after for s in sites], color=_AFTER, height=0.45, label="rewritten"
-    )
-    left.set_yticks(positions, [f"{s.module or s.name}" for s in sites], fontsize=6)
-    left.invert_yaxis()
-    left.set_xscale("log")
-    left.set_xlabel("key/value tokens")
-    left.legend(loc="lower right", fontsize=7)
+    parts = _parts(report)
+    figure = _figure(figsize=(9, 1.6 + 0.42 * len(parts)), layout="constrained")
+    axes = figure.subplots()
+    unit, scale = _unit(max(part.flops for part in parts))
+    whole = report.totals.flops or 1
+    for place, part in enumerate(parts):
+        saved = part.flops - part.flops_after
+        axes.barh(place, part.flops_after / scale, color=_AFTER if part.sites else _REST)
+        share = f"{part.flops_after / whole:.1%}"
+        if saved:
+            axes.barh(
+                place, saved / scale, left=part.flops_after / scale, color=_SAVED,
+                edgecolor=_EDGE, hatch="///", linewidth=0.5,
+            )  # fmt: skip
+            share = f"{part.flops / whole:.1%} → {share}"
+        axes.annotate(
+            share, (part.flops / scale, place), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=8,
+        )  # fmt: skip
+    axes.set_yticks(range(len(parts)), [part.label for part in parts], fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.14)
+    axes.set_xlabel(f"{unit}FLOPs of a call; hatched: saved; in per cent of the dense call")
+    axes.spines[["top", "right"]].set_visible(False)
     totals = report.totals
-    attention = (totals.attention_flops, totals.attention_flops_after)
-    rest = (totals.flops - attention[0], totals.flops_after - attention[1])
-    scale = 1e12
-    right.bar((0, 1), [r / scale for r in rest], color=_REST, label="everything else")
-    right.bar(
-        (0, 1),
-        [a / scale for a in attention],
-        bottom=[r / scale for r in rest],
-        color=_AFTER,
-        label="attention",
-    )
-    right.set_xticks((0, 1), ("dense", "rewritten"))
-    right.set_ylabel("TFLOPs per call")
-    right.legend(fontsize=7)
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    ratio = totals.flops / totals.flops_after if totals.flops_after else 1.0
+    found = f"{ratio:.2g}× fewer FLOPs, {report.rewritten} of {len(report.sites)} sites rewritten"
+    figure.suptitle(f"{title}: {found}", fontsize=11, parse_math=False)
     _save(figure, path, "plan.png")
+
+
+@dataclass(frozen=True)
+class _Part:
+    label: str
+    sites: int
+    flops: int
+    flops_after: int
+
+
+def _parts(report: Report) -> list[_Part]:
+    """Attention by grid and factor, the most expensive first; then cross-attention and the rest."""
+    groups: dict[tuple[object, ...], list[SiteReport]] = {}
+    for site in report.sites:
+        key = (site.kind, site.grid, site.key_tokens, site.key_tokens_after)
+        groups.setdefault(("cross",) if site.kind == "cross" else key, []).append(site)
+    parts = [
+        _Part(
+            _label(sites),
+            len(sites),
+            sum(s.flops for s in sites),
+            sum(s.flops_after for s in sites),
+        )
+        for sites in groups.values()
+    ]
+    parts.sort(key=lambda part: -part.flops)
+    totals = report.totals
+    rest = totals.flops - sum(part.flops for part in parts)
+    after = totals.flops_after - sum(part.flops_after for part in parts)
+    return [*parts, _Part("everything else", 0, rest, after)]
+
+
+def _label(sites: list[SiteReport]) -> str:
+    first = sites[0]
+    count = f"{len(sites)} site{'s' if len(sites) > 1 else ''}"
+    if first.kind == "cross":
+        return f"cross-attention, {count}"
+    keys = f"{first.key_tokens:,}"
+    if first.key_tokens_after != first.key_tokens:
+        keys += f" → {first.key_tokens_after:,}"
+    kind = "" if first.kind == "self" else f"{first.kind} "
+    return f"{kind}attention, {count}, {keys} keys"
+
+
+def _unit(most: float) -> tuple[str, float]:
+    return next(
+        ((name, scale) for name, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6)) if most >= scale),
+        ("", 1.0),
+    )
 
 
 def plot_drift(drift: Drift, path: Path, title: str) -> None:

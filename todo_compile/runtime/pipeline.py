@@ -150,9 +150,8 @@ def _tokenizer(opened: OpenBundle, name: str) -> Any:
         ) from error
     kind = _index(opened).get(name)
     class_name = str(kind[1]) if isinstance(kind, list) and len(kind) == 2 else "CLIPTokenizer"
-    found = getattr(transformers, class_name, None)
-    base = transformers.PreTrainedTokenizerBase
-    if not (inspect.isclass(found) and issubclass(found, base)):
+    found: Any = getattr(transformers, class_name, None)
+    if not _is_class(found, transformers.PreTrainedTokenizerBase):
         raise BundleError(
             f"The bundle's {name} is a {class_name}, which transformers does not know.",
             remedy=f"Hand it over: load_pipeline(…, {name}=…)",
@@ -164,6 +163,10 @@ def _tokenizer(opened: OpenBundle, name: str) -> Any:
             f"The bundle's {name} cannot be read: {first_line(error)}",
             remedy=f"Hand it over: load_pipeline(…, {name}=…)",
         ) from error
+
+
+def _is_class(value: object, base: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, base)
 
 
 def _index(opened: OpenBundle) -> dict[str, Any]:
