@@ -1,8 +1,9 @@
-"""The README's tables come out of the runs' JSON as they stand there."""
+"""The documents' tables come out of the runs' JSON as they stand there."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import report
 from fidelity_summary import RUNS, drift_table, read, readme_table, sampling_table
 
 
@@ -53,7 +55,18 @@ def test_the_documents_hold_what_was_measured() -> None:
     """Nobody forgot to copy a table after measuring anew."""
     root = Path(__file__).parents[2]
     rows = read([root / "benchmarks" / "results" / f"fidelity-{run}.json" for run in RUNS])
-    assert readme_table(rows) in (root / "README.md").read_text(encoding="utf-8")
     details = (root / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    assert readme_table(rows) in details
     assert drift_table(rows) in details
     assert sampling_table(rows) in details
+
+
+def test_tables_of_the_reports() -> None:
+    """README's and docs' other tables too; figures in running text are among theirs."""
+    for path in report.DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        assert "<!-- end -->" in text
+        assert report.filled(text) == text, f"run benchmarks/report.py: {path.name}"
+    readme = report.DOCUMENTS[0].read_text(encoding="utf-8")
+    said = re.findall(r"(\d\.\d\d)× less processor time|and (\d\.\d\d)× at 2048 px", readme)
+    assert [a or b for a, b in said] == re.findall(r"bf16 \| \*\*([\d.]+)×", report.speed())

@@ -1,0 +1,137 @@
+"""Write the tables of the documents from the committed results: ``python benchmarks/report.py``.
+
+A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; NAME is a function here. The tests
+compare, so nobody forgets to run this after measuring anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+_SPEEDS = (
+    ("speed-sd15-cpu-bf16-inductor", "bf16"),
+    ("speed-sd15-cpu-bf16-inductor-2048", "bf16"),
+    ("speed-sd15-cpu-fp32-inductor", "fp32, no bf16 units"),
+    ("speed-sd15-cpu-fp32-inductor-2048", "fp32, no bf16 units"),
+)
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """The rows of a result."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+
+
+def table(header: str, rows: list[str]) -> str:
+    """A table in Markdown; cells are separated by bars."""
+    return "\n".join([f"| {header} |", "|" + "---|" * (header.count("|") + 1), *rows])
+
+
+def _pairs(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Dense and default plan of each size at the newest opset."""
+    rows = [row for row in read(name) if row["opset"] == 23]
+    dense = {row["px"]: row for row in rows if row["plan"] == "off"}
+    return [(dense[row["px"]], row) for row in rows if row["plan"] == "default"]
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:,.1f} T" if flops < 1e14 else f"{flops / 1e12:,.0f} T"
+
+
+def _ratio(before: float, after: float) -> str:
+    return f"{before / after:.1f}×"
+
+
+def savings() -> str:
+    """SD1.5's UNet: FLOPs, scores and memory, dense against the default plan."""
+    rows: list[str] = []
+    for dense, ours in _pairs("build-sd15"):
+        old, new = ours["totals"], ours["memory"]
+        rows.append(
+            f"| {ours['px']} | {_tera(old['attention_flops'])} → "
+            f"{_tera(old['attention_flops_after'])} "
+            f"({_ratio(old['attention_flops'], old['attention_flops_after'])}) | "
+            f"{_tera(old['flops'])} → {_tera(old['flops_after'])} "
+            f"(**{_ratio(old['flops'], old['flops_after'])}**) | "
+            f"{old['score_elements'] / old['tensor_limit']:,.1f} → "
+            f"{old['score_elements_after'] / old['tensor_limit']:.1f} | "
+            f"{dense['memory']['activation'] / 1e9:.2f} → {new['activation'] / 1e9:.2f} GB |"
+        )
+    header = (
+        "px | attention FLOPs | all FLOPs | largest QKᵀ over TensorRT's 2³¹ limit | activations"
+    )
+    return table(header, rows)
+
+
+def decoder() -> str:
+    """SD1.5's VAE decoder: what an engine needs as scratch memory."""
+    found = {(row["px"], row["plan"]): row for row in read("vae-sd15")}
+    rows: list[str] = []
+    for px in sorted({size for size, _ in found}):
+        cells = [found.get((px, plan), {}).get("memory") for plan in ("off", "default")]
+        said = [f"{cell['scratch'] / 1e9:.1f} GB" if cell else "does not build" for cell in cells]
+        rows.append(f"| {px} | {said[0]} | **{said[1]}** |")
+    return table("px | dense | default plan", rows)
+
+
+def speed() -> str:
+    """Processor time of a call under Inductor: median [quartiles] of dense over rewritten."""
+    rows: list[str] = []
+    for name, precision in _SPEEDS:
+        for row in read(name):
+            ours, bound = (row["dense_over_in_cpu_seconds"][k] for k in ("rewritten", "bound"))
+            spread = f" [{ours['q1']:.2f}, {ours['q3']:.2f}]" if ours["count"] > 1 else ""
+            rows.append(
+                f"| {row['px']} | {precision} | **{ours['median']:.2f}×**{spread} | "
+                f"{bound['median']:.2f}× | {ours['count']:.0f} |"
+            )
+    header = "px | precision | dense / rewritten | dense / self-attention almost free | rounds"
+    return table(header, rows)
+
+
+def pictures() -> str:
+    """What a visitor wants to know of `fidelity_summary.readme_table`: cost and error at 512 px."""
+    import fidelity_summary
+
+    rows = fidelity_summary.read(
+        [RESULTS / f"fidelity-{run}.json" for run in fidelity_summary.RUNS]
+    )
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in fidelity_summary.readme_table(rows).splitlines()[2:]
+    ]
+    kept = [(c[0], c[1], c[-1].split("; ")[0]) for c in cells if c[1] and c[-1]]
+    return table(
+        "setting | a step at 512 px: FLOPs | squared error to the dense picture",
+        [f"| {name} | {flops} | {error} |" for name, flops, error in kept],
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "savings": savings,
+    "decoder": decoder,
+    "speed": speed,
+    "pictures": pictures,
+}
+
+
+def filled(text: str) -> str:
+    """A document with its tables made anew."""
+
+    def fill(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- {name} -->\n{TABLES[name]()}\n<!-- end -->" if name in TABLES else found[0]
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for path in DOCUMENTS:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"wrote the tables of {path.relative_to(ROOT)}")
