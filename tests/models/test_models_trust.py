@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import todo_compile
 from todo_compile.cli.app import main
 from todo_compile.errors import ModelError
 from todo_compile.models import resolve, resolve_component
 from todo_compile.models.trust import check_folder, check_index, check_tokenizer, read_index
-from todo_compile.runtime.in_process import torch_pipeline
+from todo_compile.runtime.torch_pipelines import from_folder
 
 _INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -68,7 +69,7 @@ def test_index_with_code(pipeline: Path, key: str, value: Any) -> None:
         lambda: resolve(str(pipeline)),
         lambda: resolve_component(str(pipeline), "vae_decoder"),
         lambda: resolve_component(str(pipeline / "unet")),
-        lambda: torch_pipeline(pipeline, precision="fp32"),
+        lambda: from_folder(pipeline, torch.float32),
         lambda: read_index(pipeline),
         lambda: todo_compile.plan(str(pipeline), res=64),
     ):

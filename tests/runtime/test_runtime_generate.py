@@ -105,7 +105,8 @@ def test_from_a_model_in_torch(
         (["-o", "no/x.png", "-b", "."], "does not exist"),
         (["-o", "x.png", "-b", "none"], "not a finished bundle"),
         (["-o", "x.png", "-m", "."], "needs --res"),
-        (["-o", "x.png", "-m", ".", "-r", "32"], "no model_index.json"),
+        (["-o", "x.png", "-m", ".", "-r", "32"], "is not a diffusers model"),
+        (["-o", "x.png", "-m", "sd1.5", "-r", "32"], "Did you mean sd15?"),
         (["-o", "x.png", "-b", ".", "--precision", "fp16"], "goes with --model"),
         (["-o", "x.png", "-b", ".", "--dense-bundle", "."], "goes with"),
     ],
@@ -121,6 +122,16 @@ def test_mistakes_end_early(
     assert call("-p", "a", *arguments) in (2, 7)
     assert says in said(capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_its_pipeline(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(model / "unet", tmp_path / "alone")
+    out = tmp_path / "x.png"
+    assert call("-p", "a", "-m", tmp_path / "alone", "-r", 32, "-o", out) == 2
+    assert "no model_index.json" in said(capsys)
+    assert not out.exists()
 
 
 def test_no_steps_and_no_place(bundle: Path, tmp_path: Path) -> None:

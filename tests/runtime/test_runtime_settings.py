@@ -54,14 +54,14 @@ def test_refused_before_loading(
     arguments: tuple[object, ...],
     says: str,
 ) -> None:
-    from todo_compile.runtime import in_process
+    from todo_compile.runtime import torch_pipelines
 
     def loaded(*args: Any, **kwargs: Any) -> None:
         del args, kwargs
         raise AssertionError("loaded before the settings were checked")
 
     monkeypatch.setattr(todo_compile, "load_pipeline", loaded)
-    monkeypatch.setattr(in_process, "torch_pipeline", loaded)
+    monkeypatch.setattr(torch_pipelines, "torch_pipeline", loaded)
     for source in (("-b", bundle), ("-m", model, "-r", tiny.PIXELS)):
         assert draw(*source, *arguments, out=tmp_path / "x.png") in (2, 6)
         assert says in said(capsys)

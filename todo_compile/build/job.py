@@ -109,6 +109,8 @@ def prepare(
     source = models.resolve_component(str(model), component)
     if source.component.startswith("text_encoder"):
         packages.need("transformers", "A text encoder")
+    if source.file is not None and source.component == "unet":
+        progress.info(f"model          {source.file.remark}")
     if controlnet:
         from todo_compile.models.controlnet import with_controlnet
 

@@ -221,11 +221,14 @@ def _unet(
     if addition == "text_time":
         if labels is not None:
             raise _unsupported("class_embed_type beside text_time", config.get("class_embed_type"))
-        # What is left of the projection's input when the six embedded sizes are taken off.
-        pooled = int(config["projection_class_embeddings_input_dim"])
-        pooled -= 6 * int(config["addition_time_embed_dim"])
+        # What is left of the projection's input when the embedded numbers are taken off: six
+        # sizes, or the refiner's five, whose one text encoder gives both texts in one width.
+        joined = int(config["projection_class_embeddings_input_dim"])
+        each = int(config["addition_time_embed_dim"])
+        sizes = 5 if joined - 5 * each == config.get("cross_attention_dim") else 6
+        pooled = joined - sizes * each
         specs.append(InputSpec("text_embeds", (batch, pooled), dtype))
-        specs.append(InputSpec("time_ids", (batch, 6), torch.float32, "sizes"))
+        specs.append(InputSpec("time_ids", (batch, sizes), torch.float32, "sizes"))
         wrapper = wrappers.TextTimeUNet
     elif addition not in (None, "text"):  # "text" is made of encoder_hidden_states: no input
         raise _unsupported("addition_embed_type", addition)
@@ -320,8 +323,10 @@ def _tensor(
         case "ones":
             return torch.ones(spec.shape, dtype=spec.dtype)
         case "sizes":
-            # 6: original size, crop corner, target size (SDXL); 2: size; 1: aspect ratio (PixArt).
-            row = {6: [height, width, 0, 0, height, width], 2: [height, width]}
+            # 6: original size, crop corner, target size (SDXL); 5: an aesthetic score for the last
+            # (its refiner); 2: size; 1: aspect ratio (PixArt).
+            corner = [height, width, 0, 0]
+            row = {6: [*corner, height, width], 5: [*corner, 6], 2: [height, width]}
             values = row.get(spec.shape[-1], [height / width])
             return torch.tensor([values] * spec.shape[0], dtype=spec.dtype)
 

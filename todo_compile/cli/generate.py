@@ -12,7 +12,7 @@ from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
     from todo_compile.cli.console import ConsoleProgress
-    from todo_compile.models import Resolution
+    from todo_compile.models import Resolution, Source
 
 _TWIN_NOTE = "dense: the denoiser; the decoder is the bundle's in both"
 
@@ -24,9 +24,11 @@ def generate_command(
         Path | None, typer.Option("--bundle", "-b", help="Folder that todo-compile built.")
     ] = None,
     model: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--model", "-m", help="Instead of a bundle: a pipeline's folder, rewritten in torch."
+            "--model",
+            "-m",
+            help="Instead of a bundle: a model as for `compile`, rewritten in torch.",
         ),
     ] = None,
     res: Annotated[
@@ -101,9 +103,11 @@ def generate_command(
             ours, dense, size = _from_bundle(bundle, dense_bundle, res, compare, shared)
         else:
             assert model is not None
-            _check_model(model, scheduler, provider, steps)
+            if res is None:
+                raise ConfigError("--model needs --res.", remedy="For example --res 1024")
+            source = _check_model(model, scheduler, provider, steps)
             batch = 2 if guidance > 1 else 1
-            ours, dense, size = _from_model(model, res, precision, compare, batch, shared)
+            ours, dense, size = _from_model(source, res, precision, compare, batch, shared)
     options["resolution"] = size
     facts: dict[str, Any] = {"path": str(out), "seed": seed, "steps": steps}
     if dense is None:
@@ -153,14 +157,21 @@ def _check_bundle(bundle: Path, scheduler: str | None, provider: str | None, ste
         check_steps(make_scheduler(scheduler, inside(folder, "scheduler")), steps)
 
 
-def _check_model(model: Path, scheduler: str | None, provider: str | None, steps: int) -> None:
+def _check_model(model: str, scheduler: str | None, provider: str | None, steps: int) -> Source:
     """As `_check_bundle`; what is no pipeline is refused when it is loaded."""
+    from todo_compile.models import resolve_component
+    from todo_compile.models.components import pipeline_folder
     from todo_compile.runtime.in_process import torch_device
     from todo_compile.runtime.schedulers import check_steps, make_scheduler
 
     torch_device(provider)
-    if (model / "scheduler").is_dir():
-        check_steps(make_scheduler(scheduler, model / "scheduler"), steps)
+    source = resolve_component(model)
+    folder = pipeline_folder(source)
+    if source.file is not None:
+        check_steps(make_scheduler(scheduler, source.file.scheduler), steps)
+    elif folder is not None and (folder / "scheduler").is_dir():
+        check_steps(make_scheduler(scheduler, folder / "scheduler"), steps)
+    return source
 
 
 def _from_bundle(
@@ -216,24 +227,23 @@ def _twins(pipeline: Any) -> dict[str, Any]:
 
 
 def _from_model(
-    model: Path,
-    res: str | None,
+    source: Source,
+    res: str,
     precision: str | None,
     compare: bool,
     batch: int,
     shared: dict[str, Any],
 ) -> tuple[Any, Any, Resolution]:
     from todo_compile.models import Resolution
-    from todo_compile.runtime.in_process import rewrite_pipeline, torch_pipeline
+    from todo_compile.runtime.in_process import rewrite_pipeline
+    from todo_compile.runtime.torch_pipelines import torch_pipeline
 
-    if res is None:
-        raise ConfigError("--model needs --res.", remedy="For example --res 1024")
     size = Resolution.parse(res)
-    ours = torch_pipeline(model, precision=precision or "fp32", **shared)
+    ours = torch_pipeline(source, precision=precision or "fp32", **shared)
     dense = None
     if compare:
         dense = type(ours)(**_parts(ours))
-    report = rewrite_pipeline(ours, model, size, batch=batch, options=None)
+    report = rewrite_pipeline(ours, source, size, batch=batch, options=None)
     stderr.print(report.summary(), style="dim")
     return ours, dense, size
 

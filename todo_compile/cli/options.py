@@ -20,7 +20,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="sd15, sd21, sdxl (see `models`), a diffusers folder, or a hub id.",
+        help="sd15, sd21, sdxl (see `models`), a diffusers folder, a hub id, or a checkpoint "
+        "(FILE.safetensors).",
         rich_help_panel="What",
     ),
 ]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from todo_compile.errors import ModelError
+from todo_compile.models.original import convert, is_original
 from todo_compile.models.stfile import Entry, check_floating, read_header, read_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SHOWN = 3
-_ORIGINAL = "model.diffusion_model."
 _MARKS = {
     768: "the text width of sd15",
     1024: "the text width of sd21",
@@ -23,20 +23,29 @@ _MARKS = {
 }
 
 
-def open_checkpoint(wanted: Mapping[str, torch.Tensor], files: Sequence[Path]) -> dict[str, Entry]:
+def open_checkpoint(
+    wanted: Mapping[str, torch.Tensor],
+    files: Sequence[Path],
+    component: str = "unet",
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Entry]:
     """Where the tensors of a module lie in `files`; only headers are read.
 
     Args:
         wanted: the module's ``state_dict()``.
-        files: safetensors files that together hold every parameter and persistent buffer.
+        files: safetensors files that together hold every parameter and persistent buffer, under
+            diffusers' names or in the original layout, then perhaps with a whole pipeline.
+        component: which part of it the module is.
+        config: of the module, needed for the original layout.
 
     Raises:
-        ModelError: a damaged file, missing or unexpected keys, other shapes, or a checkpoint in
-            the original (single-file) layout.
+        ModelError: a damaged file, missing or unexpected keys, or other shapes.
     """
     entries: dict[str, Entry] = {}
     for file in files:
         entries.update(read_header(file))
+    if is_original(entries):
+        entries = convert(entries, component, config or {})
     entries = modern_names(wanted, entries)
     check(wanted, entries, files)
     return entries
@@ -113,12 +122,6 @@ def check(
         ModelError: they differ; the message counts and shows the first few.
     """
     where = str(files[0]) if len(files) == 1 else str(files[0].parent)
-    if any(name.startswith(_ORIGINAL) for name in entries):
-        raise ModelError(
-            f"{where} is a whole pipeline in the original single-file layout ({_ORIGINAL}…).",
-            remedy='Convert it once: diffusers.StableDiffusionPipeline.from_single_file("FILE")'
-            '.save_pretrained("DIR") (StableDiffusionXLPipeline for SDXL), then --model DIR.',
-        )
     missing = [name for name in wanted if name not in entries]
     unexpected = [name for name in entries if name not in wanted]
     if missing or unexpected:
@@ -147,6 +150,11 @@ def _hint(entries: Mapping[str, Entry]) -> str:
         return (
             "This looks like a LoRA: give it as --lora FILE[:SCALE], beside the model's own "
             "weights."
+        )
+    if any(name.endswith((".scale_weight", ".weight_scale", ".comfy_quant")) for name in entries):
+        return (
+            "Its weights are quantised with scales of their own, which is not supported: give them "
+            "in fp32, fp16, bf16 or plain fp8."
         )
     width = next(
         (e.shape[-1] for n, e in sorted(entries.items()) if n.endswith("attn2.to_k.weight")), None

@@ -88,7 +88,9 @@ def resolve_component(model: str, component: str = "unet") -> Source:
     found = part(replace(source, pipeline=pipeline_class(source)), component)
     if found is None:
         raise ModelError(
-            f"{model} has no {_subfolder(component)}/config.json, so it has no {component}.",
+            f"{model} has no {component}."
+            if source.file is not None
+            else f"{model} has no {_subfolder(component)}/config.json, so it has no {component}.",
             remedy="Give a pipeline's folder as save_pretrained writes it, or leave this component "
             "out: --component unet.",
         )
@@ -132,6 +134,8 @@ def pipeline_class(source: Source) -> str:
     Raises:
         ModelError: the index names what is no class of diffusers or transformers.
     """
+    if source.file is not None:
+        return source.file.pipeline
     root = pipeline_folder(source)
     name = read_index(root).get("_class_name") if root is not None else None
     if name is not None:
@@ -160,6 +164,9 @@ def _config(source: Source, component: str) -> dict[str, Any] | None:
     root = pipeline_folder(source)
     if root is not None:
         return read_config(root / name, root) if (root / name).is_file() else None
+    if source.file is not None:
+        inside = source.file.configs.get(component)
+        return dict(inside) if inside is not None else None
     if source.entry is not None:
         built_in = COMPONENT_CONFIGS.get(source.entry.name, {}).get(component)
         return dict(built_in) if built_in is not None else None

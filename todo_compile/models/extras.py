@@ -45,18 +45,26 @@ def light_files(sources: Mapping[str, Source], *, fetch: bool) -> dict[str, byte
     if root is not None:
         for path in _wanted(root):
             found[path.relative_to(root).as_posix()] = _read(path, root)
+    if main.file is not None:
+        found = {name: data for name, data in found.items() if name.startswith(_FOLDERS)}
+        found["scheduler/scheduler_config.json"] = _json(main.file.scheduler)
     if main.entry is not None and main.entry.name in SCHEDULERS:
         found.setdefault("scheduler/scheduler_config.json", _json(SCHEDULERS[main.entry.name]))
     for source in sources.values():
         found.setdefault(f"{source.subfolder}/config.json", _json(source.config))
     if "scheduler/scheduler_config.json" in found:
-        found.setdefault("model_index.json", _json(_index(main.pipeline, sources, found)))
+        index = _index(main.pipeline, sources, found)
+        index |= main.file.family.settings if main.file is not None else {}
+        found.setdefault("model_index.json", _json(index))
     return dict(sorted(found.items()))
 
 
 def _root(source: Source, fetch: bool) -> Path | None:
     if source.folder is not None:
         return pipeline_folder(source)
+    if source.file is not None:  # vocabularies that lie in the hub cache by chance
+        snapshots = (hub.cached_snapshot(h, f"{_FOLDERS[0]}/vocab.json") for h in source.hub_ids)
+        return next((snapshot for snapshot in snapshots if snapshot is not None), None)
     folders = [hub.cached_folder(hub_id, source.subfolder) for hub_id in source.hub_ids]
     root = next((folder.parent for folder in folders if folder is not None), None)
     if fetch and (root is None or not (root / "tokenizer").is_dir()):

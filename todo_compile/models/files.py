@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from todo_compile.errors import ModelError
-from todo_compile.foreign import ForeignError, read_object
+from todo_compile.foreign import ForeignError, open_regular, read_object
 
 DIFFUSERS_BASE = "diffusion_pytorch_model"
 TEXT_BASE = "model"
@@ -33,7 +33,8 @@ def pick_files(path: Path, half: bool, base: str = DIFFUSERS_BASE) -> tuple[Path
             or leads out of the folder.
     """
     if path.is_file():
-        _refuse_pickle(path)
+        refuse_pickle(path)
+        refuse_gguf(path)
         if path.suffix != ".safetensors":
             raise ModelError(
                 f"{path} is not a safetensors file.",
@@ -55,7 +56,7 @@ def pick_files(path: Path, half: bool, base: str = DIFFUSERS_BASE) -> tuple[Path
     if len(others) == 1:  # a lone file under another name can only be meant
         return (path.absolute() / others[0],)
     for name in sorted(names):
-        _refuse_pickle(path / name)
+        refuse_pickle(path / name)
     found = f" ({', '.join(others)} have other names)" if others else ""
     raise ModelError(
         f"{path} has no {base}.safetensors{found}.",
@@ -117,10 +118,31 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in shards)
 
 
-def _refuse_pickle(path: Path) -> None:
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file by its suffix; nothing is ever unpickled.
+
+    Raises:
+        ModelError: it is a pickle's.
+    """
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
             f"{path} is a pickle, which can run code when it is read; it is refused.",
             remedy="Convert it once, in a place where you trust it: safetensors.torch.save_file("
             'torch.load("IN", weights_only=True), "OUT.safetensors").',
+        )
+
+
+def refuse_gguf(path: Path) -> None:
+    """Refuse a file of weights that are quantised in blocks.
+
+    Raises:
+        ModelError: it is one, by its name or its first bytes.
+    """
+    with open_regular(path) as file:
+        magic = file.read(4)
+    if magic == b"GGUF" or path.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"{path} is a GGUF file, whose weights are quantised in blocks; it cannot be compiled.",
+            remedy="Give the checkpoint that it was made from: a .safetensors file in fp16, bf16, "
+            "fp32 or fp8.",
         )

@@ -19,6 +19,14 @@ def cached_folder(hub_id: str, component: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def cached_snapshot(hub_id: str, name: str) -> Path | None:
+    """The cached snapshot that has the file `name`, if any; touches no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, name)
+    return Path(found).parents[name.count("/")] if isinstance(found, str) else None
+
+
 def fetch_configs(hub_id: str, components: Sequence[str]) -> Path:
     """The snapshot of `hub_id` with at least the configurations of `components` and the VAE.
 

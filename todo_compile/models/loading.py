@@ -160,7 +160,7 @@ def _filling(
         fill = randomiser(module, weights.seed)
     else:
         wanted = module.state_dict()
-        entries = open_checkpoint(wanted, weights.files)
+        entries = open_checkpoint(wanted, weights.files, source.component, source.config)
         fill = functools.partial(fill_from, wanted, entries, report)
 
     def fill_and_fuse() -> None:

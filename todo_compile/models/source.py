@@ -1,4 +1,4 @@
-"""From a ``--model`` string to an architecture: registry name, local folder, or hub id."""
+"""From a ``--model`` string to an architecture: registry name, folder, file, or hub id."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from todo_compile.models.architecture import (
 )
 from todo_compile.models.bounds import check_config
 from todo_compile.models.registry import REGISTRY, RegistryEntry
+from todo_compile.models.single_file import SingleFile, recognise
 from todo_compile.models.trust import read_index
 
 COMPONENTS = ("unet", "transformer")
@@ -36,7 +37,7 @@ class Source:
 
     Attributes:
         kind: how `identifier` was understood.
-        identifier: registry name, absolute folder, or hub id.
+        identifier: registry name, absolute folder or file, or hub id.
         component: what part of the pipeline it is: ``unet`` or ``transformer``, and from
             `components`: ``vae_decoder``, ``text_encoder``, ``text_encoder_2``.
         config: the component's configuration (``config.json``).
@@ -46,12 +47,13 @@ class Source:
         entry: the registry's entry, if it is a registered model.
         pipeline: diffusers class of the pipeline that it belongs to; empty if unknown.
         controlnet: it takes a ControlNet's residuals as further inputs; see `controlnet`.
+        file: for a checkpoint that is one file: what it was recognised as.
 
     Raises:
         ModelError: no module can be made of `config`; see `bounds.check_config`.
     """
 
-    kind: Literal["registry", "folder", "hub"]
+    kind: Literal["registry", "folder", "hub", "file"]
     identifier: str
     component: str
     config: Mapping[str, Any] = field(hash=False, repr=False)
@@ -61,6 +63,7 @@ class Source:
     entry: RegistryEntry | None = field(default=None, repr=False)
     pipeline: str = ""
     controlnet: bool = False
+    file: SingleFile | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_config(self.config)
@@ -89,8 +92,9 @@ def resolve(model: str) -> Source:
     """Understand `model`; a registry name wins over a folder of that name (write ``./name``).
 
     Raises:
-        ModelError: unknown name, missing path, a folder that is no diffusers model, an unsupported
-            class, or a hub repository that can be neither found locally nor reached.
+        ModelError: unknown name, missing path, a folder that is no diffusers model, a file that is
+            no known checkpoint, an unsupported class, or a hub repository that can be neither found
+            locally nor reached.
     """
     given_path(model, "model")
     if model in REGISTRY:
@@ -99,10 +103,7 @@ def resolve(model: str) -> Source:
     if path.is_dir():
         return _folder(path.resolve())
     if path.is_file():
-        raise ModelError(
-            f"--model {model} is a file; a model is a registry name, a folder or a hub id.",
-            remedy="Give the architecture with --model (sd15, …) and the file with --weights.",
-        )
+        return _single_file(path.absolute())
     if _HUB_ID.fullmatch(model) and ".." not in model:
         return _hub(model)
     if _looks_like_path(model):
@@ -147,6 +148,19 @@ def _registered(entry: RegistryEntry) -> Source:
         hub_ids=() if entry.hub_id is None else (entry.hub_id, *entry.former_hub_ids),
         vae_scale=entry.vae_scale,
         entry=entry,
+    )
+
+
+def _single_file(path: Path) -> Source:
+    found = recognise(path)
+    return Source(
+        kind="file",
+        identifier=str(path),
+        component="unet",
+        config=found.configs["unet"],
+        hub_ids=found.family.hub_ids,
+        pipeline=found.pipeline,
+        file=found,
     )
 
 

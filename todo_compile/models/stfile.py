@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,13 +38,17 @@ _CHUNK = 2**24  # elements converted at a time when the dtype changes
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: where its bytes are and what they mean."""
+    """One tensor of a file, or a part of one: where its bytes are and what they mean.
+
+    With `transposed` the bytes are those of a matrix of the shape turned round.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    transposed: bool = False
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -141,6 +145,12 @@ def read_into(entry: Entry, target: torch.Tensor) -> None:
 
     check_floating({"": entry})
     stored: torch.dtype = getattr(torch, _DTYPES[entry.dtype][0])
+    if entry.transposed:
+        turned = replace(entry, shape=entry.shape[::-1], transposed=False)
+        matrix = torch.empty(turned.shape, dtype=stored)
+        read_into(turned, matrix)
+        target.copy_(matrix.T)
+        return
     flat = target.detach().view(-1)
     with open_regular(entry.file) as raw:
         raw.seek(entry.offset)

@@ -72,8 +72,8 @@ class Weights:
 
     Attributes:
         kind: ``random`` or ``files``.
-        origin: where they are from, for people: ``folder``, ``hub cache``, ``hub``, ``path`` or
-            ``random``.
+        origin: where they are from, for people: ``folder``, ``file``, ``hub cache``, ``hub``,
+            ``path`` or ``random``.
         seed: for ``random``.
         files: safetensors files, absolute, in order of name.
         architecture: hash of the architecture they are meant for.
@@ -90,7 +90,8 @@ class Weights:
         """One phrase for reports."""
         if self.kind == "random":
             return f"seeded random weights (seed {self.seed}), NOT a trained model"
-        return f"{self.origin}: {self.files[0].parent}"
+        first = self.files[0]
+        return f"{self.origin}: {first if self.origin == 'file' else first.parent}"
 
 
 def find_weights(
@@ -118,6 +119,8 @@ def find_weights(
         return Weights(
             "files", "path", files=pick_files(path, half, base), architecture=architecture
         )
+    if source.file is not None:
+        return Weights("files", "file", files=(source.file.path,), architecture=architecture)
     if source.folder is not None:
         files = pick_files(source.folder, half, base)
         return Weights("files", "folder", files=files, architecture=architecture)

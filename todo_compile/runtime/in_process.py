@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from todo_compile.bundle.tensors import Tensor as Spec
 from todo_compile.bundle.tensors import tensors
-from todo_compile.errors import EngineError, ModelError, first_line
-from todo_compile.models.trust import check_folder
+from todo_compile.errors import EngineError
 from todo_compile.runtime.files import Origin
 from todo_compile.runtime.loading import adapt
-from todo_compile.runtime.schedulers import make_scheduler
 from todo_compile.runtime.session import check_feeds
 
 if TYPE_CHECKING:
-    from todo_compile.models import Resolution
+    from todo_compile.models import Resolution, Source
     from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
 
@@ -63,49 +61,6 @@ class ModuleSession:
         return dict(zip(self._outputs, results, strict=True))
 
 
-def torch_pipeline(
-    folder: Path, *, precision: str, scheduler: Any = None, provider: str | None = None
-) -> Any:
-    """The pipeline of a folder in diffusers' format, as it is.
-
-    Args:
-        folder: as ``save_pretrained`` writes it; only safetensors are read.
-        precision: ``fp16``, ``bf16`` or ``fp32``.
-        scheduler: as for `make_scheduler`.
-        provider: ``cpu``, ``cuda``, ``cuda:N``; None for a GPU where torch has one.
-
-    Raises:
-        ModelError: the folder is no pipeline, or says what `models.trust` refuses.
-        EngineError: torch has no such device.
-    """
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-    from todo_compile.api import dtype_of
-
-    if not (folder / "model_index.json").is_file():
-        raise ModelError(
-            f"{folder} has no model_index.json, so it is no pipeline.",
-            remedy="Give the folder of a whole pipeline, or use --bundle.",
-        )
-    check_folder(folder)
-    place = torch_device(provider)
-    try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(
-            str(folder),
-            torch_dtype=dtype_of(precision),
-            local_files_only=True,
-            use_safetensors=True,
-        )
-    except Exception as error:  # whatever a folder from elsewhere sets off in the libraries
-        raise ModelError(
-            f"{folder} cannot be loaded as a pipeline: {first_line(error)}",
-            remedy="Save the model again.",
-        ) from error
-    if scheduler is not None:
-        pipeline.scheduler = make_scheduler(scheduler, folder / "scheduler")
-    return pipeline.to(place)
-
-
 def torch_device(provider: str | None) -> torch.device:
     """Where torch shall run: ``cpu``, ``cuda`` or ``cuda:N``; None for a GPU where there is one.
 
@@ -128,13 +83,18 @@ def torch_device(provider: str | None) -> torch.device:
 
 
 def rewrite_pipeline(
-    pipeline: Any, folder: Path, resolution: Resolution, *, batch: int, options: PlanOptions | None
+    pipeline: Any,
+    source: Source,
+    resolution: Resolution,
+    *,
+    batch: int,
+    options: PlanOptions | None,
 ) -> Report:
     """Put a pipeline's denoiser through the passes, in place; torch runs it.
 
     Args:
         pipeline: from `torch_pipeline`.
-        folder: where it came from.
+        source: of its denoising model.
         resolution: of the pictures to come.
         batch: of the denoiser.
         options: how factors are chosen.
@@ -150,7 +110,6 @@ def rewrite_pipeline(
     from todo_compile.capture.trace import capture, constants_of
     from todo_compile.passes.pipeline import rewrite_graph
 
-    source = models.resolve(str(folder))
     module = getattr(pipeline, source.component).requires_grad_(False)
     loaded = models.LoadedModel(
         module=module,
@@ -178,7 +137,7 @@ def rewrite_pipeline(
         "batch": batch,
         "precision": str(module.dtype).removeprefix("torch."),
     }
-    origin = Origin.of(folder.name, facts)
+    origin = Origin.of(Path(source.identifier).name, facts)
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
     shapes = [value.meta["val"] for value in output.args[0]]
     outputs = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ _MOST_TIMES = 100_000
 _COPY = "Copy the model's scheduler/scheduler_config.json anew, or hand over a scheduler."
 
 
-def make_scheduler(wanted: Any, folder: Path | None) -> Any:
+def make_scheduler(wanted: Any, folder: Path | Mapping[str, Any] | None) -> Any:
     """A scheduler with the model's noise schedule.
 
     Args:
         wanted: an instance (returned as it is), a short name, a class name of diffusers, or None
             for the class that the model's configuration names.
-        folder: with the model's ``scheduler_config.json``; None if there is none.
+        folder: with the model's ``scheduler_config.json``, or its content; None if there is none.
 
     Raises:
         ConfigError: no such scheduler, or none for this model.
@@ -121,7 +122,9 @@ def check_steps(scheduler: Any, steps: int) -> None:
         raise ConfigError(f"{name} goes from the picture to the noise.", remedy=remedy)
 
 
-def _config(folder: Path | None) -> dict[str, Any]:
+def _config(folder: Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    if isinstance(folder, Mapping):
+        return dict(folder)
     path = folder / "scheduler_config.json" if folder is not None else None
     if path is None or not path.is_file():
         raise BundleError(
