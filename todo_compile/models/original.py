@@ -122,6 +122,9 @@ def convert(
         elif component == "unet":
             settings.setdefault("layers_per_block", 2)
             made = utils.convert_ldm_unet_checkpoint(pieces, settings)
+            # What diffusers passes over without a word would be left out of the model.
+            used = {id(piece) for piece in made.values()}
+            made |= {name: piece for name, piece in pieces.items() if id(piece) not in used}
         else:
             made = _text(utils, pieces, settings)
     except (KeyError, NotImplementedError, AttributeError, IndexError) as error:
