@@ -30,8 +30,8 @@ from speed import describe, make_module, measure, subject
 
 import todo_compile
 from todo_compile._torch import inductor_mode
-from todo_compile.api import dtype_of
 from todo_compile.dynamo.backend import todo_inductor
+from todo_compile.precision import dtype_of
 
 SMALL: dict[str, Any] = {"widths": (64, 128, 128), "text": 64, "heads": 4, "layers": 1}
 SMALL_ON_CPU: dict[str, Any] = {**SMALL, "widths": (8, 16, 16), "text": 12, "heads": 2, "groups": 4}

@@ -29,9 +29,9 @@ from torch import nn
 
 import todo_compile
 from todo_compile._torch import dynamo_backend, inductor, inductor_mode
-from todo_compile.api import PRECISIONS, dtype_of
 from todo_compile.dynamo.backend import todo_inductor
 from todo_compile.options import DEFAULT_KV_TOKENS
+from todo_compile.precision import PRECISIONS, dtype_of
 
 VARIANTS = ("dense", "rewritten", "bound")
 TINY: dict[str, Any] = {"widths": (8, 16, 16), "text": 12, "heads": 2, "groups": 4, "layers": 1}

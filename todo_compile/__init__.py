@@ -17,12 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from todo_compile.api import compile as compile
+    from todo_compile.api import compile_bundle as compile_bundle
     from todo_compile.api import plan as plan
     from todo_compile.api import rewrite as rewrite
     from todo_compile.build.assembly import BundleResult as BundleResult
-    from todo_compile.build.bundles import compile_bundle as compile_bundle
     from todo_compile.build.compiler import CompileResult as CompileResult
-    from todo_compile.build.compiler import compile as compile
+    from todo_compile.build.request import BuildRequest as BuildRequest
     from todo_compile.dynamo.accelerate import accelerate as accelerate
     from todo_compile.dynamo.accelerate import restore as restore
     from todo_compile.dynamo.backend import clear_reports as clear_reports
@@ -52,8 +53,9 @@ _HOMES = {
     "plan": "api",
     "rewrite": "api",
     "BundleResult": "build.assembly",
-    "compile_bundle": "build.bundles",
-    "compile": "build.compiler",
+    "BuildRequest": "build.request",
+    "compile_bundle": "api",
+    "compile": "api",
     "CompileResult": "build.compiler",
     "accelerate": "dynamo.accelerate",
     "clear_reports": "dynamo.backend",

@@ -1,81 +1,94 @@
-"""The Python API: `plan` and `rewrite`; `compile` lives in `todo_compile.build.compiler`."""
+"""The Python API: `plan`, `rewrite`, `compile` and `compile_bundle`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from todo_compile import packages
-from todo_compile.batches import Batch, BatchLike, BatchRange, largest, parse_batch
-from todo_compile.errors import ConfigError, given_path
+from todo_compile.batches import BatchLike
+from todo_compile.errors import given_path
 from todo_compile.options import PlanOptions, check_token_grids
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-    from todo_compile.models import Source
+    from todo_compile.build.assembly import BundleResult
+    from todo_compile.build.compiler import CompileResult
     from todo_compile.passes.report import Report
-
-PRECISIONS = ("fp16", "bf16", "fp32")
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """The torch dtype of ``fp16``, ``bf16`` or ``fp32``.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    import torch
-
-    names = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-    if precision not in names:
-        raise ConfigError(
-            f"Unknown precision {precision!r}.", remedy=f"Known: {', '.join(PRECISIONS)}."
-        )
-    return names[precision]
+    from todo_compile.progress import Progress
 
 
-def default_batch(source: Source) -> int:
-    """2 for a denoising model: one image with classifier-free guidance; 1 for the rest."""
-    from todo_compile.models.components import OTHERS
+def compile(
+    model: str | Path, *, progress: Progress | None = None, **options: Any
+) -> CompileResult | BundleResult:
+    """Compile a model for one resolution: rewrite its attention and write an engine or ONNX file.
 
-    return 1 if source.component in OTHERS else 2
+    ``compile(**options)`` is ``BuildRequest(**options).resolve().build()``: the options are those
+    of ``todo-compile compile``, with ``_`` for ``-``, and two that only Python has, `options` and
+    `vae_options`, a `PlanOptions` each. A folder as `out` makes a bundle, see `compile_bundle`.
 
+    Args:
+        model: registry name (``sd15``), local diffusers folder, or hub id.
+        progress: receives steps and remarks; None is silent.
+        options: ``res`` and ``out`` at least; what each means stands below.
 
-def check_batch(source: Source, batch: BatchLike | None) -> Batch:
-    """The batch of a component: what was asked for, or its default.
+    Returns:
+        What was made or found: a `CompileResult`, for a folder a `BundleResult`.
 
     Raises:
-        ConfigError: it is no batch, or a range for a text encoder.
+        TodoError: whatever the user can mend; nothing is written then.
     """
-    if batch is None:
-        return default_batch(source)
-    found = parse_batch(batch)
-    if isinstance(found, BatchRange) and source.component.startswith("text_encoder"):
-        raise ConfigError(
-            f"A text encoder has no range of batches such as {found}.",
-            remedy="Give one number: 1 serves any number of prompts, one after the other.",
+    from todo_compile.build.request import BuildRequest
+
+    return BuildRequest(model=cast("str", model), **options).resolve(progress).build()
+
+
+def _options_of_a_build() -> None:
+    """Let `help` and editors see the options that `compile` takes."""
+    import inspect
+
+    from todo_compile.build.request import BuildRequest
+
+    fields = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.is_required() else field.default,
         )
-    return found
+        for name, field in BuildRequest.model_fields.items()
+        if name != "model"
+    ]
+    own = inspect.signature(compile)
+    kept = [one for one in own.parameters.values() if one.kind != inspect.Parameter.VAR_KEYWORD]
+    compile.__signature__ = own.replace(parameters=[*kept, *fields])  # type: ignore[attr-defined]
+    lines = [f"    {name}: {one.help}" for name, one in BuildRequest.described().items()]
+    compile.__doc__ = "\n".join([inspect.getdoc(compile) or "", "", "Options:", *lines])
 
 
-def check_options(source: Source, options: PlanOptions | None) -> PlanOptions:
-    """The options for a component: a text encoder has nothing to downsample.
+_options_of_a_build()
+
+
+def compile_bundle(
+    model: str | Path, *, out: str | Path, progress: Progress | None = None, **options: Any
+) -> BundleResult:
+    """`compile` the components of a pipeline into one folder, for one resolution or several.
+
+    Components whose own request is equal are kept. The VAE decoder is built for the images of a
+    batch with guidance (half of ``batch``), the text encoders for one prompt.
+
+    Args:
+        model, progress, options: as for `compile`. For every further resolution in ``res`` the
+            denoising model and the VAE decoder are built anew (in ONNX they share their weights'
+            file), the rest serves all. What runs is chosen by the size of the picture.
+        out: the folder: absent, empty, or an older bundle.
 
     Raises:
-        ConfigError: downsampling was asked of a text encoder.
+        TodoError: whatever the user can mend; an older bundle then stands as it was.
     """
-    if not source.component.startswith("text_encoder"):
-        return options or PlanOptions()
-    dense = PlanOptions(factors=())
-    if options not in (None, PlanOptions(), dense):
-        raise ConfigError(
-            "A text encoder has no image tokens to downsample.",
-            remedy="Leave out --kv-tokens, --factors, --sampling and --preset.",
-        )
-    return dense
+    folder = f"{given_path(out, 'out')}/"
+    return cast("BundleResult", compile(model, out=folder, progress=progress, **options))
 
 
 def plan(
@@ -108,30 +121,21 @@ def plan(
     """
     packages.need("models", "Reading a model")
     from todo_compile import models
+    from todo_compile.build.job import check_batch, check_options
+    from todo_compile.build.planning import plan_source
     from todo_compile.bundle.files import check_new_folder
-    from todo_compile.capture.inputs import example_inputs, input_specs
-    from todo_compile.capture.trace import capture
-    from todo_compile.passes.pipeline import rewrite_graph
 
     if dump is not None:
         check_new_folder(Path(dump), "--dump")
     given_path(model, "model")
     source = models.resolve_component(str(model), component)
-    resolution = models.Resolution.parse(res)
-    options = check_options(source, options)
-    chosen = check_batch(source, batch)
-    input_specs(source, resolution, batch=chosen, dtype=dtype_of(precision))  # possible
-    loaded = models.load(source, dtype=dtype_of(precision), fake=True)
-    # A range is planned by its largest: the plan is the same for every batch (the tests say so).
-    example = example_inputs(loaded, resolution, batch=largest(chosen))
-    assert loaded.fake is not None
-    with loaded.fake:
-        program = capture(example.wrapper, example.args)
-    return rewrite_graph(
-        program.graph_module,
-        options,
-        native_kv_tokens=source.native.kv_tokens,
-        dump=Path(dump) if dump is not None else None,
+    return plan_source(
+        source,
+        models.Resolution.parse(res),
+        batch=check_batch(source, batch),
+        precision=precision,
+        options=check_options(source, options),
+        dump=None if dump is None else Path(dump),
     )
 
 

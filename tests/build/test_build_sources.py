@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import todo_compile
-from todo_compile.build.job import prepare
+from todo_compile.build.request import BuildRequest
 from todo_compile.build.sources import hash_of, sources_hash
 from todo_compile.errors import ConfigError
 
@@ -30,9 +30,10 @@ def test_a_copy_has_the_hash_of_the_package(package: Path) -> None:
 
 
 def test_a_request_holds_it(tmp_path: Path) -> None:
-    job = prepare("demo", res=128, out=tmp_path / "x.onnx", weights="random", hashed=False)
-    assert job.request["sources"] == sources_hash()
-    assert {"torch", "diffusers", "onnx"} <= job.request["versions"].keys()
+    request = BuildRequest(model="demo", res=("128",), out=f"{tmp_path}/x.onnx", weights="random")
+    (job,) = request.resolve(look=True).parts
+    assert job.identity["sources"] == sources_hash()
+    assert {"torch", "diffusers", "onnx"} <= job.identity["versions"].keys()
 
 
 def test_every_file_counts(package: Path) -> None:

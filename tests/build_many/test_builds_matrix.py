@@ -11,9 +11,8 @@ from builds_helpers import builds, document, mistakes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from todo_compile.build.many.matrix import collisions, expand
-from todo_compile.build.request import Request
-from todo_compile.cli.compile import compile_command
+from todo_compile.build.many.matrix import Build, collisions, expand
+from todo_compile.build.request import BuildRequest
 
 BASE = "defaults: {model: sd15, res: 512, out: 'x-{res}.plan'}\n"
 
@@ -100,7 +99,7 @@ builds:
         ("{opset: high}", "line 3: build 1: opset: 'high' is not possible"),
         ("{verify: perhaps}", "build 1: verify: 'perhaps' is not possible"),
         ("{res: [[[1]]]}", "res must be a value, or a list of values"),
-        ("{model: [[a, b]]}", "model: ['a', 'b'] is not possible"),
+        ("{model: [[a, b]]}", "build 1: model is ['a', 'b'], which is no path"),
         ("{batch: []}", "batch is an empty list"),
         ("{res: [[]]}", "res: [] is not possible"),
         ("{out: '{batch}.plan'}", "nothing is known of {batch}. Set that option"),
@@ -148,8 +147,8 @@ def test_inside_a_bundle(tmp_path: Path) -> None:
     assert "build 2: b/c/x.plan lies in the bundle b/" in str(found)
 
 
-EVERYTHING = Request(
-    model="-m", res=("512", "64x32"), out="x/", weights="random:3", component="unet", kind="onnx",
+EVERYTHING = BuildRequest(
+    model="-m", res=("512", "64x32"), out="x/", weights="random:3", component="unet", format="onnx",
     batch="1..4", precision="bf16", vae_precision="fp32", kv_tokens=64, factors="4x2,2",
     sampling="blend:0.5", preset="todo-2x", vae_factors="off", lora=("a.safetensors:0.5", "-b"),
     controlnet=True, dense_after=0.7, opset=18, target="sm89", library="tensorrt_rtx",
@@ -157,26 +156,45 @@ EVERYTHING = Request(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("request_", [EVERYTHING, Request(model="m", res=("1",), out="o.plan")])
-def test_the_command_line_says_the_same(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request as arguments, read by the real command, is the request."""
+_WORDS = """
+    --model=-m --res 512 --res 64x32 --out x/ --weights random:3 --component unet --format onnx
+    --batch 1..4 --precision bf16 --vae-precision fp32 --kv-tokens 64 --factors 4x2,2
+    --sampling blend:0.5 --preset todo-2x --vae-factors off --lora a.safetensors:0.5 --lora=-b
+    --controlnet --dense-after 0.7 --opset 18 --target sm89 --library tensorrt_rtx
+    --timing-cache t.cache --weight-streaming --verify --force --dump d
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "request_"),
+    [
+        (_WORDS, EVERYTHING),
+        ("-m m -r 1 -o o.plan", BuildRequest(model="m", res=("1",), out="o.plan")),
+    ],
+)
+def test_the_command_line_and_a_child_read_the_same(
+    words: str, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from todo_compile.build.many.running import _asked
     from todo_compile.cli.app import main
     from todo_compile.errors import StoppedError
 
-    seen: list[Request] = []
+    seen: list[BuildRequest] = []
 
-    def run(self: Request, _progress: object) -> object:
+    def resolve(self: BuildRequest, _progress: object) -> object:
         seen.append(self)
         raise StoppedError("seen")
 
-    monkeypatch.setattr(Request, "run", run)
-    assert main(["compile", *request_.arguments()]) == 130
-    assert seen == [request_]
+    monkeypatch.setattr(BuildRequest, "resolve", resolve)
+    assert main(["compile", *words.split()]) == 130
+    asked = _asked(Build("build", 1, request_), False)
+    assert [*seen, BuildRequest.model_validate_json(asked)] == [request_, request_]
 
 
-def test_every_option_of_the_command_is_a_key() -> None:
-    """But for those that say what is printed."""
-    import inspect
-
-    parameters = set(inspect.signature(compile_command).parameters)
-    assert parameters - {"json", "quiet", "verbose"} == set(Request.model_fields)
+def test_everything_is_everything() -> None:
+    """The test above says a word of every option."""
+    fields = BuildRequest.model_fields
+    given = {
+        key for key in BuildRequest.described() if getattr(EVERYTHING, key) != fields[key].default
+    }
+    assert given == set(fields) - {"options", "vae_options"}

@@ -19,7 +19,7 @@ from todo_compile.build.many import running
 from todo_compile.build.many.checking import Plan
 from todo_compile.build.many.matrix import Build
 from todo_compile.build.many.schedule import Need
-from todo_compile.build.request import Request
+from todo_compile.build.request import BuildRequest
 
 # Ends when its stdin closes, as the real one.
 _POLITE = (
@@ -38,12 +38,11 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]
 
     def make(*scripts: str, needs: list[float] | None = None, jobs: int = 9) -> Plan:
         builds = [
-            Build("build", 1, Request(model="m", res=("1",), out=str(tmp_path / f"{i}.plan")))
+            Build("build", 1, BuildRequest(model="m", res=("1",), out=str(tmp_path / f"{i}.plan")))
             for i in range(len(scripts))
         ]
 
-        def command(build: Build, force: bool) -> list[str]:
-            del force
+        def command(build: Build) -> list[str]:
             return [sys.executable, "-c", scripts[builds.index(build)]]
 
         monkeypatch.setattr(running, "_command", command)
@@ -168,29 +167,31 @@ def test_worker_ends_with_its_parent() -> None:
 
     script = (
         "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from todo_compile.cli import app\n"
         "from todo_compile.build.many import worker\n"
-        "def run(arguments):\n"
+        "from todo_compile.build.request import BuildRequest\n"
+        "def resolve(self, progress):\n"
         "    try:\n"
         "        print('at work', flush=True); time.sleep(99)\n"
         "    except KeyboardInterrupt:\n"
-        "        print('tidied up', *arguments, flush=True); return 130\n"
-        "app.main = run\n"
+        "        print('tidied up', self.out, flush=True); raise\n"
+        "BuildRequest.resolve = resolve\n"
         "worker.main()\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "compile", "x"],
+        [sys.executable, "-c", script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdin is not None and process.stdout is not None
+    request = BuildRequest(model="m", res=("1",), out="x.plan")
+    print(request.model_dump_json(), file=process.stdin, flush=True)
     assert process.stdout.readline() == "at work\n"
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()
     time.sleep(0.2)
     process.stdin.close()
-    assert process.stdout.readline() == "tidied up compile x\n"
+    assert process.stdout.readline() == "tidied up x.plan\n"
     assert process.wait() == 130
     watchdog.cancel()
     process.stdout.close()

@@ -67,27 +67,32 @@ def test_estimates_cover_what_was_measured() -> None:
     import json
 
     from todo_compile.build.many.memory import need
-    from todo_compile.build.request import Request
+    from todo_compile.build.request import BuildRequest
 
     results = Path(__file__).parents[2] / "benchmarks" / "results"
     for name in ("sd15", "sdxl"):
         rows = json.loads((results / f"build-{name}.json").read_text())["rows"]
         measured = max(row["peak_rss_bytes"] for row in rows)
-        request = Request(model=name, res=("1024",), out="x.plan", weights="random", target="sm89")
-        estimate = need(request.prepare()).bytes
+        request = BuildRequest(
+            model=name, res=("1024",), out="x.plan", weights="random", target="sm89"
+        )
+        estimate = need(request.resolve(look=True).parts).bytes
         assert measured <= estimate <= 1.15 * measured
 
 
 def test_needs_of_bundles_and_verified_builds(tmp_path: Path) -> None:
     from todo_compile.build.many.memory import need
-    from todo_compile.build.request import Request
+    from todo_compile.build.request import BuildRequest
 
-    unet = Request(model="sd15", res=("512",), out="x.onnx", weights="random")
-    whole = unet.model_copy(update={"out": f"{tmp_path}/b/", "kind": "onnx"})
-    assert need(whole.prepare()) == need(unet.prepare())  # one after the other: the largest
+    def needs(request: BuildRequest) -> Need:
+        return need(request.resolve(look=True).parts)
+
+    unet = BuildRequest(model="sd15", res=("512",), out="x.onnx", weights="random")
+    whole = unet.model_copy(update={"out": f"{tmp_path}/b/", "format": "onnx"})
+    assert needs(whole) == need(unet.resolve(look=True).parts)  # one after the other: the largest
     single = unet.model_copy(update={"precision": "fp32"})
-    assert need(single.prepare()).bytes > need(unet.prepare()).bytes
-    assert need(unet.model_copy(update={"verify": True}).prepare()).bytes == math.inf
+    assert needs(single).bytes > needs(unet).bytes
+    assert needs(unet.model_copy(update={"verify": True})).bytes == math.inf
 
 
 @pytest.mark.parametrize(

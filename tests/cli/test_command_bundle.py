@@ -181,7 +181,7 @@ def test_registry_needs_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(assembly.Assembly, "run", run)
     with pytest.raises(ExportError, match="stop"):
         todo_compile.compile_bundle(
-            "sdxl", res=2048, out=tmp_path / "b", kind="onnx", weights="random", batch=4
+            "sdxl", res=2048, out=tmp_path / "b", format="onnx", weights="random", batch=4
         )
     assert {n: (j.batch, j.precision) for n, j in jobs.items()} == {
         "unet": (4, "fp16"),

@@ -46,7 +46,7 @@ class TestReuse:
         ("more", "reason"),
         [
             (("--batch", "1"), "batch: 2 → 1"),
-            (("--res", "72x64"), "resolution: 64x64 → 72x64"),
+            (("--res", "72x64"), "res: 64x64 → 72x64"),
             (("--weights", "random:3"), "weights: sha256:"),
             (("--factors", "4"), "plan.factors: none → [[4, 4]]"),
             (("--sampling", "average"), "plan.sampling: nearest → average"),

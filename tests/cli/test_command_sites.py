@@ -8,7 +8,7 @@ import pytest
 
 import todo_compile
 from todo_compile.build import bundles
-from todo_compile.build.job import prepare
+from todo_compile.build.request import BuildRequest
 from todo_compile.build.verification import pinned
 from todo_compile.options import PlanOptions
 
@@ -22,17 +22,20 @@ def one_site(model: Path) -> PlanOptions:
 
 def test_a_dense_twin_is_dense(model: Path, tmp_path: Path) -> None:
     options = one_site(model)
-    job = prepare(
-        str(model), res=256, out=tmp_path / "unet.onnx", weights="random", options=options
-    )
+    request = BuildRequest(
+        model=str(model), res=("256",), out=f"{tmp_path}/unet.onnx", weights="random",
+        options=options,
+    )  # fmt: skip
+    (job,) = request.resolve().parts
     assert todo_compile.plan(str(model), res=256, options=job.options).rewritten == 1
     twin = bundles._dense_job(job, 0.7)
     assert todo_compile.plan(str(model), res=256, options=twin.options).rewritten == 0
-    assert twin.request["plan"] != job.request["plan"]
+    assert twin.identity["plan"] != job.identity["plan"]
 
 
 def test_a_decoder_gets_no_sites_of_the_unet(model: Path) -> None:
-    options = bundles._options("vae_decoder", one_site(model), None)
+    request = BuildRequest(model=str(model), res=("256",), out="b/", options=one_site(model))
+    options = bundles._options("vae_decoder", request)
     assert options is not None
     assert options.sites == ()
 

@@ -320,7 +320,7 @@ def test_kill_of_the_worker_is_an_error_here(tmp_path: Path):
 def test_layers_need_a_driver_and_say_so(library: Library, built: EngineInfo):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    from todo_compile.bundle.layers import engine_layers
+    from todo_compile.export.layers import engine_layers
 
     with pytest.raises(EngineError, match="driver"):
         engine_layers(built.path, f"{library.name} {library.version}")

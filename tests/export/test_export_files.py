@@ -13,7 +13,8 @@ import pytest
 from export_helpers import litter, start_python
 
 from todo_compile.bundle import files
-from todo_compile.bundle.files import check_space, check_target, format_bytes, staged, sweep
+from todo_compile.bundle.files import check_target, staged, sweep
+from todo_compile.disk import check_space, format_bytes
 from todo_compile.errors import BundleError
 
 _HOLD = """

@@ -27,7 +27,7 @@ def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(model),
         res=tiny.PIXELS,
         out=folder,
-        kind="onnx",
+        format="onnx",
         precision="fp32",
         dense_after=0.5,
         # Trained at 256 tokens, so by default the decoder would stay dense.

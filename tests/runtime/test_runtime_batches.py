@@ -42,7 +42,7 @@ def ranged(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             str(model),
             res=tiny.PIXELS,
             out=folder,
-            kind="onnx",
+            format="onnx",
             precision="fp32",
             batch="1..4",
             dense_after=0.5,

@@ -20,7 +20,7 @@ def two_sizes(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A UNet for 32×32 and 48×16 px. Not to change."""
     folder = tmp_path_factory.mktemp("two") / "b"
     todo_compile.compile_bundle(
-        str(model), res=[tiny.PIXELS, "48x16"], out=folder, kind="onnx", precision="fp32",
+        str(model), res=[tiny.PIXELS, "48x16"], out=folder, format="onnx", precision="fp32",
         component="unet",
     )  # fmt: skip
     return folder

@@ -150,7 +150,7 @@ def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "xl"),
         res=tiny.PIXELS,
         out=folder / "bundle",
-        kind="onnx",
+        format="onnx",
         precision="fp32",
         vae_options=PlanOptions.create(kv_tokens=64),
     )

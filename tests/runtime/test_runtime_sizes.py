@@ -31,7 +31,7 @@ def build(model: Path, folder: Path, res: Any, **options: Any) -> Any:
         str(model),
         res=res,
         out=folder,
-        kind="onnx",
+        format="onnx",
         precision="fp32",
         vae_options=PlanOptions.create(kv_tokens=64),
         **options,

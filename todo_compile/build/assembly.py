@@ -1,6 +1,6 @@
 """Put a bundle together: build what is missing, move it into place, describe it.
 
-Every component is built as `compiler.compile` builds one, in ``.parts`` inside the folder, where a
+Every component is built as `compiler` builds one, in ``.parts`` inside the folder, where a
 build that was stopped finds what was finished. When all are there, ``bundle.json`` is removed, the
 files are linked to their places, the new ``bundle.json`` is written, and the parts go last. So a
 bundle that was whole stays usable until its successor is, a folder without ``bundle.json`` is never
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from todo_compile.progress import Progress
 
 if TYPE_CHECKING:
     from todo_compile.build.job import Job
+    from todo_compile.build.request import BuildRequest
     from todo_compile.bundle.bundle import Bundle
 
 DENSE = ".dense"
@@ -33,7 +34,7 @@ _PARTS = ".parts"
 
 @dataclass(frozen=True)
 class BundleResult:
-    """What `compile_bundle` made or found.
+    """What a request for a bundle made or found.
 
     Attributes:
         folder: the bundle.
@@ -51,15 +52,39 @@ class BundleResult:
 
 @dataclass(frozen=True)
 class Assembly:
-    """One run over a folder that is ours alone."""
+    """A checked request for a bundle.
 
-    folder: Path
+    Attributes:
+        request: what was asked for.
+        kind: of the outputs, ``onnx`` or ``tensorrt``.
+        jobs: by the output's name.
+        extras: light files by name.
+    """
+
+    request: BuildRequest
     kind: str
     jobs: Mapping[str, Job]
     extras: Mapping[str, bytes]
-    dense_after: float | None
-    force: bool
     progress: Progress
+
+    @property
+    def folder(self) -> Path:
+        """The bundle."""
+        return Path(self.request.out)
+
+    @property
+    def parts(self) -> Sequence[Job]:
+        """The outputs that will be built."""
+        return tuple(self.jobs.values())
+
+    def build(self) -> BundleResult:
+        """Build what is not there yet, alone in the folder, and put it together.
+
+        Raises:
+            TodoError: whatever the user can mend; an older bundle then stands as it was.
+        """
+        with only_one(self.folder):
+            return self.run()
 
     def run(self) -> BundleResult:
         from todo_compile.bundle.bundle import BUNDLE_JSON
@@ -112,16 +137,16 @@ class Assembly:
 
         part = self.folder / _PARTS / job.out.name
         shared = self._shared(job)
-        forced = self.force and job.out.exists()
+        forced = self.request.force and job.out.exists()
         reasons = asked_for(force=True, verify=False) if forced else ()
         before = dict(self.progress.seconds)
         # A forced build that was stopped goes on with what it finished; parts are newer.
-        for place in (part,) if self.force else (part, job.out):
+        for place in (part,) if self.request.force else (part, job.out):
             sweep(place)
             if _linked(place):
                 continue  # what it leads to may change without the bundle
-            found = find_reusable(place, job.request)
-            if found.reusable and not job.verify:
+            found = find_reusable(place, job.identity)
+            if found.reusable and not job.request.verify:
                 result = CompileResult(place, read(place), reused=True)
                 if shared and _keeps_weights(result):
                     reasons = ("its weights shall be shared, and lie in the model file",)
@@ -129,7 +154,7 @@ class Assembly:
                     self.progress.info(f"{job.out.name} is up to date; kept.")
                     return result
             elif found.reusable:
-                reasons = reasons or asked_for(force=False, verify=job.verify)
+                reasons = reasons or asked_for(force=False, verify=job.request.verify)
             else:
                 reasons = found.reasons or reasons
         if reasons:
@@ -201,13 +226,13 @@ class Assembly:
                 "created": now(),
                 "model": main.source.identifier,
                 "resolution": str(main.resolution),
-                "batch": main.request["batch"],
+                "batch": main.identity["batch"],
                 "precision": main.precision,
                 "kind": self.kind,
                 "pipeline_class": main.source.pipeline or "StableDiffusionPipeline",
                 "components": entries,
                 "dense": dense,
-                "dense_after": self.dense_after,
+                "dense_after": self.request.dense_after,
                 "sizes": [
                     {"resolution": size, "components": found, "dense": twins}
                     for size, (found, twins) in sizes.items()
@@ -224,8 +249,9 @@ class Assembly:
     def _finish(self, bundle: Bundle, results: Mapping[str, CompileResult]) -> None:
         """Put everything in its place. From the first line to the last there is no bundle."""
         from todo_compile.bundle.bundle import BUNDLE_JSON, write_bundle
-        from todo_compile.bundle.files import disk_errors, staged
+        from todo_compile.bundle.files import staged
         from todo_compile.bundle.manifest import manifest_path
+        from todo_compile.disk import disk_errors
 
         target = self.folder / BUNDLE_JSON
         stale = self._files()
@@ -295,7 +321,7 @@ def only_one(folder: Path) -> Generator[None]:
 
 def _held(folder: Path) -> int:
     from todo_compile.bundle._locks import hold, still_there
-    from todo_compile.bundle.files import disk_errors
+    from todo_compile.disk import disk_errors
 
     path = folder / LOCK
     while True:

@@ -1,4 +1,4 @@
-"""All components of a pipeline in one folder: `compile_bundle`.
+"""All components of a pipeline in one folder, for one resolution or several.
 
 Here a job is made for each, and all that can be refused is refused before any work; `assembly` does
 the work.
@@ -10,163 +10,96 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from todo_compile import packages
-from todo_compile.batches import Batch, BatchLike, halved, parse_batch
-from todo_compile.build.assembly import DENSE, LOCK, Assembly, BundleResult, only_one
-from todo_compile.build.job import SUFFIXES, check_used, prepare
-from todo_compile.errors import BundleError, ConfigError, given_path
+from todo_compile.batches import Batch, halved, parse_batch
+from todo_compile.build.assembly import DENSE, LOCK, Assembly
+from todo_compile.build.job import SUFFIXES, check_used, prepare_component
+from todo_compile.errors import BundleError, ConfigError
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from todo_compile.build.job import Job
+    from todo_compile.build.request import BuildRequest
     from todo_compile.models import Resolution
 
 SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan"}
 
 
-def compile_bundle(
-    model: str,
-    *,
-    res: str | int | Sequence[str | int],
-    out: str | Path,
-    kind: str = "tensorrt",
-    component: str = "all",
-    weights: str = "auto",
-    batch: BatchLike = 2,
-    precision: str | None = None,
-    vae_precision: str | None = None,
-    options: PlanOptions | None = None,
-    vae_options: PlanOptions | None = None,
-    dense_after: float | None = None,
-    loras: Sequence[str] = (),
-    controlnet: bool = False,
-    force: bool = False,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> BundleResult:
-    """Compile the components of a pipeline into one folder, for one resolution or several.
-
-    Components whose own request is equal are kept. The VAE decoder is built for the images of a
-    batch with guidance (half of `batch`), the text encoders for one prompt.
-
-    Args:
-        model: registry name, local diffusers folder, or hub id.
-        res: side in pixels, or ``"WIDTHxHEIGHT"``; or several of them. For every further one the
-            denoising model and the VAE decoder are built anew (in ONNX they share their weights'
-            file), the rest serves all. What runs is chosen by the size of the picture.
-        out: the folder: absent, empty, or an older bundle.
-        kind: ``tensorrt`` or ``onnx``.
-        component: ``all``, or the only one to build.
-        weights: as for `compiler.compile`; for all components.
-        batch: of the denoising model; as for `compiler.compile`, a range too.
-        precision: of all components; None takes fp16, and fp32 for SDXL's own autoencoder.
-        vae_precision: of the VAE decoder; None takes `precision`.
-        options: how factors of the denoising model are chosen.
-        vae_options: the same for the VAE decoder; None bounds its tokens by what it saw in
-            training, or leaves it dense where `options` leaves all dense.
-        dense_after: share of the denoising steps (0 to 1) after which attention is dense; adds a
-            dense twin of the denoising model. In ONNX both share their weights' file.
-        loras: ``FILE[:SCALE]`` each, fused into the components that they have layers for.
-        controlnet: let the denoising model, a UNet, take a ControlNet's residuals.
-        force: rebuild even what is equal.
-        progress: receives steps and remarks; None is silent.
-        settings: the rest of `compiler.compile`'s: opset, target, library, timing_cache,
-            weight_streaming, verify, dump.
-
-    Raises:
-        TodoError: whatever the user can mend; an older bundle then stands as it was.
-    """
-    folder = given_path(out, "out")
-    given_path(model, "model")
-    check_folder(folder)
-    assembly = prepare_bundle(
-        model, res=res, out=folder, kind=kind, component=component, weights=weights, batch=batch,
-        precision=precision, vae_precision=vae_precision, options=options,
-        vae_options=vae_options, dense_after=dense_after, loras=loras, controlnet=controlnet,
-        force=force, progress=progress, **settings,
-    )  # fmt: skip
-    with only_one(folder):
-        return assembly.run()
-
-
 def prepare_bundle(
-    model: str,
-    *,
-    res: str | int | Sequence[str | int],
-    out: str | Path,
-    kind: str = "tensorrt",
-    component: str = "all",
-    weights: str = "auto",
-    batch: BatchLike = 2,
-    precision: str | None = None,
-    vae_precision: str | None = None,
-    options: PlanOptions | None = None,
-    vae_options: PlanOptions | None = None,
-    dense_after: float | None = None,
-    loras: Sequence[str] = (),
-    controlnet: bool = False,
-    force: bool = False,
-    progress: Progress | None = None,
-    **settings: Any,
+    request: BuildRequest, progress: Progress | None = None, *, look: bool = False
 ) -> Assembly:
-    """What `compile_bundle` will do, checked; `out` is not looked at.
+    """The jobs of a request for a folder; see `BuildRequest.resolve`.
 
-    Args and errors as `compile_bundle`.
+    The denoising model and the VAE decoder are built for every resolution, the rest serves all.
+    The decoder is built for the images of a batch with guidance (half of it), the text encoders for
+    one prompt.
     """
     from todo_compile.bundle.bundle import SIZED
     from todo_compile.models import parse_lora
 
     progress = progress or SilentProgress()
-    folder = Path(out)
-    sizes = _sizes(res)
-    calls = parse_batch(batch)
+    folder = Path(request.out)
+    if not look:
+        check_folder(folder)
+    sizes = _sizes(request.res)
+    kind = request.format or "tensorrt"
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
-    adapters = [parse_lora(text) for text in loras]
-    common = {"weights": weights, "progress": progress, "loras": adapters, **settings}
+    loras = [parse_lora(text) for text in request.lora]
+    names = _components(request, progress)
     jobs: dict[str, Job] = {}
-    names = _components(model, component, progress)
     if any(name.startswith("text_encoder") for name in names):
         packages.need("transformers", "A text encoder")  # before the weights of others are read
     for number, size in enumerate(sizes):
         for name in names if number == 0 else [n for n in names if n in SIZED]:
             stem = name if number == 0 else f"{name}.{size}"
-            jobs[stem] = prepare(
-                model,
-                res=str(size),
-                out=folder / f"{stem}{SUFFIX[kind]}",
-                component=name,
-                batch=_batch(name, calls),
-                precision=(vae_precision or precision) if name == "vae_decoder" else precision,
-                options=_options(name, options, vae_options),
-                controlnet=controlnet and name == names[0],  # the denoiser, or it is refused
-                **_own(common, stem),
-            )
-        if dense_after is not None:
+            part = _part(request, name, size, folder / f"{stem}{SUFFIX[kind]}", name == names[0])
+            jobs[stem] = prepare_component(part, name, loras, progress, look=look)
+        if request.dense_after is not None:
             stem = names[0] if number == 0 else f"{names[0]}.{size}"
-            jobs[f"{stem}{DENSE}"] = _dense_job(jobs[stem], dense_after)
-    check_used(adapters, list(jobs.values()))
-    extras = _extras(jobs, progress)
-    return Assembly(folder, kind, jobs, extras, dense_after, force, progress)
+            jobs[f"{stem}{DENSE}"] = _dense_job(jobs[stem], request.dense_after)
+    check_used(loras, list(jobs.values()))
+    return Assembly(request, kind, jobs, _extras(jobs, progress), progress)
 
 
-def _sizes(res: str | int | Sequence[str | int]) -> list[Resolution]:
+def _part(
+    request: BuildRequest, name: str, size: Resolution, out: Path, first: bool
+) -> BuildRequest:
+    """What a bundle's request asks of one component: a request for a file.
+
+    Args:
+        first: it is the denoising model, or whatever stands in its place.
+    """
+    vae = name == "vae_decoder"
+    batch = parse_batch(2 if request.batch is None else request.batch)
+    return request.part(
+        res=(str(size),),
+        out=str(out),
+        batch=str(_batch(name, batch)),
+        precision=(request.vae_precision if vae else None) or request.precision,
+        options=_options(name, request),
+        controlnet=request.controlnet and first,
+        dump=None if request.dump is None else request.dump / out.stem,
+    )
+
+
+def _sizes(res: Sequence[str]) -> list[Resolution]:
     """The resolutions, each once.
 
     Raises:
-        ConfigError: none, too many, or one twice.
+        ConfigError: too many, or one twice.
     """
     from todo_compile.bundle.bundle import MAX_SIZES
     from todo_compile.models import Resolution
 
-    sizes = [Resolution.parse(one) for one in ([res] if isinstance(res, (str, int)) else res)]
+    sizes = [Resolution.parse(one) for one in res]
     twice = [str(size) for size in dict.fromkeys(sizes) if sizes.count(size) > 1]
     if twice:
         raise ConfigError(f"{', '.join(twice)} is given twice.", remedy="Name each size once.")
-    if not 1 <= len(sizes) <= MAX_SIZES:
+    if len(sizes) > MAX_SIZES:
         raise ConfigError(
             f"A bundle for {len(sizes)} resolutions is not possible.",
             remedy=f"Give 1 to {MAX_SIZES}.",
@@ -189,14 +122,16 @@ def _dense_job(job: Job, after: float) -> Job:
             remedy="Leave it out, or build all components.",
         )
     options = replace(job.options, factors=(), kv_tokens=None, sites=())
-    stem = job.out.stem
+    stem, dump = job.out.stem, job.request.dump
     plan = {**options.describe(), "native_kv_tokens": job.source.native.kv_tokens}
     return replace(
         job,
         out=job.out.with_name(f"{stem}{DENSE}{job.out.suffix}"),
         options=options,
-        dump=None if job.dump is None else job.dump.with_name(f"{stem}{DENSE}"),
-        request={**job.request, "plan": plan},
+        request=job.request.model_copy(
+            update={"dump": dump and dump.with_name(f"{stem}{DENSE}"), "options": options}
+        ),
+        identity={**job.identity, "plan": plan},
     )
 
 
@@ -226,11 +161,12 @@ def check_folder(folder: Path) -> None:
             )
 
 
-def _components(model: str, choice: str, progress: Progress) -> list[str]:
+def _components(request: BuildRequest, progress: Progress) -> list[str]:
     """Names of the components to build; the denoising model first."""
     from todo_compile.errors import ModelError
-    from todo_compile.models.components import OTHERS, part, resolve_component
+    from todo_compile.models.components import OTHERS, parse_choice, part, resolve_component
 
+    model, choice = request.model, parse_choice(request.component or "all")
     if choice != "all":
         return [resolve_component(model, choice).component]
     main = resolve_component(model)
@@ -254,24 +190,25 @@ def _batch(name: str, batch: Batch) -> Batch:
     return halved(batch) if name == "vae_decoder" else batch
 
 
-def _options(
-    name: str, options: PlanOptions | None, vae_options: PlanOptions | None
-) -> PlanOptions | None:
+def _options(name: str, request: BuildRequest) -> PlanOptions | None:
+    """How a component's factors are chosen; None for its defaults."""
+    options = request.plan
     if name.startswith("text_encoder"):
         return None
     if name != "vae_decoder":
         return options
-    if vae_options is None and options is not None:
-        # Levels, bounds and sites are the denoising model's; sampling and "off" hold for both.
-        dense = options.factors == ()
-        return replace(options, factors=() if dense else None, kv_tokens=None, sites=())
-    return vae_options
-
-
-def _own(common: dict[str, Any], name: str) -> dict[str, Any]:
-    """Settings for one component: each dumps to a folder of its own."""
-    dump = common.get("dump")
-    return common if dump is None else {**common, "dump": Path(dump) / name}
+    if request.vae_factors is not None:
+        if request.vae_options is not None:
+            raise ConfigError(
+                "vae_options and vae_factors both say how factors are chosen.",
+                remedy="Give one of them.",
+            )
+        return PlanOptions.create(factors=request.vae_factors, sampling=options.sampling)
+    if request.vae_options is not None:
+        return request.vae_options
+    # Levels, bounds and sites are the denoising model's; sampling and "off" hold for both.
+    dense = options.factors == ()
+    return replace(options, factors=() if dense else None, kv_tokens=None, sites=())
 
 
 def _extras(jobs: Mapping[str, Job], progress: Progress) -> dict[str, bytes]:

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from todo_compile.api import dtype_of
-from todo_compile.batches import BatchLike, BatchRange, largest
+from todo_compile.batches import BatchRange, largest
 from todo_compile.build.facts import as_built, model_facts, output_tensors, site_facts
-from todo_compile.build.job import Job, check_used, prepare
-from todo_compile.options import PlanOptions
-from todo_compile.progress import Progress, Step
+from todo_compile.precision import dtype_of
+from todo_compile.progress import Step
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
+    from todo_compile.build.job import Job
     from todo_compile.bundle.files import Stage
     from todo_compile.bundle.manifest import Manifest
     from todo_compile.capture.inputs import ExampleInputs
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """What `compile` made or found.
+    """What a job made or found.
 
     Attributes:
         path: the engine or ONNX file.
@@ -52,76 +51,15 @@ class CompileResult:
     report: Report | None = field(default=None, repr=False)
 
 
-def compile(
-    model: str,
-    *,
-    res: str | int,
-    out: str | Path,
-    component: str = "unet",
-    weights: str = "auto",
-    batch: BatchLike | None = None,
-    precision: str | None = None,
-    opset: int | None = None,
-    options: PlanOptions | None = None,
-    target: str | None = None,
-    library: str = "auto",
-    timing_cache: str | Path | None = None,
-    weight_streaming: bool = False,
-    verify: bool = False,
-    force: bool = False,
-    dump: str | Path | None = None,
-    loras: Sequence[str] = (),
-    controlnet: bool = False,
-    progress: Progress | None = None,
-) -> CompileResult:
-    """Compile a model for one resolution: rewrite its attention and write an engine or ONNX file.
-
-    Args:
-        model: registry name (``sd15``), local diffusers folder, or hub id.
-        res: side in pixels, or ``"WIDTHxHEIGHT"``.
-        out: ``FILE.plan`` or ``FILE.engine`` for TensorRT, ``FILE.onnx`` for ONNX.
-        component: ``unet`` (whatever denoises), ``vae_decoder``, ``text_encoder`` or
-            ``text_encoder_2``. For all of them in one folder see `bundles.compile_bundle`.
-        weights: ``auto``, ``random[:SEED]``, or a path.
-        batch: None takes 2 for the denoising model (one image with classifier-free guidance) and
-            1 for the others. ``"1..4"`` or ``(1, 4)``: every batch from 1 to 4, with TensorRT's
-            kernels chosen for 4; ``"1..2..4"``: chosen for 2.
-        precision: ``fp16``, ``bf16`` or ``fp32``. None takes fp16, and fp32 for SDXL's own
-            autoencoder, which leaves the range of fp16.
-        opset: 18 to 23; None takes 23, which keeps attention as one operator.
-        options: how factors are chosen.
-        target: GPU architectures (``"sm89,sm120"``) or ``"current"``.
-        library: ``tensorrt``, ``tensorrt_rtx`` or ``auto``.
-        timing_cache: file for TensorRT's timing cache.
-        weight_streaming: let the engine keep weights in host memory.
-        verify: compare every rewritten site with subsampling at the site, on these weights, and
-            run the ONNX file in onnxruntime against the rewritten graph; an equal output is
-            rebuilt for it.
-        force: rebuild even if an equal output exists.
-        dump: folder for the graph before and after every pass.
-        loras: ``FILE[:SCALE]`` each, fused into the weights in order.
-        controlnet: let a UNet take a ControlNet's residuals, as further inputs.
-        progress: receives steps and remarks; None is silent.
-
-    Raises:
-        TodoError: whatever the user can mend; nothing is written then.
-    """
-    from todo_compile import models
-
-    adapters = [models.parse_lora(text) for text in loras]
-    job = prepare(
-        model, res=res, out=out, component=component, weights=weights, batch=batch,
-        precision=precision, opset=opset, options=options, target=target, library=library,
-        timing_cache=timing_cache, weight_streaming=weight_streaming, verify=verify, dump=dump,
-        loras=adapters, controlnet=controlnet, progress=progress,
-    )  # fmt: skip
-    check_used(adapters, [job])
+def run(job: Job) -> CompileResult:
+    """Build the output of a job, or keep an equal one; see `Job.build`."""
     from todo_compile.bundle.files import check_target, sweep
     from todo_compile.bundle.manifest import find_reusable, read
 
+    force, verify = job.request.force, job.request.verify
     check_target(job.out)
     sweep(job.out)
-    found = find_reusable(job.out, job.request)
+    found = find_reusable(job.out, job.identity)
     if found.reusable and not force and not verify:
         job.progress.info(f"{job.out} is up to date: everything that matters is equal; kept.")
         return CompileResult(job.out, read(job.out), reused=True)
@@ -149,7 +87,7 @@ def build(
     """Make the output of a job in a stage and publish it.
 
     Args:
-        job: from `job.prepare`.
+        job: a resolved request.
         reasons: why it is built although an output existed; passed on.
         since: seconds that the job's progress had measured for earlier outputs.
         twin: an ONNX file beside the output, whose weights' file it shall share where weights are
@@ -175,7 +113,7 @@ def build(
             external_over=SHARED_OVER if shared else EXTERNAL_OVER,
         )
         verification = None
-        if job.verify:
+        if job.request.verify:
             from todo_compile.build.verification import verify
 
             assert dense is not None
@@ -205,8 +143,8 @@ def build(
             entries += [manifests.file_entry(path) for path in lent]
         document = manifests.Manifest(
             created=manifests.now(),
-            request=job.request,
-            versions=job.request["versions"],
+            request=job.identity,
+            versions=job.identity["versions"],
             model=model_facts(job),
             sites=[site_facts(s) for s in report.to_dict()["sites"]],
             totals=report.to_dict()["totals"],
@@ -276,14 +214,14 @@ def _rewritten(
     with job.progress.step("weights") as step:  # what is left of filling them
         shown.append(step)
         loaded.finish()
-    dense = dense_copy(program) if job.verify else None
+    dense = dense_copy(program) if job.request.verify else None
     with job.progress.step("passes") as step:
         report = rewrite_graph(
             program.graph_module,
             job.options,
             native_kv_tokens=job.source.native.kv_tokens,
             constants=constants_of(program),
-            dump=job.dump,
+            dump=job.request.dump,
             explicit_casts=True,
             batch=largest(job.batch),
         )
@@ -306,8 +244,8 @@ def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
         log=job.out.with_name(f"{job.out.name}.log"),
         progress=job.progress,
         options=EngineOptions(
-            weight_streaming=job.weight_streaming,
-            timing_cache=job.timing_cache,
+            weight_streaming=job.request.weight_streaming,
+            timing_cache=job.request.timing_cache,
             batches=job.batch if isinstance(job.batch, BatchRange) else None,
         ),
     )

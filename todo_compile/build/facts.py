@@ -27,7 +27,7 @@ def model_facts(job: Job) -> dict[str, Any]:
         "random_weights": job.weights.kind == "random",
         "config": dict(job.source.config),
         "resolution": str(job.resolution),
-        "batch": job.request["batch"],
+        "batch": job.identity["batch"],
         "precision": job.precision,
     }
 

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile import packages
-from todo_compile.api import check_batch, check_options, dtype_of
-from todo_compile.batches import Batch, BatchLike, BatchRange
+from todo_compile.batches import Batch, BatchLike, BatchRange, parse_batch
 from todo_compile.build.sources import sources_hash
-from todo_compile.errors import ConfigError, ModelError, given_path
+from todo_compile.errors import ConfigError, ModelError
 from todo_compile.options import PlanOptions
+from todo_compile.precision import dtype_of
 from todo_compile.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
+    from todo_compile.build.compiler import CompileResult
+    from todo_compile.build.request import BuildRequest
     from todo_compile.capture.inputs import InputSpec
     from todo_compile.export.library import Library
     from todo_compile.export.targets import Targets
@@ -29,54 +31,88 @@ SUFFIXES = (*ENGINE_SUFFIXES, ".onnx")
 
 @dataclass(frozen=True)
 class Job:
-    """A validated request for one component; nothing heavy has happened yet."""
+    """A checked request for one output; nothing heavy has happened yet.
 
+    Attributes:
+        request: what was asked for.
+        out: where the output goes; in a bundle that is being built, not yet where `request` says.
+        weights_hash: "" if the job is for looking at only.
+        options: how factors are chosen.
+        library, targets: of the engine; None for ONNX.
+        loras: those of the request that have layers for this component.
+        identity: what the manifest keeps as ``request``; equal ones make equal outputs.
+    """
+
+    request: BuildRequest
+    out: Path
     source: Source
     resolution: Resolution
     weights: Weights
     weights_hash: str
-    out: Path
     batch: Batch
     precision: str
     opset: int
     options: PlanOptions
     library: Library | None
     targets: Targets | None
-    timing_cache: Path | None
-    weight_streaming: bool
-    verify: bool
-    dump: Path | None
     loras: tuple[Lora, ...]
     progress: Progress
-    request: dict[str, Any]
+    identity: dict[str, Any]
+
+    @property
+    def parts(self) -> Sequence[Job]:
+        """The outputs that will be built: this one."""
+        return (self,)
+
+    def build(self) -> CompileResult:
+        """Build the output, or keep an equal one.
+
+        Raises:
+            TodoError: whatever the user can mend; nothing is written then.
+        """
+        from todo_compile.build.compiler import run
+
+        return run(self)
 
 
-def prepare(
-    model: str,
+def prepare(request: BuildRequest, progress: Progress | None = None, *, look: bool = False) -> Job:
+    """The job of a request for a file; see `BuildRequest.resolve`."""
+    from todo_compile.models import parse_lora
+    from todo_compile.models.components import one_component
+
+    for option in request.given("bundle"):
+        raise ConfigError(
+            f"{option} is for bundles, and {request.out} is a file.",
+            remedy="End --out in a slash for a bundle, or leave the option out.",
+        )
+    if len(request.res) > 1:
+        raise ConfigError(
+            f"A second --res is for bundles, and {request.out} is a file.",
+            remedy="End --out in a slash for a bundle, or leave the option out.",
+        )
+    loras = [parse_lora(text) for text in request.lora]
+    job = prepare_component(
+        request, one_component(request.component), loras, progress or SilentProgress(), look=look
+    )
+    check_used(loras, [job])
+    return job
+
+
+def prepare_component(
+    request: BuildRequest,
+    component: str,
+    loras: Sequence[Lora],
+    progress: Progress,
     *,
-    res: str | int,
-    out: str | Path,
-    component: str = "unet",
-    weights: str = "auto",
-    batch: BatchLike | None = None,
-    precision: str | None = None,
-    opset: int | None = None,
-    options: PlanOptions | None = None,
-    target: str | None = None,
-    library: str = "auto",
-    timing_cache: str | Path | None = None,
-    weight_streaming: bool = False,
-    verify: bool = False,
-    dump: str | Path | None = None,
-    loras: Sequence[Lora] = (),
-    controlnet: bool = False,
-    hashed: bool = True,
-    progress: Progress | None = None,
+    look: bool,
 ) -> Job:
-    """Check everything that can be checked before any work, cheapest first.
+    """The job for one component of a model, of a request for a file.
 
-    Args and errors as `compiler.compile`. Of `loras` those are taken that have layers for the
-    component. Without `hashed` the weights are not read, and the job is good for looking at only.
+    Args:
+        component: ``unet`` (whatever denoises), ``vae_decoder``, ``text_encoder`` or
+            ``text_encoder_2``.
+        loras: of them those are taken that have layers for the component.
+        request, progress, look: see `BuildRequest.resolve`.
     """
     from todo_compile import models
     from todo_compile.bundle.files import check_new_folder
@@ -84,96 +120,120 @@ def prepare(
     from todo_compile.export.library import choose_library, current_gpu
     from todo_compile.export.targets import parse_targets, resolve_targets
 
-    progress = progress or SilentProgress()
-    path = given_path(out, "out")
-    given_path(model, "model")
-    given_path(weights, "weights")
+    path = Path(request.out)
     if path.suffix not in SUFFIXES:
         raise ConfigError(
             f"The suffix of {path.name!r} says nothing about the format.",
             remedy="End --out in .plan or .engine (TensorRT) or .onnx (ONNX); end it in / for a "
             "folder with all components.",
         )
-    if opset is not None and not 18 <= opset <= 23:
+    opset = 23 if request.opset is None else request.opset
+    if not 18 <= opset <= 23:
         raise ConfigError(f"Opset {opset} is not supported.", remedy="Choose 18 to 23.")
-    if precision is not None:
-        dtype_of(precision)
-    resolution = models.Resolution.parse(res)
-    wanted = parse_targets(target)
-    if path.suffix not in ENGINE_SUFFIXES:
-        _refuse_engine_options(path, target, library, timing_cache, weight_streaming)
-    if dump is not None:
-        check_new_folder(Path(dump), "--dump")
+    if request.precision is not None:
+        dtype_of(request.precision)
+    resolution = models.Resolution.parse(request.res[0])
+    wanted = parse_targets(request.target)
+    engine = path.suffix in ENGINE_SUFFIXES
+    for option in request.given("engine") if not engine else ():
+        raise ConfigError(
+            f"{option} is for TensorRT engines, and {path.name} is an ONNX file.",
+            remedy="Leave it out, or end --out in .plan (of a bundle: --format tensorrt).",
+        )
+    if request.dump is not None:
+        check_new_folder(request.dump, "--dump")
     packages.need("models", "Reading a model")
     packages.need("onnx", "Writing ONNX")
-    source = models.resolve_component(str(model), component)
+    source = models.resolve_component(request.model, component)
     if source.component.startswith("text_encoder"):
         packages.need("transformers", "A text encoder")
     if source.file is not None and source.component == "unet":
         progress.info(f"model          {source.file.remark}")
-    if controlnet:
+    if request.controlnet:
         from todo_compile.models.controlnet import with_controlnet
 
         source = with_controlnet(source)
-    options = check_options(source, options)
-    precision = _precision(source, precision, progress)
+    options = check_options(source, request.plan)
+    precision = _precision(source, request.precision, progress)
     dtype = dtype_of(precision)
-    chosen_batch = check_batch(source, batch)
-    specs = input_specs(source, resolution, batch=chosen_batch, dtype=dtype)  # it can take them
+    batch = check_batch(source, request.batch)
+    specs = input_specs(source, resolution, batch=batch, dtype=dtype)  # it can take them
     _check_factors(source, options, specs)
-    engine = path.suffix in ENGINE_SUFFIXES
     gpu = current_gpu() if engine else None
-    chosen = choose_library(library, gpu=gpu) if engine else None
-    targets = resolve_targets(wanted, chosen, gpu) if chosen is not None else None
+    library = choose_library(request.library, gpu=gpu) if engine else None
+    targets = resolve_targets(wanted, library, gpu) if library is not None else None
     if targets is not None:
         progress.info(f"target         {', '.join(targets.names)} ({targets.reason})")
-    found = models.find_weights(source, models.WeightsChoice.parse(weights), dtype=dtype)
-    progress.info(f"weights        {found.description}")
-    digest = _weights_hash(found, progress) if hashed else ""
-    text = source.component.startswith("text_encoder")
+    weights = models.find_weights(source, models.WeightsChoice.parse(request.weights), dtype=dtype)
+    progress.info(f"weights        {weights.description}")
+    digest = "" if look else _weights_hash(weights, progress)
     adapters = tuple(lora for lora in loras if lora.of(source.component))
     models.check_loras(source, adapters)
-    request: dict[str, Any] = {
+    text = source.component.startswith("text_encoder")
+    resolved: dict[str, Any] = {
         "model": source.identifier,
-        "architecture": found.architecture,
+        "architecture": weights.architecture,
         "component": source.component,
         "inputs": [spec.name for spec in specs],
-        "controlnet": controlnet,
         "pipeline": source.pipeline,
         "weights": digest,
-        "loras": [lora.describe() for lora in adapters],
-        "resolution": str(resolution),
-        "batch": _plain(chosen_batch),
+        "lora": [lora.describe() for lora in adapters],
+        "res": str(resolution),
+        "batch": _plain(batch),
         "precision": precision,
-        "opset": opset or 23,
+        "opset": opset,
         "plan": {**options.describe(), "native_kv_tokens": source.native.kv_tokens},
         "format": "tensorrt" if engine else "onnx",
-        "library": f"{chosen.name} {chosen.version}" if chosen is not None else None,
-        "targets": list(targets.names) if targets is not None else [],
-        "weight_streaming": weight_streaming,
+        "library": f"{library.name} {library.version}" if library is not None else None,
+        "target": list(targets.names) if targets is not None else [],
         "versions": versions("transformers") if text else versions(),
         "sources": sources_hash(),
     }
     return Job(
-        source, resolution, found, digest, path, chosen_batch, precision, opset or 23, options,
-        chosen, targets, Path(timing_cache) if timing_cache else None, weight_streaming, verify,
-        Path(dump) if dump else None, adapters, progress, request,
+        request, path, source, resolution, weights, digest, batch, precision, opset, options,
+        library, targets, adapters, progress, request.identity(resolved),
     )  # fmt: skip
 
 
-def _refuse_engine_options(path: Path, *options: object) -> None:
-    """Options of TensorRT would change nothing about an ONNX file.
+def default_batch(source: Source) -> int:
+    """2 for a denoising model: one image with classifier-free guidance; 1 for the rest."""
+    from todo_compile.models.components import OTHERS
+
+    return 1 if source.component in OTHERS else 2
+
+
+def check_batch(source: Source, batch: BatchLike | None) -> Batch:
+    """The batch of a component: what was asked for, or its default.
 
     Raises:
-        ConfigError: one was given.
+        ConfigError: it is no batch, or a range for a text encoder.
     """
-    names = ("--target", "--library", "--timing-cache", "--weight-streaming")
-    for name, value in zip(names, options, strict=True):
-        if value not in (None, False, "auto"):
-            raise ConfigError(
-                f"{name} is for TensorRT engines, and {path.name} is an ONNX file.",
-                remedy="Leave it out, or end --out in .plan (of a bundle: --format tensorrt).",
-            )
+    if batch is None:
+        return default_batch(source)
+    found = parse_batch(batch)
+    if isinstance(found, BatchRange) and source.component.startswith("text_encoder"):
+        raise ConfigError(
+            f"A text encoder has no range of batches such as {found}.",
+            remedy="Give one number: 1 serves any number of prompts, one after the other.",
+        )
+    return found
+
+
+def check_options(source: Source, options: PlanOptions | None) -> PlanOptions:
+    """The options for a component: a text encoder has nothing to downsample.
+
+    Raises:
+        ConfigError: downsampling was asked of a text encoder.
+    """
+    if not source.component.startswith("text_encoder"):
+        return options or PlanOptions()
+    dense = PlanOptions(factors=())
+    if options not in (None, PlanOptions(), dense):
+        raise ConfigError(
+            "A text encoder has no image tokens to downsample.",
+            remedy="Leave out --kv-tokens, --factors, --sampling and --preset.",
+        )
+    return dense
 
 
 def _check_factors(source: Source, options: PlanOptions, specs: Sequence[InputSpec]) -> None:

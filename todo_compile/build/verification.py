@@ -162,7 +162,7 @@ def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> Any:
         ExportError: none fits.
     """
     from todo_compile import models
-    from todo_compile.api import plan
+    from todo_compile.build.planning import plan_source
     from todo_compile.capture.inputs import side_multiple
 
     multiple = 8 * side_multiple(job.source)
@@ -173,13 +173,8 @@ def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> Any:
         ]
         smaller = models.Resolution(*sides)
         try:
-            report = plan(
-                job.source.identifier,
-                res=str(smaller),
-                component=job.source.component,
-                batch=job.batch,
-                precision=job.precision,
-                options=options,
+            report = plan_source(
+                job.source, smaller, batch=job.batch, precision=job.precision, options=options
             )
         except ConfigError:
             break  # a grid smaller than its factor, and so are all that follow
@@ -195,12 +190,12 @@ def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> Any:
 def _at(job: Any, resolution: Any, options: PlanOptions, stage: Path) -> dict[str, Any]:
     """Capture, rewrite and export once more at `resolution`, and verify that."""
     from todo_compile import models
-    from todo_compile.api import dtype_of
     from todo_compile.build.site_proof import dense_copy
     from todo_compile.capture.inputs import example_inputs
     from todo_compile.capture.trace import capture, constants_of
     from todo_compile.export.onnx import export_onnx
     from todo_compile.passes.pipeline import rewrite_graph
+    from todo_compile.precision import dtype_of
     from todo_compile.progress import SilentProgress
 
     dtype = dtype_of(job.precision)

@@ -18,7 +18,6 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from todo_compile.bundle.files import disk_errors, flush, format_bytes
 from todo_compile.bundle.manifest import (
     Manifest,
     check_files,
@@ -28,6 +27,7 @@ from todo_compile.bundle.manifest import (
     plain_name,
     read_small,
 )
+from todo_compile.disk import disk_errors, flush, format_bytes
 from todo_compile.errors import BundleError
 from todo_compile.foreign import parse_object
 

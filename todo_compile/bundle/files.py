@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from todo_compile.bundle._locks import alone, hold, lock_file
+from todo_compile.disk import FULL, check_space, disk_errors, disk_full, flush, read_only
 from todo_compile.errors import BundleError, ConfigError
 
 _LOCK = ".lock"
@@ -29,7 +30,6 @@ _COMMITS = ".committing"
 _GRACE_SECONDS = 60.0
 # Where the file system has no locks, only age tells the dead from the living.
 _ABANDONED_SECONDS = 24 * 3600.0
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def check_target(target: Path, *, needs: int = 0) -> None:
@@ -54,7 +54,7 @@ def check_target(target: Path, *, needs: int = 0) -> None:
             f"{parent} is not a folder.", remedy="Choose another place for the output."
         )
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise _read_only(parent)
+        raise read_only(parent)
     _try_out(parent)
     check_space(target, needs)
 
@@ -86,63 +86,9 @@ def _try_out(folder: Path) -> None:
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".todo-compile-", dir=folder))
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise disk_full(folder / "x") from error
-        raise _read_only(folder) from error
-
-
-def check_space(target: Path, needs: int) -> None:
-    """Raise `BundleError` if fewer than `needs` bytes are free where `target` will lie."""
-    free = shutil.disk_usage(target.parent).free
-    if needs > free:
-        raise disk_full(target, needs)
-
-
-def disk_full(target: Path, needs: int = 0) -> BundleError:
-    """The error for a full disk, in one wording wherever it strikes; `needs` is bytes or 0."""
-    free = shutil.disk_usage(target.parent).free
-    about = f" needs about {format_bytes(needs)}," if needs else ""
-    return BundleError(
-        f"Disk full: {target.name}{about} {format_bytes(free)} free in {target.parent}.",
-        remedy="Free some space or choose an output on another disk.",
-    )
-
-
-def format_bytes(count: float) -> str:
-    """A size for people: ``1.74 GB`` (decimal units, as disks are sold)."""
-    for unit in ("bytes", "kB", "MB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
-@contextmanager
-def disk_errors(target: Path, *, needs: int = 0) -> Generator[None]:
-    """Turn the file system's complaints about `target` into `BundleError` with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise disk_full(target, needs) from error
-        # Only what concerns the output: the body may also read files elsewhere.
-        ours = error.filename is not None and target.parent in Path(str(error.filename)).parents
-        if ours and error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
-            raise _read_only(target.parent) from error
-        if error.errno == errno.EFBIG:
-            raise BundleError(
-                f"{target} would be larger than this file system or the process's limit allows.",
-                remedy="Choose another disk, or raise the limit (ulimit -f).",
-            ) from error
-        raise
-
-
-def _read_only(folder: Path) -> BundleError:
-    return BundleError(
-        f"Cannot write in {folder}.",
-        remedy="Choose another output folder or change its permissions "
-        "(on Windows: close the program that holds the file).",
-    )
+        raise read_only(folder) from error
 
 
 class Stage:
@@ -305,15 +251,6 @@ def _age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def flush(path: Path) -> None:
-    """Wait until the content of `path` is on the disk, so that no power cut leaves a hole."""
-    handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from todo_compile.bundle.manifest import Manifest, check_files, read
 from todo_compile.errors import BundleError, TodoError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,13 @@ def _tensors(kind: str, specs: Sequence[Any]) -> list[str]:
     return [f"{kind:<14} {s.name} {s.dtype}[{s.text}]" for s in specs]
 
 
-def inspect(path: Path, *, layers: bool = False) -> Inspection:
+def inspect(
+    path: Path, *, layers: Callable[[Path, str], tuple[str, ...]] | None = None
+) -> Inspection:
     """Inspect the output at `path` (the main file or its manifest).
 
     Args:
-        layers: also list an engine's layers; that needs a GPU, and says so where there is none.
+        layers: lists an engine's layers, `export.layers.engine_layers`; None leaves them out.
 
     Raises:
         BundleError: `path` or its manifest is missing or damaged.
@@ -97,15 +99,13 @@ def inspect(path: Path, *, layers: bool = False) -> Inspection:
     damage = tuple(check_files(manifest, path.parent))
     found: tuple[str, ...] = ()
     note: str | None = None
-    if layers and damage:
+    if layers is not None and damage:
         note = "not read: the file is damaged"
-    elif layers and manifest.library is None:
+    elif layers is not None and manifest.library is None:
         note = "an ONNX file has operators, listed above"
-    elif layers:
-        from todo_compile.bundle.layers import engine_layers
-
+    elif layers is not None:
         try:
-            found = engine_layers(main, manifest.library or "")
+            found = layers(main, manifest.library or "")
         except TodoError as error:
             note = f"cannot be read here: {error.message}"
     return Inspection(main, manifest, damage, found, note)

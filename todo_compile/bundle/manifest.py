@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from todo_compile.bundle.files import disk_errors, flush, format_bytes
 from todo_compile.bundle.tensors import Tensor
+from todo_compile.disk import disk_errors, flush, format_bytes
 from todo_compile.errors import BundleError
 from todo_compile.foreign import ForeignError, open_regular, parse_object, read_bytes
 

@@ -158,7 +158,7 @@ class _Watch:
         if self._live is None:
             return
         from todo_compile.build.many.running import last_words
-        from todo_compile.bundle.files import format_bytes
+        from todo_compile.disk import format_bytes
 
         table = Table(box=None, pad_edge=False, show_header=False)
         for one in running:
@@ -176,13 +176,13 @@ class _Watch:
 
 
 def _memory(count: float) -> str:
-    from todo_compile.bundle.files import format_bytes
+    from todo_compile.disk import format_bytes
 
     return "alone" if math.isinf(count) else format_bytes(count)
 
 
 def _print_plan(plan: Plan) -> None:
-    from todo_compile.bundle.files import format_bytes
+    from todo_compile.disk import format_bytes
 
     axes = list(
         dict.fromkeys(axis for build in plan.builds for axis in build.axes if axis != "out")
@@ -227,7 +227,7 @@ def _planned(plan: Plan) -> dict[str, Any]:
 
 
 def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
-    from todo_compile.bundle.files import format_bytes
+    from todo_compile.disk import format_bytes
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in ("out", "status", "seconds", "size", "peak memory", "error"):

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
-import typer
-
-from todo_compile.cli.options import (
-    Batch,
-    Component,
-    Dump,
-    Factors,
-    Json,
-    KvTokens,
-    Model,
-    Precision,
-    Preset,
-    Quiet,
-    SamplingOption,
-    Verbose,
-    make_progress,
-    print_passes,
-)
+from todo_compile.build.request import BuildRequest
+from todo_compile.cli.options import Json, Quiet, Verbose, make_progress, option, print_passes
 
 if TYPE_CHECKING:
     from todo_compile.build.assembly import BundleResult
@@ -30,186 +15,61 @@ if TYPE_CHECKING:
     from todo_compile.cli.console import ConsoleProgress
 
 
-def compile_command(
-    model: Model,
-    res: Annotated[
-        list[str],
-        typer.Option(
-            "--res",
-            "-r",
-            help="Pixels: 2048, or WIDTHxHEIGHT. A bundle takes several: --res 1024 --res "
-            "2048x1152; what runs is chosen by the picture's size.",
-            rich_help_panel="What",
-        ),
-    ],
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out",
-            "-o",
-            help="FILE.plan or .engine: TensorRT; FILE.onnx: ONNX. A manifest, FILE.….json, is "
-            "written beside it. FOLDER/: a bundle with all components.",
-            rich_help_panel="Output",
-        ),
-    ],
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="auto (folder, hub cache, hub), random\\[:SEED] (for sizing, not for pictures), "
-            "or a path to safetensors.",
-            rich_help_panel="What",
-        ),
-    ] = "auto",
-    component: Component = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="Of a bundle: tensorrt or onnx. \\[default: tensorrt]",
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    batch: Batch = None,
-    precision: Precision = None,
-    vae_precision: Annotated[
-        str | None,
-        typer.Option(
-            "--vae-precision",
-            help="Of a bundle's VAE decoder. \\[default: as --precision]",
-            rich_help_panel="What",
-        ),
-    ] = None,
-    kv_tokens: KvTokens = None,
-    factors: Factors = None,
-    sampling: SamplingOption = None,
-    preset: Preset = None,
-    vae_factors: Annotated[
-        str | None,
-        typer.Option(
-            "--vae-factors",
-            help="Of a bundle's VAE decoder: 4, or off. \\[default: bounded by what it saw in "
-            "training]",
-            rich_help_panel="Downsampling",
-        ),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--lora",
-            help="FILE.safetensors\\[:SCALE], fused into the weights; may be given several times.",
-            rich_help_panel="What",
-        ),
-    ] = None,
-    controlnet: Annotated[
-        bool,
-        typer.Option(
-            "--controlnet",
-            help="Let the UNet take a ControlNet's residuals, as further inputs: for any number of "
-            "ControlNets, which run in torch.",
-            rich_help_panel="What",
-        ),
-    ] = False,
-    dense_after: Annotated[
-        float | None,
-        typer.Option(
-            "--dense-after",
-            help="Into a bundle: a dense twin too, for the steps after this share, e.g. 0.7.",
-            rich_help_panel="Downsampling",
-        ),
-    ] = None,
-    opset: Annotated[
-        int | None,
-        typer.Option(
-            help="ONNX opset, 18 to 23. 23 keeps attention whole and needs 4x less scratch memory "
-            "in TensorRT. \\[default: 23]",
-            rich_help_panel="Engine",
-        ),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="GPU architectures, e.g. sm89,sm120, or current. \\[default: the GPU in this "
-            "machine; without one sm89]",
-            rich_help_panel="Engine",
-        ),
-    ] = None,
-    library: Annotated[
-        str,
-        typer.Option(help="tensorrt, tensorrt_rtx or auto.", rich_help_panel="Engine"),
-    ] = "auto",
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option(help="TensorRT's timing cache: read and written.", rich_help_panel="Engine"),
-    ] = None,
-    weight_streaming: Annotated[
-        bool,
-        typer.Option(
-            "--weight-streaming",
-            help="Let the engine keep weights in host memory.",
-            rich_help_panel="Engine",
-        ),
-    ] = False,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="Prove it on these weights: every rewritten site against subsampling at the site, "
-            "and the ONNX file in onnxruntime against the rewritten graph. Builds anew.",
-            rich_help_panel="Output",
-        ),
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Rebuild even if an equal output exists.", rich_help_panel="Output"
-        ),
-    ] = False,
-    dump: Dump = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-) -> None:
+def compile_command(**given: Any) -> None:
     """Compile a model for a resolution to a TensorRT engine, an ONNX file, or a bundle of them.
 
     An existing output is kept if everything that matters is equal, else it is rebuilt and the
     differences are named. A failure leaves the old output or none.
     """
     from todo_compile.build.compiler import CompileResult
-    from todo_compile.build.request import Request
 
+    json, quiet, verbose = (given.pop(name) for name in _SHOWN)
     progress = make_progress(quiet, verbose)
-    request = Request(
-        model=model,
-        res=tuple(res),
-        out=out,
-        weights=weights,
-        component=component,
-        kind=kind,
-        batch=batch,
-        precision=precision,
-        vae_precision=vae_precision,
-        kv_tokens=kv_tokens,
-        factors=factors,
-        sampling=sampling,
-        preset=preset,
-        vae_factors=vae_factors,
-        lora=tuple(lora or ()),
-        controlnet=controlnet,
-        dense_after=dense_after,
-        opset=opset,
-        target=target,
-        library=library,
-        timing_cache=timing_cache,
-        weight_streaming=weight_streaming,
-        verify=verify,
-        force=force,
-        dump=dump,
-    )
-    result = request.run(progress)
+    request = BuildRequest(**{name: value for name, value in given.items() if value is not None})
+    result = request.resolve(progress).build()
     if isinstance(result, CompileResult):
         _print_output(result, progress, json=json, quiet=quiet, verbose=verbose)
     else:
         _print_bundle(result, progress, json=json, quiet=quiet, verbose=verbose)
+
+
+_SHOWN = {"json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, 0)}
+"""Options about what is printed, with their defaults; all others are fields of the request."""
+
+
+def _declare(command: Callable[..., None]) -> None:
+    """Give a command that takes anything the options of a `BuildRequest`, which typer reads."""
+    parameters: list[inspect.Parameter] = []
+    for name, field in BuildRequest.model_fields.items():
+        if not BuildRequest.described()[name].panel:
+            continue  # for Python alone
+        plain = _plain(field.annotation)
+        default = inspect.Parameter.empty if field.is_required() else field.default or None
+        if plain is bool:
+            default = False
+        parameters.append(_parameter(name, Annotated[plain, option(name)], default))
+    parameters += [_parameter(name, kind, value) for name, (kind, value) in _SHOWN.items()]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _plain(annotation: Any) -> Any:
+    """A field's type as typer knows types: without checks, tuples as lists."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return list[_plain(get_args(annotation)[0])]
+    parts = [one for one in get_args(annotation) if one is not type(None)]
+    return _plain(parts[0]) | None if parts else annotation
+
+
+_declare(compile_command)
 
 
 def _print_output(

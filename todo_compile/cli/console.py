@@ -16,7 +16,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 
 from todo_compile.foreign import printable
-from todo_compile.progress import Step
+from todo_compile.progress import Step, finished
 
 if TYPE_CHECKING:
     pass
@@ -74,8 +74,7 @@ class ConsoleProgress:
             seconds = time.perf_counter() - start
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
             if self.verbosity >= 0 and not failed:
-                remark = f"  ({'; '.join(step.remarks)})" if step.remarks else ""
-                self.console.print(f"{name:<14} {seconds:7.1f} s{remark}")
+                self.console.print(finished(name, seconds, step.remarks))
 
     def info(self, text: str) -> None:
         """Something worth knowing; shown unless quiet."""

@@ -77,12 +77,12 @@ def drift_command(
     """
     packages.need("models", "Measuring drift")
     from todo_compile import models
-    from todo_compile.api import dtype_of
     from todo_compile.capture.inputs import example_inputs
     from todo_compile.cli.console import print_json
     from todo_compile.drift.measure import DriftMeter, measure
     from todo_compile.drift.probes import make_probes
     from todo_compile.options import PlanOptions
+    from todo_compile.precision import dtype_of
 
     if plot is not None:
         from todo_compile.cli.plots import check_plot

@@ -8,98 +8,39 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from todo_compile.build.request import BuildRequest
 from todo_compile.cli.screen import stderr
 from todo_compile.errors import ConfigError
-from todo_compile.options import PRESETS, SAMPLINGS, PlanOptions
+from todo_compile.options import PlanOptions
 
 if TYPE_CHECKING:
     from todo_compile.cli.console import ConsoleProgress
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="sd15, sd21, sdxl (see `models`), a diffusers folder, a hub id, or a checkpoint "
-        "(FILE.safetensors).",
-        rich_help_panel="What",
-    ),
-]
+_FIELDS = BuildRequest.described()
 
-Res = Annotated[
-    list[str],
-    typer.Option("--res", "-r", help="Pixels: 2048, or WIDTHxHEIGHT.", rich_help_panel="What"),
-]
 
-Batch = Annotated[
-    str | None,
-    typer.Option(
-        help="UNet batch. Classifier-free guidance runs the prompt and the empty prompt "
-        "together: one image needs 2. A range takes every batch in it: 1..4 (1..2..4 tunes the "
-        "engine for 2, else for the most). \\[default: 2; VAE decoder and text encoder: 1]",
-        metavar="N|MIN..MAX",
-        rich_help_panel="What",
-    ),
-]
+def option(name: str, help: str | None = None) -> Any:
+    """The command's option for a field of `BuildRequest`, in the field's words or in others."""
+    described = _FIELDS[name]
+    long = f"--{name.replace('_', '-')}"
+    return typer.Option(
+        *(long, described.short) if described.short else (long,),
+        help=(help or described.help).replace("[", "\\["),
+        metavar=described.metavar,
+        rich_help_panel=described.panel,
+    )
 
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        help="fp16, bf16 or fp32. \\[default: fp16; SDXL's own VAE: fp32]", rich_help_panel="What"
-    ),
-]
 
-Component = Annotated[
-    str | None,
-    typer.Option(
-        help="unet (whatever denoises), vae-decoder, text-encoder, text-encoder-2, or all (into a "
-        "folder). \\[default: unet; for a folder: all]",
-        rich_help_panel="What",
-    ),
-]
-
-KvTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--kv-tokens",
-        help="Most key/value tokens a site keeps. Default: what the model saw in training at its "
-        "highest attention level (SD1.5, SDXL: 4096).",
-        rich_help_panel="Downsampling",
-    ),
-]
-
-Factors = Annotated[
-    str | None,
-    typer.Option(
-        help="Factor a level, largest grid first: 4,2,1; WIDTHxHEIGHT pairs: 4x2,2; or off.",
-        rich_help_panel="Downsampling",
-    ),
-]
-
-SamplingOption = Annotated[
-    str | None,
-    typer.Option(
-        "--sampling",
-        help=f"Which token stands for a cell: {', '.join(SAMPLINGS)} (blend takes any weight "
-        "between 0 and 1). \\[default: nearest]",
-        rich_help_panel="Downsampling",
-    ),
-]
-
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Published settings by name: {', '.join(PRESETS)}.", rich_help_panel="Downsampling"
-    ),
-]
-
-Dump = Annotated[
-    Path | None,
-    typer.Option(
-        help="Write the graph before and after every pass to this folder.",
-        rich_help_panel="Output",
-    ),
-]
+Model = Annotated[str, option("model")]
+Res = Annotated[list[str], option("res", "Pixels: 2048, or WIDTHxHEIGHT.")]
+Batch = Annotated[str | None, option("batch")]
+Precision = Annotated[str | None, option("precision")]
+Component = Annotated[str | None, option("component")]
+KvTokens = Annotated[int | None, option("kv_tokens")]
+Factors = Annotated[str | None, option("factors")]
+SamplingOption = Annotated[str | None, option("sampling")]
+Preset = Annotated[str | None, option("preset")]
+Dump = Annotated[Path | None, option("dump")]
 
 Json = Annotated[
     bool, typer.Option("--json", help="JSON on standard output.", rich_help_panel="Output")

@@ -27,11 +27,12 @@ def inspect_command(
     from todo_compile.bundle.bundle import BUNDLE_JSON, is_bundle
     from todo_compile.bundle.inspect import inspect
     from todo_compile.cli.console import print_json
+    from todo_compile.export.layers import engine_layers
 
     if is_bundle(file) or file.name == BUNDLE_JSON:
         _inspect_bundle(file, json=json)
         return
-    found = inspect(file, layers=layers)
+    found = inspect(file, layers=engine_layers if layers else None)
     if json:
         print_json(found.to_dict())
     else:

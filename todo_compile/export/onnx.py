@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from todo_compile import packages
-from todo_compile.bundle.files import disk_errors, format_bytes
+from todo_compile.disk import disk_errors, format_bytes
 from todo_compile.errors import ExportError, first_line
 from todo_compile.export._external import weight_bytes, write_external
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.bundle.files import disk_full, format_bytes
+from todo_compile.disk import disk_full, format_bytes
 from todo_compile.errors import EngineError
 from todo_compile.export._build_log import Memory, memory, read_log, remedy_for, telling_error
 from todo_compile.export._child import Outcome, run_worker

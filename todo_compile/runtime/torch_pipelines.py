@@ -38,7 +38,7 @@ def torch_pipeline(
         ModelError: it is no whole pipeline, says what `models.trust` refuses, or cannot be had.
         EngineError: torch has no such device.
     """
-    from todo_compile.api import dtype_of
+    from todo_compile.precision import dtype_of
     from todo_compile.runtime.in_process import torch_device
 
     place = torch_device(provider)

@@ -63,7 +63,7 @@ def check(
             report(number, len(builds), build.out)
         try:
             _check_place(build)
-            needs.append(need(build.request.prepare()))
+            needs.append(need(build.request.resolve(look=True).parts))
             _check_fits(needs[-1], budget, chosen)
         except TodoError as error:
             remedy = error.remedy or ""
@@ -128,7 +128,7 @@ def _check_fits(need: Need, budget: int, chosen: bool) -> None:
     Raises:
         ConfigError: it needs more.
     """
-    from todo_compile.bundle.files import format_bytes
+    from todo_compile.disk import format_bytes
 
     if chosen and budget < need.bytes < math.inf:
         raise ConfigError(

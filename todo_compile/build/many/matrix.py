@@ -22,15 +22,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from todo_compile.build.many.document import Document, Entry, Mistake, Value
-from todo_compile.build.request import Request
+from todo_compile.build.request import BuildRequest
 from todo_compile.errors import TodoError
 
 MAX_BUILDS = 1000
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-# A list of values that the command line takes in one word.
-_JOINED = ("target", "factors", "vae-factors")
-_WITH_PLACEHOLDERS = ("out", "dump")
-_ENGINES = ("target", "library", "timing-cache", "weight-streaming")
+_OPTIONS = BuildRequest.keys()
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Build:
 
     entry: str
     line: int
-    request: Request
+    request: BuildRequest
     axes: tuple[str, ...] = ()
 
     @property
@@ -137,7 +134,7 @@ def _combinations(values: Mapping[str, Value]) -> list[dict[str, Value]]:
 
 
 def _unknown(entry: Entry) -> list[Mistake]:
-    known = Request.keys()
+    known = list(_OPTIONS)
     wrong: list[Mistake] = []
     for key, value in entry.values.items():
         if key not in known:
@@ -161,7 +158,7 @@ def _build(
         data = value.data
         if data is None:  # takes a default away
             continue
-        if isinstance(data, list) and key in _JOINED:
+        if isinstance(data, list) and _OPTIONS[key].joined:
             data = ",".join(map(str, data))
         values[key] = data
     missing = [key for key in ("model", "res", "out") if key not in values]
@@ -174,19 +171,21 @@ def _build(
             )
         ]
     wrong: list[Mistake] = []
-    for key in _WITH_PLACEHOLDERS:
-        if isinstance(values.get(key), str):
+    for key, value in list(values.items()):
+        if _OPTIONS[key].placeholders and isinstance(value, str):
             values[key] = _filled(entry, key, values, chosen[key].line, wrong)
     if wrong:
         return wrong
     if str(values["out"]).endswith(".onnx") or values.get("format") == "onnx":
         # What the defaults say about engines is for the file's engines.
-        values = {k: v for k, v in values.items() if k not in _ENGINES or k in entry.values}
+        values = {
+            k: v for k, v in values.items() if _OPTIONS[k].only != "engine" or k in entry.values
+        }
     try:
-        return Build(entry.name, entry.line, Request.model_validate(values), axes)
-    except ValidationError as error:
-        return [_explained(entry, chosen, one) for one in error.errors()]
+        return Build(entry.name, entry.line, BuildRequest.model_validate(values), axes)
     except TodoError as error:
+        if isinstance(error.__cause__, ValidationError):
+            return [_explained(entry, chosen, one) for one in error.__cause__.errors()]
         return [Mistake(entry.line, f"{entry.name}: {error.message}", error.remedy or "")]
 
 
@@ -204,7 +203,7 @@ def _filled(
     entry: Entry, option: str, values: Mapping[str, Any], line: int, wrong: list[Mistake]
 ) -> str:
     """A path with its placeholders filled in by the values of the build's own options."""
-    known = [key for key in values if key not in _WITH_PLACEHOLDERS]
+    known = [key for key in values if not _OPTIONS[key].placeholders]
 
     def fill(found: re.Match[str]) -> str:
         key = found[1]
@@ -226,6 +225,6 @@ def _slug(key: str, value: Any) -> str:
     """A value as a part of a file's name: ``org/model`` → ``model``."""
     parts = value if isinstance(value, list) else [value]
     texts = [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
-    if key in ("model", "weights", "lora", "timing-cache"):
+    if _OPTIONS[key].file:
         texts = [PurePath(text.rstrip("/\\")).name.removesuffix(".safetensors") for text in texts]
     return "+".join(re.sub(r"[^\w.,x-]+", "-", text) for text in texts)

@@ -53,7 +53,7 @@ def need(jobs: Sequence[Job]) -> Need:
     most = max(_estimate(job) for job in jobs)
     return Need(
         # Running an ONNX file takes what is free for attention: nothing may run beside it.
-        bytes=math.inf if any(job.verify for job in jobs) else most,
+        bytes=math.inf if any(job.request.verify for job in jobs) else most,
         # Classic TensorRT times kernels on the GPU; another build there would disturb it.
         timed=any(job.library is not None and job.library.name == "tensorrt" for job in jobs),
     )

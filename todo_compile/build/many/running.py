@@ -29,8 +29,6 @@ Status = Literal["built", "kept", "failed", "stopped"]
 _WORKER = "todo_compile.build.many.worker"
 _TICK_SECONDS = 0.2
 _STOP_SECONDS = 30.0
-# The log of a child is not for a terminal: no line is broken.
-_COLUMNS = "1000"
 
 
 @dataclass(frozen=True)
@@ -191,20 +189,24 @@ def size_of(out: Path, *, bundle: bool) -> int:
     return sum(p.stat().st_size for p in files if p.is_file())
 
 
-def _command(build: Build, force: bool) -> list[str]:
+def _command(build: Build) -> list[str]:
+    del build
     # -P: nothing of the working directory is imported.
-    command = [sys.executable, "-P", "-m", _WORKER, "compile", "--json"]
-    if force and not build.request.force:
-        command.append("--force")
-    return [*command, *build.request.arguments()]
+    return [sys.executable, "-P", "-m", _WORKER]
+
+
+def _asked(build: Build, force: bool) -> bytes:
+    """The build's request as its child reads it."""
+    request = build.request.model_copy(update={"force": True}) if force else build.request
+    return request.model_dump_json(exclude_defaults=True).encode() + b"\n"
 
 
 def _start(build: Build, log: Path, force: bool) -> Running:
     answer = tempfile.TemporaryFile()  # noqa: SIM115 (`outcome` closes it)
-    environment: Mapping[str, str] = {**os.environ, "COLUMNS": _COLUMNS, "PYTHONUTF8": "1"}
+    environment: Mapping[str, str] = {**os.environ, "PYTHONUTF8": "1"}
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            _command(build, force),
+            _command(build),
             stdin=subprocess.PIPE,
             stdout=answer,
             stderr=sink,
@@ -213,6 +215,10 @@ def _start(build: Build, log: Path, force: bool) -> Running:
             start_new_session=os.name != "nt",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it is gone already; its status says why
+        process.stdin.write(_asked(build, force))
+        process.stdin.flush()  # and left open: its closing tells the child to end
     return Running(build, process, answer, log)
 
 

@@ -1,12 +1,14 @@
-"""A build in a process of its own, which ends with its parent: ``python -m … ARGUMENTS``.
+"""A build in a process of its own, which ends with its parent: ``python -m …``.
 
-It reads the parent's end of its stdin. When that closes, because the parent asks for it or is no
-more, the build is interrupted as by Ctrl-C, so that it leaves nothing half-written.
+It reads its request from stdin, one line of JSON, and then follows the parent's end of it. When
+that closes, because the parent asks for it or is no more, the build is interrupted as by Ctrl-C, so
+that it leaves nothing half-written. Steps and errors go to stderr, what became of it to stdout.
 """
 
 from __future__ import annotations
 
 import _thread
+import json
 import os
 import signal
 import sys
@@ -30,18 +32,44 @@ def _follow_parent(done: threading.Event) -> None:
 
 
 def main() -> None:
-    """Run the command line of this process's arguments."""
+    """Build the request on stdin, and end the process with the status that the command has."""
     # A background process inherits an ignored SIGINT, which could not be raised either.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    line = sys.stdin.buffer.readline()
     done = threading.Event()
     threading.Thread(target=_follow_parent, args=(done,), daemon=True).start()
-    from todo_compile.cli.app import main as run
-
-    code = run(sys.argv[1:])
+    code = _build(line)
     done.set()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # the interpreter's last collection takes seconds after torch
+
+
+def _build(line: bytes) -> int:
+    # Before torch is loaded, see `cli.app`.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from todo_compile.build.request import BuildRequest
+    from todo_compile.errors import TodoError
+    from todo_compile.progress import LineProgress
+
+    try:
+        request = BuildRequest.model_validate_json(line)
+        result = request.resolve(LineProgress(_say)).build()
+        print(json.dumps({"reused": result.reused}))
+    except TodoError as error:
+        _say(f"error: {error.message}")
+        _say(error.remedy or "")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was written")
+        return 130
+    return 0
+
+
+def _say(text: str) -> None:
+    from todo_compile.foreign import printable
+
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

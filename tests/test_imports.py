@@ -1,0 +1,92 @@
+"""Imports run one way: a stage knows those before it, and nobody after it.
+
+    models → capture → passes → export → bundle → build → runtime
+
+Beside them stand `dynamo` and `drift`, which use stages and are used by the command line, and by
+builds, which replay parts of a graph. Files of the root are for all, but for the public face, which
+is for users alone.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import todo_compile
+
+ROOT = Path(todo_compile.__file__).parent
+STAGES = ["models", "capture", "passes", "export", "bundle", "build", "runtime"]
+BESIDE = ("dynamo", "drift")
+KNOWS = {
+    "dynamo": {"models", "capture", "passes"},
+    "drift": {"models", "capture", "passes"},
+    "export": set[str](),  # a graph comes, whoever made it
+    "bundle": set[str](),  # files lie there, whoever wrote them
+}
+ALSO = {"build": {"drift"}}
+FACE = ("api", "cli")
+
+
+def rooms() -> set[str]:
+    return {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+def imports() -> Iterator[tuple[Path, str, str]]:
+    """(file, its room, the room that it imports from) of every import of our own."""
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+                if node.module == ROOT.name:
+                    names = [f"{ROOT.name}.{one.name}" for one in node.names]
+            elif isinstance(node, ast.Import):
+                names = [one.name for one in node.names]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == ROOT.name and len(parts) > 1 and parts[1] != room_of(path):
+                    yield path, room_of(path), parts[1]
+
+
+def may(room: str, other: str) -> bool:
+    """Whether `room` may import from `other`."""
+    if room in FACE:
+        return other != "cli"
+    if other in FACE:
+        return False
+    if other not in rooms():
+        return True  # a file of the root
+    if room in KNOWS:
+        return other in KNOWS[room]
+    if room not in STAGES:
+        return False  # files of the root know no stage
+    before = STAGES[: STAGES.index(room)]
+    return other in before or other in ALSO.get(room, set())
+
+
+def test_every_room_has_a_place() -> None:
+    assert rooms() - {"cli"} == {*STAGES, *BESIDE}
+
+
+def test_imports_run_one_way() -> None:
+    wrong = {
+        f"{path.relative_to(ROOT)} ({room}) imports {other}"
+        for path, room, other in imports()
+        if room != "__init__" and not may(room, other)
+    }
+    assert wrong == set()
+
+
+def test_the_rule_can_fail() -> None:
+    """What was so once, and shall not be again."""
+    for room, other in (
+        ("build", "cli"), ("bundle", "export"), ("export", "bundle"), ("build", "api"),
+        ("runtime", "drift"), ("disk", "bundle"), ("passes", "build"), ("models", "capture"),
+    ):  # fmt: skip
+        assert not may(room, other), (room, other)
