@@ -8,6 +8,7 @@ and 2.12.0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,13 @@ def fake_mode(*, allow_non_fake_inputs: bool = False) -> FakeTensorMode:
 def fake_mode_of(value: object) -> FakeTensorMode | None:
     """The fake mode that `value` belongs to, or None for a real tensor."""
     return value.fake_mode if isinstance(value, FakeTensor) else None
+
+
+def symbolic_rules() -> AbstractContextManager[Any]:
+    """While open, operations on fake tensors know symbolic sizes, as they did in the capture."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    return enable_python_dispatcher()
 
 
 def overload_name(target: object) -> tuple[str, str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from soundness_parts.case import Case
+from todo_compile.capture.trace import constants_of
+from todo_compile.dynamo.backend import static_inputs
 
 DIALECTS = ("export", "dynamo")
 Tensors = tuple[Tensor, ...]
@@ -28,11 +30,13 @@ class Captured:
         module: to be edited in place.
         run: inputs → outputs of what the graph is now.
         edited: to be called after editing.
+        constants: weights and buffers by the node that they are.
     """
 
     module: GraphModule
     run: Callable[[Sequence[Tensor]], Tensors]
     edited: Callable[[], None]
+    constants: Mapping[str, Tensor]
 
 
 def tensors(result: Any) -> Tensors:
@@ -56,11 +60,19 @@ def capture(model: nn.Module, case: Case, given: Sequence[Tensor], dialect: str)
     return _compiled(model, case, clones(given))
 
 
+def _sides(picture: Tensor) -> list[int]:
+    """Axes of rows and columns of an input; none of text."""
+    return [2, 3] if picture.dim() == 4 else []
+
+
 def _exported(model: nn.Module, case: Case, given: list[Tensor]) -> Captured:
     shapes: Any = None
     if case.dynamic:
         batch = torch.export.Dim("batch", min=2, max=64)
         each = [{0: batch} if t.shape[0] == case.batch else {} for t in given]
+        shapes = (each[0], tuple(each[1:])) if each[1:] else (each[0],)
+    if case.sides:
+        each = [dict.fromkeys(_sides(t), torch.export.Dim.DYNAMIC) for t in given]
         shapes = (each[0], tuple(each[1:])) if each[1:] else (each[0],)
     program = torch.export.export(model, tuple(given), dynamic_shapes=shapes)
     made: list[nn.Module] = []
@@ -74,14 +86,17 @@ def _exported(model: nn.Module, case: Case, given: list[Tensor]) -> Captured:
             made.append(program.module())
         return tensors(made[0](*clones(real)))
 
-    return Captured(program.graph_module, run, edited)
+    return Captured(program.graph_module, run, edited, constants_of(program))
 
 
 def _compiled(model: nn.Module, case: Case, given: list[Tensor]) -> Captured:
     found: list[GraphModule] = []
 
-    def backend(module: GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+    constants: dict[str, Tensor] = {}
+
+    def backend(module: GraphModule, real: Sequence[Any]) -> Callable[..., Any]:
         found.append(module)
+        constants.update(static_inputs(module, real))
 
         def call(*real: Any) -> Any:
             return module.forward(*real)  # what it is by then: editing makes it another function
@@ -92,6 +107,8 @@ def _compiled(model: nn.Module, case: Case, given: list[Tensor]) -> Captured:
     for t in given if case.dynamic else ():
         if t.shape[0] == case.batch:
             torch._dynamo.maybe_mark_dynamic(t, 0)  # noqa: TID251  # pyright: ignore[reportPrivateUsage]
+    for t in given if case.sides else ():
+        torch._dynamo.maybe_mark_dynamic(t, _sides(t))  # noqa: TID251  # pyright: ignore[reportPrivateUsage, reportArgumentType]
     compiled: Any = torch.compile(model, backend=backend, fullgraph=True)
     compiled(*given)
     if len(found) != 1:
@@ -103,4 +120,4 @@ def _compiled(model: nn.Module, case: Case, given: list[Tensor]) -> Captured:
             raise NotCapturedError("it was compiled again, for other sizes")
         return result
 
-    return Captured(found[0], run, lambda: None)
+    return Captured(found[0], run, lambda: None, constants)

@@ -17,6 +17,7 @@ from soundness_parts.masks import MASKS
 from soundness_parts.sources import ORDERS, SOURCES, Grid
 from soundness_parts.views import ALIASES, DETOURS
 from soundness_parts.writes import PARTS, WRITES
+from todo_compile.options import Masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ JOINS = ("tokens", "projected", "heads")
 MOMENTS = ("between", "before", "after", "end", "scores")
 TARGETS = ("tokens", "key", "value", "query")
 USES = ("none", "residual", "keys", "values", "tokens", "count", "mean")
+BLOCKS = ("one", "sequence", "parallel", "pictures", "crossed")
 SIZES: tuple[Grid, ...] = (
     (4, 6), (4, 4), (6, 4), (5, 7), (3, 8), (7, 5), (2, 9), (5, 5), (1, 8), (7, 1), (6, 6), (8, 8),
 )  # fmt: skip
@@ -75,6 +77,7 @@ class Case:
         size: rows and columns of the tokens.
         frames, batch: pictures.
         norm: of tokens, in front of the block.
+        placed: all pictures' tokens get one table over rows and columns.
         detour: a round trip of the tokens in front of the projections.
         projection, key_map, value_map: how keys and values are made.
         heads, split, repeat: how they come apart into heads; a repeat has half as many of keys.
@@ -87,7 +90,10 @@ class Case:
         dtype: of weights and inputs.
         dynamic: the batch is dynamic.
         nesting: what the block runs in.
-        sampling, factors: what is asked for.
+        sampling, factors, masks, keep_mass: what is asked for.
+        blocks: attentions in one module: one, two of the same tokens or in sequence, one for each
+            of two pictures, or one of a picture and one from it to another.
+        sides: the picture's sides are dynamic.
     """
 
     seed: int = 0
@@ -96,6 +102,7 @@ class Case:
     size: Grid = (4, 6)
     batch: int = 1
     norm: str = "none"
+    placed: bool = False
     detour: str = "none"
     projection: str = "linear"
     key_map: str = "none"
@@ -121,6 +128,10 @@ class Case:
     nesting: str = "none"
     sampling: str = "nearest"
     factors: Grid = (2, 2)
+    masks: Masks = "prove"
+    keep_mass: bool = True
+    blocks: str = "one"
+    sides: bool = False
 
     def changed(self) -> dict[str, Any]:
         """The choices that are not the plainest."""
@@ -139,6 +150,7 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "source": tuple(SOURCES),
     "order": tuple(ORDERS),
     "norm": ("none", "layer_norm", "group_norm", "batch_norm"),
+    "placed": (False, True),
     "detour": tuple(DETOURS),
     "projection": (*PROJECTIONS, *FUSED, "identity", "shared"),
     "key_map": tuple(KEY_MAPS),
@@ -156,6 +168,8 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "dynamic": (False, True),
     "nesting": ("none", "checkpoint", "autocast", "no_grad", "cond"),
     "sampling": ("nearest", "nearest-exact", "average", "blend:0.5", "staggered"),
+    "blocks": BLOCKS,
+    "sides": (False, True),
 }
 """Fields that are plain or not; the plainest first. Sizes and details are drawn in every case."""
 
@@ -175,6 +189,7 @@ DETAILS: Mapping[str, Sequence[Any]] = {
 WEIGHTS: Mapping[str, float] = {
     "write": 3, "spelling": 3, "mask": 2, "side": 3, "source": 2.5, "order": 1.5, "key_map": 2,
     "projection": 2, "sampling": 2, "nesting": 0.5, "dynamic": 0.7, "dtype": 0.7,
+    "sides": 0.25,
 }  # fmt: skip
 """How often a field is one of those that are not plain; others 1."""
 
@@ -191,6 +206,10 @@ def draw(seed: int) -> Case:
         case = replace(case, **{name: random_.choice(CHOICES[name][1:])})
     if case.mask == "none" and random_.random() < 0.3 and SIDES[case.side].text:
         case = replace(case, mask=random_.choice([n for n, m in MASKS.items() if m.text]))
+    if not MASKS[case.mask].safe and random_.random() < 0.35:
+        case = replace(case, masks="pool")
+    if SIDES[case.side].joint and random_.random() < 0.15:
+        case = replace(case, keep_mass=False)
     return repaired(case)
 
 
@@ -204,6 +223,11 @@ def side_lengths(case: Case) -> tuple[int, int]:
     side = SIDES[case.side]
     before, after = (case.text if own is True else int(own) for own in (side.before, side.after))
     return before, after
+
+
+def another_picture(case: Case) -> bool:
+    """Whether a second picture goes in."""
+    return case.side in ("two_pictures", "other_picture") or case.blocks in ("pictures", "crossed")
 
 
 def repaired(case: Case) -> Case:

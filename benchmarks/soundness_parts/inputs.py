@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from soundness_parts.case import SIDES, Case, grid_of, side_lengths
+from soundness_parts.case import SIDES, Case, another_picture, grid_of, side_lengths
 from soundness_parts.masks import MASKS, given_mask
 from soundness_parts.sources import SOURCES, WIDTH
 
@@ -32,16 +32,15 @@ def inputs(case: Case, *, equal: bool = False, batch: int | None = None) -> tupl
         drawn = noise(batch, *shape)
         if not equal:
             return drawn
-        sequence = len(shape) == 2
-        one = drawn[:, :1] if sequence else drawn.flatten(2)[..., :1]
-        return one.expand(drawn.shape).clone() if sequence else _constant(drawn)
+        sides = (1,) if len(shape) == 2 else SOURCES[case.source].sides
+        return drawn.mean(sides, keepdim=True).expand(drawn.shape).clone()
 
     found = [picture()]
     side, mask = SIDES[case.side], MASKS[case.mask]
     before, after = side_lengths(case)
     if side.text:
         found.append(noise(batch, before + after, WIDTH))
-    if case.side in ("two_pictures", "other_picture"):
+    if another_picture(case):
         found.append(picture())
     if mask.text and not mask.given:
         there = torch.ones(batch, before + after, dtype=torch.bool)
@@ -50,11 +49,6 @@ def inputs(case: Case, *, equal: bool = False, batch: int | None = None) -> tupl
     if mask.given:
         found.append(_given(case, mask.given, noise))
     return tuple(found)
-
-
-def _constant(drawn: Tensor) -> Tensor:
-    """Every channel of every picture the same everywhere."""
-    return drawn.mean((-2, -1), keepdim=True).expand(drawn.shape).clone()
 
 
 def _given(case: Case, kind: str, noise: Callable[..., Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from soundness_parts.attend import SPELLINGS, Attend
-from soundness_parts.case import SIDES, Case, grid_of, side_lengths
+from soundness_parts.case import SIDES, Case, another_picture, grid_of, side_lengths
 from soundness_parts.inputs import DTYPES
 from soundness_parts.keys import FUSED, KEY_MAPS, PROJECTIONS, REPEATS, SPLITS, Layers
 from soundness_parts.masks import MASKS, Keys
@@ -22,6 +22,11 @@ Parts = tuple[Tensor, Tensor, Tensor]
 
 Beside = tuple[Tensor | None, Tensor | None]
 """Text before and after the image's tokens."""
+
+
+def filter_none(given: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """What is there."""
+    return tuple(t for t in given if t is not None)
 
 
 class Attention(nn.Module):
@@ -39,6 +44,9 @@ class Attention(nn.Module):
         self.key_heads = case.heads if case.repeat == "none" else max(1, case.heads // 2)
         self.stem = source.stem()
         self.table = nn.Parameter(torch.randn(2 * case.size[0] * case.size[1] + 9, WIDTH))
+        # As the tokens are counted, so that its axes meet theirs.
+        places = (columns, rows) if ORDERS[case.order].column_major else (rows, columns)
+        self.places = nn.Parameter(torch.randn(*places, WIDTH))
         self.layer_norm = nn.LayerNorm(WIDTH)
         self.group_norm = nn.GroupNorm(2, WIDTH)
         self.batch_norm = nn.BatchNorm1d(WIDTH)
@@ -69,11 +77,13 @@ class Attention(nn.Module):
     def tokens(self, image: Tensor) -> Tensor:
         case = self.case
         x = self.from_image(self.stem, image, case.size, self.table)
-        return self.reorder(x, case.size, self.shuffled)
+        x = self.reorder(x, case.size, self.shuffled)
+        return x + self.places.flatten(0, 1) if case.placed else x
 
     def tables(self) -> list[Tensor]:
         """What makes tokens differ by place before the block."""
-        return [t for name, t in self.named_parameters() if name == "table"]  # unless pruned
+        named = self.named_parameters()
+        return [t for name, t in named if name in ("table", "places")]  # unless pruned
 
     def normed(self, x: Tensor) -> Tensor:
         match self.case.norm:
@@ -116,10 +126,10 @@ class Attention(nn.Module):
         return parts[0] if before else None, parts[1] if after else None
 
     def sequences(
-        self, x: Tensor, text: Tensor | None, other: Tensor | None
+        self, x: Tensor, text: Tensor | None, other: Tensor | None, crossed: bool
     ) -> tuple[Tensor, Tensor]:
         """What queries, and what keys are projected from."""
-        match self.case.side:
+        match "other_picture" if crossed else self.case.side:
             case "cross":
                 assert text is not None
                 beside = self.beside(x, text)[0]
@@ -166,13 +176,15 @@ class Attention(nn.Module):
         attend = self.attend if self.hook is None else self.hook
         return attend(q, k, v, bias)
 
-    def qkv(self, x: Tensor, text: Tensor | None, other: Tensor | None, early: Tensor) -> Parts:
+    def qkv(
+        self, x: Tensor, text: Tensor | None, other: Tensor | None, early: Tensor, crossed: bool
+    ) -> Parts:
         case, layers = self.case, self.layers
-        asked, source = self.sequences(x, text, other)
+        asked, source = self.sequences(x, text, other, crossed)
         now = {"tokens": x, "early": early}
         self.write("before", **now)
         q = self.project(layers.to_q, asked) if not case.query_last else x
-        if self.fused is not None:
+        if self.fused is not None and not crossed:
             q, k, v = self.fused(layers.qkv(asked))
             k = self.map_key(layers, k, source)
             v = self.map_value(layers, v, source)
@@ -182,7 +194,7 @@ class Attention(nn.Module):
             self.write("between", key=k, query=q, **now)
             v = self.value(k, source)
         self.write("after", key=k, value=v, query=q, **now)
-        if case.query_last and self.fused is None:
+        if case.query_last and (self.fused is None or crossed):
             q = self.project(layers.to_q, asked)
         return self.joined_heads(x, text, q, k, v)
 
@@ -230,12 +242,14 @@ class Attention(nn.Module):
         other: Tensor | None,
         text_mask: Tensor | None,
         given: Tensor | None,
+        *,
+        crossed: bool = False,
     ) -> tuple[Tensor, ...]:
         case = self.case
         x = self.normed(x)
         early = self.look(x) if case.early else x
         x = self.detour(x)
-        q, k, v = self.qkv(x, text, other, early)
+        q, k, v = self.qkv(x, text, other, early, crossed)
         bias = self.mask(q, k, text_mask, given)
         out = self.attention(q, k, v, bias).transpose(1, 2).flatten(2)
         self.write("end", tokens=x, early=early, key=k, value=v, query=q)
@@ -258,21 +272,62 @@ class Attention(nn.Module):
             case _:
                 return (out,)
 
+    def blocks(
+        self,
+        x: Tensor,
+        text: Tensor | None,
+        other: Tensor | None,
+        text_mask: Tensor | None,
+        given: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """One attention, or two with the same weights."""
+        one = self.block(x, text, other, text_mask, given)
+        match self.case.blocks:
+            case "sequence":
+                return *one[1:], *self.block(x + one[0], text, other, text_mask, given)
+            case "parallel":
+                return *one, *self.block(x, text, other, text_mask, given)
+            case "pictures":
+                assert other is not None
+                return *one, *self.block(other, text, None, text_mask, given)
+            case "crossed":
+                return *one, *self.block(x, text, other, text_mask, given, crossed=True)
+            case _:
+                return one
+
+    def branch(self, x: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
+        """The block under ``torch.cond``, which always takes the first branch."""
+        if self.hook is not None or not torch.compiler.is_compiling():
+            return self.blocks(x, *others)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        there = [t is not None for t in others]
+
+        def whole(x: Tensor, *some: Tensor) -> tuple[Tensor, ...]:
+            rest = iter(some)
+            given = [next(rest) if here else None for here in there]
+            return self.blocks(x, *given)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+        def turned(x: Tensor, *some: Tensor) -> tuple[Tensor, ...]:
+            return tuple(-t for t in whole(x, *some))
+
+        return torch.cond(x.abs().sum() >= 0, whole, turned, (x, *filter_none(others)))
+
     def forward(self, image: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         case, rest = self.case, list(others)
         text = rest.pop(0) if self.side.text else None
-        other = self.tokens(rest.pop(0)) if case.side in ("two_pictures", "other_picture") else None
+        other = self.tokens(rest.pop(0)) if another_picture(case) else None
         masking = self.masking
         text_mask = rest.pop(0) if masking.text and not masking.given else None
         given = rest.pop(0) if masking.given else None
         x = self.tokens(image)
-        body: Callable[..., Any] = self.block
+        body: Callable[..., Any] = self.blocks
         match case.nesting:
             case "checkpoint":
                 return checkpoint(body, x, text, other, text_mask, given, use_reentrant=False)  # pyright: ignore[reportReturnType]
             case "autocast":
                 with torch.autocast("cpu", torch.bfloat16):
                     return tuple(t.float() for t in body(x, text, other, text_mask, given))
+            case "cond":
+                return self.branch(x, text, other, text_mask, given)
             case "no_grad":
                 with torch.no_grad():
                     return body(x, text, other, text_mask, given)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from soundness_parts.attend import SPELLINGS
-from soundness_parts.case import SIDES, Case, grid_of
+from soundness_parts.case import SIDES, Case, grid_of, side_lengths
 from soundness_parts.keys import FUSED
 from soundness_parts.masks import MASKS
 from soundness_parts.sources import ORDERS, SOURCES
@@ -14,7 +14,7 @@ from soundness_parts.sources import ORDERS, SOURCES
 
 def repair(case: Case) -> Case:
     """`case` with what does not fit replaced; a repaired case stays as it is."""
-    for step in (_sizes, _sides, _masks, _spellings, _projections, _writes, _rest):
+    for step in (_sizes, _sides, _blocks, _masks, _spellings, _projections, _writes, _rest):
         changes = step(case)
         if changes:
             case = replace(case, **changes)
@@ -23,6 +23,11 @@ def repair(case: Case) -> Case:
 
 def _sizes(case: Case) -> dict[str, Any]:
     changes: dict[str, Any] = {}
+    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
+        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
+    if case.order == "turned_view" and case.size[0] == case.size[1]:
+        case = replace(case, order="column")  # which it is on a square
+        changes["order"] = "column"
     rows, columns = case.size
     if case.source == "video" and case.order != "row":
         case = replace(case, order="row")
@@ -32,6 +37,8 @@ def _sizes(case: Case) -> dict[str, Any]:
         changes["order"] = "dealt"
     if case.source in ("convolved", "tabled") and min(rows, columns) < 2:
         changes["size"] = (4, 6)
+    if case.source == "video" and case.placed:
+        changes["placed"] = False
     if case.source == "padded" and columns < 2:
         changes["size"] = (4, 6)
     if case.order in ("batch_shuffled", "batch_flipped") and case.batch == 1:
@@ -40,10 +47,6 @@ def _sizes(case: Case) -> dict[str, Any]:
     factors = min(case.factors[0], grid[0]), min(case.factors[1], grid[1])
     if factors != case.factors:
         changes["factors"] = factors
-    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
-        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
-    if case.order == "turned_view" and case.size[0] == case.size[1]:
-        changes["order"] = "column"  # which it is on a square
     return changes
 
 
@@ -56,11 +59,53 @@ def _sides(case: Case) -> dict[str, Any]:
         changes["join"] = "heads"
     if side.instead and case.join != "tokens":
         changes["join"] = "tokens"
-    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
-        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
-    if case.order == "turned_view" and case.size[0] == case.size[1]:
-        changes["order"] = "column"  # which it is on a square
     return changes
+
+
+def _blocks(case: Case) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if case.blocks in ("pictures", "crossed") and case.side in ("two_pictures", "other_picture"):
+        changes["blocks"] = "one"  # another picture is there already
+    elif case.blocks == "crossed" and case.side != "none":
+        changes["blocks"] = "parallel"
+    if case.blocks != "one" and case.nesting == "cond":
+        changes["nesting"] = "none"  # a branch has its own sites
+    if case.blocks == "sequence" and case.masks == "pool":
+        changes["blocks"] = "parallel"  # a row without a key spoils all rows of what follows
+    if not case.keep_mass and side_lengths(case) == (0, 0):
+        changes["keep_mass"] = True
+    if case.sides:
+        return changes | _dynamic_sides(case)
+    return changes
+
+
+def _dynamic_sides(case: Case) -> dict[str, Any]:
+    """What does not depend on how large the picture is."""
+    plain = Case()
+    wanted: dict[str, Any] = {
+        name: getattr(plain, name)
+        for name in (
+            "order",
+            "dynamic",
+            "mask",
+            "nesting",
+            "write",
+            "uses",
+            "detour",
+            "source",
+            "placed",
+        )
+    }
+    if case.source in ("patch", "channels_last", "valid_conv", "pooled"):
+        del wanted["source"]
+    if min(case.size) < 2:
+        wanted["size"] = (4, 6)
+        wanted["factors"] = (2, 2)
+    if "table" in case.key_map or "rotated" in case.key_map:
+        wanted["key_map"] = "none"
+    if "table" in case.value_map or "rotated" in case.value_map:
+        wanted["value_map"] = "none"
+    return {name: value for name, value in wanted.items() if getattr(case, name) != value}
 
 
 def _masks(case: Case) -> dict[str, Any]:
@@ -69,8 +114,8 @@ def _masks(case: Case) -> dict[str, Any]:
         return {"mask": "none"}
     if case.mask != "none" and not side.allowed:
         return {"mask": "none"}
-    if case.mask.startswith("window") and side.joint:
-        return {}
+    if case.masks == "pool" and mask.safe:
+        return {"masks": "prove"}
     return {}
 
 
@@ -96,10 +141,6 @@ def _spellings(case: Case) -> dict[str, Any]:
         changes["heads"] = 2
     if plain == "talking" and case.heads == 1:
         changes["heads"] = 2
-    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
-        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
-    if case.order == "turned_view" and case.size[0] == case.size[1]:
-        changes["order"] = "column"  # which it is on a square
     return changes
 
 
@@ -113,10 +154,6 @@ def _projections(case: Case) -> dict[str, Any]:
         changes["projection"] = "linear"
     if fused and not one_sequence:
         changes["projection"] = "linear"
-    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
-        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
-    if case.order == "turned_view" and case.size[0] == case.size[1]:
-        changes["order"] = "column"  # which it is on a square
     return changes
 
 
@@ -140,10 +177,6 @@ def _writes(case: Case) -> dict[str, Any]:
         changes["early"] = False
     if case.moment == "scores":
         changes["moment"] = "after"
-    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
-        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
-    if case.order == "turned_view" and case.size[0] == case.size[1]:
-        changes["order"] = "column"  # which it is on a square
     return changes
 
 
@@ -165,10 +198,8 @@ def _rest(case: Case) -> dict[str, Any]:
         changes["dtype"] = "float32"
     if case.dtype in ("float16", "bfloat16") and case.key_map.startswith(("half", "as_int")):
         changes["key_map"] = "none"
+    if case.nesting == "cond" and case.uses in ("tokens", "keys"):
+        changes["uses"] = "none"  # a branch must not return what it was given
     if ORDERS[case.order].grid is not ORDERS["row"].grid and case.text == 0:
         changes["text"] = 1
-    if case.spelling == "sdpa_per_head" and case.sampling == "staggered":
-        changes["sampling"] = "nearest"  # every head is a site with a phase of its own
-    if case.order == "turned_view" and case.size[0] == case.size[1]:
-        changes["order"] = "column"  # which it is on a square
     return changes

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch.fx import GraphModule
-
+from soundness_parts.capturing import Captured
 from soundness_parts.case import Case
 from soundness_parts.sources import SOURCES
 from todo_compile.dynamo.nested import rewrite_nested
@@ -13,12 +12,14 @@ from todo_compile.passes.plan.levels import Levels
 from todo_compile.passes.report import SiteReport
 
 
-def rewrite(module: GraphModule, options: PlanOptions, case: Case) -> list[SiteReport]:
-    """Rewrite `module` in place; the rows of its attentions, those of nested graphs too.
+def rewrite(captured: Captured, options: PlanOptions, case: Case) -> list[SiteReport]:
+    """Rewrite a graph in place; the rows of its attentions, those of nested graphs too.
 
-    The grid of packed tokens is named where the case says so. A site whose grid is smaller than
-    the factors is refused: what the passes take for a grid is for the judge to judge.
+    The grid of packed tokens is named where the case says so, and so are an input's axes. A site
+    whose grid is smaller than the factors is refused: what the passes take for a grid is for the
+    judge to judge.
     """
+    module = captured.module
     named = SOURCES[case.source].named
     rows, columns = case.size
     grids = {rows * columns: (rows, columns)} if named else {}
@@ -28,7 +29,15 @@ def rewrite(module: GraphModule, options: PlanOptions, case: Case) -> list[SiteR
         found.append(Levels(areas, strict=False))
         return found[-1]
 
-    report = rewrite_graph(module, options, token_grids=grids or None, levels=levels)
+    axes = SOURCES[case.source].axes
+    report = rewrite_graph(
+        module,
+        options,
+        token_grids=grids or None,
+        image_axes={"image": axes} if axes else None,
+        levels=levels,
+        constants=captured.constants,
+    )
     sites = list(report.sites)
     if case.nesting != "none":
         for nested in rewrite_nested(module, options, grids, found[-1]):

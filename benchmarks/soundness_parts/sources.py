@@ -30,6 +30,8 @@ class Source:
         named: the caller names the grid of so many tokens.
         table: `tokens` reads the table.
         frames: pictures an item of the batch.
+        axes: axes of rows and columns that the caller names of the input.
+        sides: where rows and columns are in the input.
     """
 
     stem: Callable[[], nn.Module]
@@ -39,6 +41,8 @@ class Source:
     named: bool = False
     table: bool = False
     frames: int = 1
+    axes: tuple[int, int] | None = None
+    sides: tuple[int, int] = (-2, -1)
 
 
 def flat(picture: Tensor) -> Tensor:
@@ -146,6 +150,14 @@ SOURCES: Mapping[str, Source] = {
     ),
     "convolved": Source(lambda: nn.Linear(WIDTH, WIDTH), _convolved, _sequence, table=True),
     "tabled": Source(lambda: nn.Linear(WIDTH, WIDTH), _tabled, _sequence, table=True),
+    "axes_named": Source(lambda: _conv(1), _spatial, _image, axes=(2, 3)),
+    "axes_last": Source(
+        lambda: nn.Linear(3, WIDTH),
+        lambda layer, x, _, __: layer(x).flatten(1, 2),
+        lambda rows, columns: (rows, columns, 3),
+        axes=(1, 2),
+        sides=(-3, -2),
+    ),
     # What no compiler may take for a picture.
     "conv1": Source(lambda: _conv(1), _spatial, _image, proved=False),
     "packed_unnamed": Source(

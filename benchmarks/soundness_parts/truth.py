@@ -6,6 +6,7 @@ factors, sampling) is compared with the case; then it is done again by other mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,24 +22,37 @@ from tests import oracle
 from todo_compile.passes.report import SiteReport
 
 
-def forbidden(case: Case) -> str:
-    """Why no site of this case may be rewritten; empty if they may."""
+def forbidden(case: Case, call: int = 0) -> str:
+    """Why no site of an attention of this case may be rewritten; empty if they may."""
+    if case.sides:
+        return "its sides are dynamic"
+    if call and case.blocks == "crossed":
+        return "its keys are another picture's"
     if not SOURCES[case.source].proved:
         return "nothing shows that its tokens are a picture"
     if not ORDERS[case.order].picture:
         return "its tokens are in another order"
     if not SIDES[case.side].allowed:
         return "its keys are not the queries' picture"
-    if not MASKS[case.mask].safe:
+    if not MASKS[case.mask].safe and case.masks == "prove":
         return "its mask can hide keys"
     if not SPELLINGS[case.spelling].softmax:
         return "it is no softmax attention, or its scores are used elsewhere"
     return ""
 
 
-def disagreement(case: Case, site: SiteReport) -> str:
+def by_call(case: Case, sites: Sequence[SiteReport]) -> list[list[SiteReport]]:
+    """The reports of each attention of the module, in order: all have as many."""
+    calls = 1 if case.blocks == "one" else 2
+    each, left = divmod(len(sites), calls)
+    if left:
+        raise ValueError(f"{len(sites)} rows for {calls} attentions that are spelled alike")
+    return [list(sites[i * each : (i + 1) * each]) for i in range(calls)]
+
+
+def disagreement(case: Case, site: SiteReport, call: int) -> str:
     """What the report says of a rewritten site that the case knows better."""
-    if why := forbidden(case):
+    if why := forbidden(case, call):
         return f"rewritten, but {why}"
     if site.grid != grid_of(case):
         return f"grid {site.grid} instead of {grid_of(case)}"
@@ -60,17 +74,25 @@ class Truth:
     case: Case
     sites: Sequence[SiteReport]
     seen: list[tuple[Tensor, Tensor, Tensor | None]]
+    start: Grid = (0, 0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        sites = [site for site in self.sites if site.action == "rewritten"]
+        call = len(self.seen)
         self.seen.append((k, v, bias))
         spelling = SPELLINGS[self.case.spelling]
-        if not sites:
+        groups = by_call(self.case, self.sites) if self.sites else [[]] * (call + 1)
+        done = [any(site.action == "rewritten" for site in group) for group in groups]
+        if not done[call]:
             return spelling.attend(q, k, v, bias)
         before, after = side_lengths(self.case)
         grid, factors = grid_of(self.case), self.case.factors
         if ORDERS[self.case.order].column_major:
             grid, factors = (grid[1], grid[0]), (factors[1], factors[0])
+        # Every attention of a level starts elsewhere in the cell.
+        index = sum(done[:call])
+        self.start = oracle.stagger_phases(self.case.factors, index + 1)[index]
+        if ORDERS[self.case.order].column_major:
+            self.start = self.start[1], self.start[0]
         k, v = (self._pooled(t, 2, grid, factors, before) for t in (k, v))
         bias = self._bias(bias, grid, factors, before, after, q.dtype)
         if spelling.oddity:
@@ -83,7 +105,7 @@ class Truth:
         return oracle.attention(q, k, v, scale=spelling.scale, bias=bias).to(v_dtype)
 
     def _pooled(self, x: Tensor, dim: int, grid: Grid, factors: Grid, before: int) -> Tensor:
-        return oracle.subsample(x, dim, grid, factors, self.case.sampling, before)
+        return oracle.subsample(x, dim, grid, factors, self.case.sampling, before, start=self.start)
 
     def _bias(
         self,
@@ -96,6 +118,9 @@ class Truth:
     ) -> Tensor:
         """The bias of fewer keys, and the logarithm of how many tokens each stands for."""
         weight = oracle.mass(grid, factors, before, after, torch.float64)
+        if not self.case.keep_mass:  # whole cells weigh as one text token does
+            image = slice(before, len(weight) - after)
+            weight[image] -= math.log(factors[0] * factors[1])
         if bias is None:
             return weight.to(dtype)
         if bias.dtype == torch.bool:
@@ -108,6 +133,8 @@ class Truth:
 def equal_image(case: Case, seen: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> bool:
     """Whether all image keys of a call are one key, all values one value, under one bias."""
     before, after = side_lengths(case)
+    if not case.keep_mass:
+        return False  # fewer keys then weigh less beside the text
     return all(
         _constant(t, dim, before, after)
         for k, v, bias in seen
@@ -133,6 +160,8 @@ def _never(case: Case) -> str:
         return "never: no picture"
     if not ORDERS[case.order].picture:
         return "never: another order"
+    if case.sides:
+        return "never: dynamic sides"
     if not SIDES[case.side].allowed:
         return "never: other keys"
     return "never: masks" if not MASKS[case.mask].safe else "never: other attention"
@@ -148,13 +177,17 @@ def classify(case: Case) -> str:
     if case.write != "none":
         return "written in place"
     if case.mask != "none":
+        if not MASKS[case.mask].safe:
+            return "masks at own risk"
         return "masked text" if MASKS[case.mask].text else "small bias"
+    if case.blocks != "one":
+        return "two attentions"
     if case.dynamic or case.dtype != "float32":
         return "dynamic batch or another dtype"
     if side_lengths(case) != (0, 0):
         return "joint"
-    if case.source in ("packed", "packed_raw", "convolved", "tabled"):
-        return "packed"
+    if case.source in ("packed", "packed_raw", "convolved", "tabled", "axes_named", "axes_last"):
+        return "packed or named"
     if not all(KEY_MAPS[name].token_wise for name in (case.key_map, case.value_map)):
         return "tokens see each other"
     if case.order != "row":

@@ -96,8 +96,8 @@ def test_the_judge_sees_a_wrong_rewrite(
 ) -> None:
     right = judging.rewrite
 
-    def broken(module: Any, options: Any, case: Case) -> Any:
-        return right(module, replace(options, **wrong), case)
+    def broken(captured: Any, options: Any, case: Case) -> Any:
+        return right(captured, replace(options, **wrong), case)
 
     case = Case(seed=1, detour="permuted", spelling="product")
     assert judge(case, dialect).outcome == "rewritten"

@@ -16,7 +16,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from todo_compile._torch import fake_mode_of, is_symbolic, size_expression
+from todo_compile._torch import fake_mode_of, is_symbolic, size_expression, symbolic_rules
 from todo_compile.errors import PassError
 from todo_compile.passes import ops
 from todo_compile.passes.grid.axes import Size, plain_size, same
@@ -289,7 +289,8 @@ class GraphContext:
             return 0
         count = 0
         mode = self._mode if self._mode is not None else nullcontext()
-        with torch.no_grad(), mode, autocast_regions() as run_region:
+        rules = symbolic_rules() if self.is_dynamic else nullcontext()
+        with torch.no_grad(), mode, rules, autocast_regions() as run_region:
             for node in self.graph.nodes:
                 if run_region(node) or node not in pending or node in self._doomed:
                     continue

@@ -10,6 +10,7 @@ name) and `arg` (an argument by position or name), and emit ATen calls, which bo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -162,9 +163,14 @@ def op(node: Node) -> str:
         return _ALIASES.get(name, name)
     if node.op != "call_function":
         return ""
-    target = node.target
-    if target is getattr:  # Dynamo's spelling of x.mT, x.shape, x.dtype
+    if node.target is getattr:  # Dynamo's spelling of x.mT, x.shape, x.dtype
         return str(node.args[1])
+    return _function_name(node.target)
+
+
+@lru_cache(maxsize=4096)
+def _function_name(target: Any) -> str:
+    """Canonical name of a function: it is asked for twenty times a node."""
     overload = overload_name(target)
     if overload is not None:
         namespace, name = overload

@@ -87,6 +87,12 @@ def fresh(size: Size, role: str = "", origin: int = 0) -> Atom:
     return Atom(size, role, next(_ids), origin)
 
 
+def renewed(atom: Atom) -> Atom:
+    """A range like `atom`, but another one."""
+    segments = tuple(tuple(renewed(one) for one in part) for part in atom.segments)
+    return Atom(atom.size, atom.role, next(_ids), 0, segments)
+
+
 def fresh_dim(size: Size, role: str = "") -> Dim:
     """A dimension that is one new range (none at all if its size is 1)."""
     return () if isinstance(size, int) and size == 1 else (fresh(size, role),)

@@ -9,7 +9,7 @@ A projection is a product whose other operand is a weight: all axes but the last
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch.fx import Node
 
@@ -23,22 +23,17 @@ _POINTWISE = ops.IDENTITY | ops.UNARY | ops.BINARY | ops.NORMS | {"softmax", "cu
 
 def through_pointwise(state: GridState, node: Node, shape: Shape) -> Axes:
     """add, gelu, layer_norm, …: operands that broadcast are aligned from the last axis."""
-    result: list[Dim | None] = [None] * len(shape)
+    meeting: list[list[tuple[Node, Dim]]] = [[] for _ in shape]
     norm = ops.op(node) in ops.NORMS
     for operand in ops.operands(node)[: 1 if norm else None]:
         axes, known = state.axes.get(operand), state.context.shape(operand)
         if axes is None or known is None:
             continue
         for back in range(1, min(len(axes), len(shape)) + 1):
-            if not same(known[-back], shape[-back]) or not axes[-back]:
-                continue
-            current = result[-back]
-            result[-back] = (
-                axes[-back] if current is None else state.unifier.unify(current, axes[-back])
-            )
+            if same(known[-back], shape[-back]):
+                meeting[-back].append((operand, axes[-back]))
     return tuple(
-        found if found is not None else fresh_dim(size)
-        for found, size in zip(result, shape, strict=True)
+        state.aligned(dims) or fresh_dim(size) for dims, size in zip(meeting, shape, strict=True)
     )
 
 
@@ -70,12 +65,12 @@ def through_product(state: GridState, node: Node, shape: Shape) -> Axes | None:
     pair = product(state.context, node)
     if pair is None:
         return None
-    known: dict[Label, Dim] = {}
+    meeting: dict[Label, list[tuple[Node, Dim]]] = {}
     for operand, labels in ((pair.left, pair.left_labels), (pair.right, pair.right_labels)):
         axes = state.axes.get(operand)
         for label, dim in zip(labels, axes or (), strict=False):
-            if dim:
-                known[label] = state.unifier.unify(known[label], dim) if label in known else dim
+            meeting.setdefault(label, []).append((operand, dim))
+    known = {label: state.aligned(dims) for label, dims in meeting.items()}
     return tuple(
         known.get(label) or fresh_dim(size)
         for label, size in zip(pair.out_labels, shape, strict=True)
@@ -84,36 +79,41 @@ def through_product(state: GridState, node: Node, shape: Shape) -> Axes | None:
 
 def through_cat(state: GridState, node: Node, shape: Shape) -> Axes | None:
     """cat: segments along the joined axis, one range along every other."""
-    parts = [state.axes.get(p) for p in ops.operands(node)]
+    operands = ops.operands(node)
     axis = ops.normal_dim(ops.arg(node, 1, "dim", "axis", default=0), len(shape))
-    known = [p for p in parts if p is not None and len(p) == len(shape)]
-    if len(known) != len(parts) or not known:
+    known = _axes_of(state, operands, len(shape))
+    if known is None:
         return None
     result: list[Dim] = []
     for position in range(len(shape)):
-        dims = [p[position] for p in known]
+        dims = [axes[position] for axes in known]
         if position == axis:
             # A part of size 1 has no atoms; as a segment it needs one to be counted.
             result.append(concatenated([d or (fresh(1),) for d in dims]))
             continue
-        merged = dims[0]
-        for other in dims[1:]:
-            merged = state.unifier.unify(merged, other)
-        result.append(merged)
+        result.append(state.aligned(list(zip(operands, dims, strict=True))) or ())
     return tuple(result)
 
 
 def through_stack(state: GridState, node: Node, shape: Shape) -> Axes | None:
     """stack: a new axis, one range along every other. (Folded in later, it is no grid's part.)"""
-    parts = [state.axes.get(p) for p in ops.operands(node)]
-    known = [p for p in parts if p is not None and len(p) == len(shape) - 1]
-    if len(known) != len(parts) or not known:
+    operands = ops.operands(node)
+    known = _axes_of(state, operands, len(shape) - 1)
+    if known is None:
         return None
     axis = ops.normal_dim(ops.arg(node, 1, "dim", default=0), len(shape))
-    result = list(known[0])
-    for other in known[1:]:
-        result = [state.unifier.unify(a, b) for a, b in zip(result, other, strict=True)]
+    result = [
+        state.aligned(list(zip(operands, dims, strict=True))) or ()
+        for dims in zip(*known, strict=True)
+    ]
     return (*result[:axis], fresh_dim(shape[axis]), *result[axis:])
+
+
+def _axes_of(state: GridState, operands: Sequence[Node], rank: int) -> list[Axes] | None:
+    """Axes of operands that all have `rank` dimensions; None if one is not known or none is."""
+    found = [state.axes.get(operand) for operand in operands]
+    known = [axes for axes in found if axes is not None and len(axes) == rank]
+    return known if known and len(known) == len(found) else None
 
 
 RULES: Mapping[str, Rule] = {

@@ -25,7 +25,15 @@ from todo_compile._torch import is_same_view
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid import combining, indexing, reshaping, slicing, spatial
-from todo_compile.passes.grid.axes import Axes, Dim, Unifier, dim_size, fresh, fresh_dim
+from todo_compile.passes.grid.axes import (
+    Axes,
+    Dim,
+    Unifier,
+    dim_size,
+    fresh,
+    fresh_dim,
+    has_roles,
+)
 from todo_compile.passes.grid.bodies import bodies, inputs_of, returned, returns_its_bodys
 from todo_compile.passes.grid.named import named_inputs
 from todo_compile.passes.grid.packed import Packed, Walked, packed_inputs
@@ -129,18 +137,28 @@ class GridMap:
         inputs = [n for n in self.context.graph.nodes if n.op == "placeholder" and n in state.axes]
         named = {n: state.proved(state.axes[n]) for n in inputs}
         found = {n: a for n, a in named.items() if any(atom.role for dim in a for atom in dim)}
-        find = self.unifier.find
-        proved = {find(a.ident) for axes in found.values() for dim in axes for a in dim if a.role}
-        missed = (
-            not atom.role and find(atom.ident) in proved
-            for axes in (state.axes.values() if found else ())
+        proved = {
+            self.unifier.find(a.ident): a.role
+            for axes in found.values()
             for dim in axes
-            for atom in dim
-        )
-        return found if any(missed) else {}
+            for a in dim
+            if a.role
+        }
+        tensors = state.axes.values() if found else ()
+        return found if any(self._lacks(axes, proved) for axes in tensors) else {}
+
+    def _lacks(self, axes: Axes, proved: Mapping[int, str]) -> bool:
+        """Whether a tensor was not known to lie on ranges that are `proved`, where it matters.
+
+        That an axis is the batch matters beside rows and columns only, see `batches`.
+        """
+        find = self.unifier.find
+        roles = {proved.get(find(a.ident), "") for dim in axes for a in dim if not a.role}
+        return bool(roles & {"H", "W"}) or ("B" in roles and any(has_roles(dim) for dim in axes))
 
     def _visit(self, node: Node) -> None:
         shape = self.context.shape(node)
+        self._state.visit(node)
         inside = self._enter(node)
         self._forget_overwritten(node)
         if shape is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,16 @@ from torch.fx import Node
 
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
-from todo_compile.passes.grid.axes import Atom, Axes, Size, Unifier, plain_size
+from todo_compile.passes.grid.axes import (
+    Atom,
+    Axes,
+    Dim,
+    Size,
+    Unifier,
+    has_roles,
+    plain_size,
+    renewed,
+)
 
 Shape = tuple[Size, ...]
 
@@ -27,6 +36,7 @@ class GridState:
         outputs: axes of each output of a node that has several (chunk, split, unbind).
         items: (range, part of the batch) → that range in those items alone, see `batches`.
         evidence: range → role that something in the graph proves of it, "" where two disagree.
+        weights: tensors that are the same whatever comes in.
     """
 
     context: GraphContext
@@ -35,6 +45,7 @@ class GridState:
     outputs: dict[Node, list[Axes]] = field(default_factory=dict[Node, list[Axes]])
     items: dict[Hashable, Atom] = field(default_factory=dict[Hashable, Atom])
     evidence: dict[int, str] = field(default_factory=dict[int, str])
+    weights: set[Node] = field(default_factory=set[Node])
 
     def source(self, node: Node) -> Axes | None:
         """Axes of the tensor that `node` works on, its first argument."""
@@ -45,6 +56,38 @@ class GridState:
         """A size argument as a number or expression: the graph may compute it; None if unknown."""
         value: Any = self.context.value(given) if isinstance(given, Node) else given
         return plain_size(value) if isinstance(value, int | torch.SymInt) else None
+
+    def visit(self, node: Node) -> None:
+        """Note whether `node` is made of weights alone; nodes come in the graph's order."""
+        if node.op in ("call_function", "call_method"):
+            alone = self.weights.issuperset(node.all_input_nodes) or ops.makes_constants(node)
+        else:
+            alone = ops.is_weight(node, self.context.value(node))
+        if alone:
+            self.weights.add(node)
+
+    def aligned(self, dims: Sequence[tuple[Node, Dim]]) -> Dim | None:
+        """Dimensions of several tensors that meet position by position, as one; None if none is.
+
+        A weight says what it knows of rows and columns, but makes nothing one range: two pictures
+        may be given the same table of positions, and stay two.
+        """
+        result: Dim | None = None
+        for node, dim in sorted((pair for pair in dims if pair[1]), key=self._is_weight):
+            if result is None:
+                result = dim
+            elif node not in self.weights:
+                result = self.unifier.unify(result, dim)
+            elif has_roles(dim):
+                like = tuple(renewed(atom) for atom in dim)
+                result = self.unifier.unify(result, like)
+                for atom in like:
+                    if atom.role:
+                        self.prove(atom, atom.role)
+        return result
+
+    def _is_weight(self, pair: tuple[Node, Dim]) -> bool:
+        return pair[0] in self.weights
 
     def prove(self, atom: Atom, role: str) -> None:
         """Record what an operation says of a range that was nameless so far."""
