@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common import save, spread
+from common import commit, save, spread
 from passes_parts.subjects import PX, SUBJECTS, Subject
 from rich.console import Console
 from rich.table import Table
@@ -66,7 +66,7 @@ def measured(tree: Path, subject: Subject, repeats: int) -> dict[str, Any]:
     found = json.loads(process.stdout)
     runs = found["runs"]
     return {
-        "commit": _commit(tree),
+        "commit": commit(tree),
         "nodes": found["nodes"],
         "seconds": spread([run["seconds"] for run in runs]),
         "passes": {
@@ -99,16 +99,6 @@ def summary(sites: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for (action, kind, grid, factor, keys), count in sorted(counts.items(), key=str)
     ]
-
-
-def _commit(tree: Path) -> str:
-    found = subprocess.run(
-        ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip()
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

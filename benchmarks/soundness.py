@@ -1,6 +1,7 @@
 """Random modules around attention, rewritten and compared with the truth: a machine that looks.
 
 python benchmarks/soundness.py [--cases 10000] [--seed 0] [--jobs 2] [--json FILE] [--shrink 40]
+                               [--minutes 60]
 
 Each case is drawn by a grammar from its seed (`soundness_parts/case.py`), captured in both
 dialects, rewritten with explicit factors, run, and compared with an eager run of the same module
@@ -24,7 +25,7 @@ from types import FrameType
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the oracle is the tests'
 
 import torch
-from common import machine
+from common import commit, machine
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
@@ -91,15 +92,22 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     parser.add_argument("--shrink", type=int, default=40, help="failures to shrink and print")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop drawing then")
     chosen = parser.parse_args()
     console, tally, start = Console(stderr=True), Tally(), time.perf_counter()
     seeds = range(chosen.seed, chosen.seed + chosen.cases)
+    cases = 0
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("cases", total=len(seeds))
         for verdicts in _all(seeds, chosen.jobs):
+            cases += 1
             for verdict in verdicts:
                 tally.add(verdict)
+                if verdict.failed:
+                    console.print(f"{verdict.outcome}: {verdict.detail}: {verdict.case}")
+            if time.perf_counter() - start > 60 * chosen.minutes:
+                break
             failed = len(tally.failures)
             progress.update(task, advance=1, description=f"cases ({failed} failures)")
     seconds = time.perf_counter() - start
@@ -112,12 +120,13 @@ def main() -> None:
     )
     data = {
         "machine": machine(),
-        "cases": chosen.cases,
+        "commit": commit(Path(__file__).parent),
+        "cases": cases,
         "first_seed": chosen.seed,
         "dialects": list(DIALECTS),
         "seconds": round(seconds, 1),
         "processes": chosen.jobs,
-        "process_ms_per_case": round(1e3 * seconds * chosen.jobs / max(1, chosen.cases), 1),
+        "process_ms_per_case": round(1e3 * seconds * chosen.jobs / max(1, cases), 1),
         **tally.to_dict(),
         "failures": [
             {"alike": count, "dialect": v.dialect, "outcome": v.outcome, "detail": v.detail,
