@@ -55,7 +55,8 @@ def smallest_factors(rows: int, columns: int, bound: int) -> Factor:
 
     Equal factors on a square grid. Elsewhere the pair with the least f_r² + f_c², which is the
     mean squared distance of a token from the one that stands for it up to constants; of equals,
-    the pair that shortens the longer side more, then the one that keeps more tokens.
+    the pair that shortens the longer side more, then the one that keeps more tokens. Factors need
+    not divide a side: the next divisor is farther from dense (docs/fidelity.md).
     """
     if rows * columns <= bound:
         return 1, 1
