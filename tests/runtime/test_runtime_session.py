@@ -14,7 +14,7 @@ from tiny_bundles import compiled
 
 import todo_compile
 from todo_compile.errors import ConfigError, EngineError, InputError
-from todo_compile.runtime.component import CompiledError
+from todo_compile.runtime.compiled import CompiledError
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +112,14 @@ def test_moving_is_tolerated_where_it_changes_nothing(unet) -> None:
     assert unet.to("cpu") is unet
     assert unet.to(torch.float32) is unet
     assert unet.to("cpu", torch.float32).eval().requires_grad_(False) is unet
-    for move in (unet.half, lambda: unet.to("meta"), lambda: unet.to(torch.bfloat16)):
+    for says, move in (
+        ("--precision", unet.half),
+        ("provider=", lambda: unet.to("meta")),
+        ("--precision", lambda: unet.to(torch.bfloat16)),
+    ):
         with pytest.raises(InputError, match="cannot be moved") as caught:
             move()
-        assert "provider=" in str(caught.value.remedy)
+        assert says in str(caught.value.remedy)
     with pytest.raises(InputError, match="cannot be saved"):
         unet.save_pretrained("x")
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from todo_compile.batches import pieces
 from todo_compile.errors import ConfigError, InputError
+from todo_compile.runtime.compiled import Compiled, CompiledError
 from todo_compile.runtime.finite import check_finite
 from todo_compile.runtime.session import dtype_named
 
@@ -30,14 +31,7 @@ class PaddedBatchWarning(UserWarning):
     """Part of an engine's batch was computed for nothing."""
 
 
-class CompiledError(InputError, AttributeError):
-    """A compiled component was asked for something that only weights and layers can do.
-
-    Also an AttributeError, so that ``hasattr`` says no.
-    """
-
-
-class Component(nn.Module):
+class Component(Compiled):
     """A compiled component with the face of the diffusers module that it replaces.
 
     Args:
@@ -117,11 +111,32 @@ class Component(nn.Module):
             raise InputError(
                 f"A compiled component cannot be moved to {moved.device}, {kind}: "
                 f"{self.origin.built_for}, and was loaded for {self.device}.",
-                remedy=f'Load it with provider="{moved.device}", or compile it with the '
-                "--precision that you need.",
+                remedy=self._instead(moved),
             )
         # Modules inside (a torch encoder beside a compiled decoder) do move.
         return super()._apply(fn, recurse)
+
+    def _instead(self, moved: Tensor) -> str:
+        """What to do where a move is refused."""
+        if moved.dtype != self.dtype:
+            return "Compile it with the --precision that you need."
+        if moved.device.type == "cpu" and self.origin.name.endswith((".plan", ".engine")):
+            return (
+                "An engine of TensorRT runs on its GPU alone: delete the pipeline to free its "
+                "memory, and do without offloading."
+            )
+        return (
+            f'Load it with provider="{moved.device}", and do without offloading: a compiled '
+            "component stays where it was loaded."
+        )
+
+    @property
+    def _called(self) -> str:
+        return self.origin.name
+
+    @property
+    def _shared(self) -> tuple[object, ...]:
+        return self.session, self.origin
 
     def __getattr__(self, name: str) -> Any:
         """What the module has and a compiled one can't: adapters, processors, fusing, ….
@@ -136,26 +151,16 @@ class Component(nn.Module):
             origin: Any = self.__dict__.get("origin")
             if (
                 origin is None
-                or name.startswith("_")
+                or name.startswith("__")
                 or not hasattr(_class_named(origin.class_name), name)
             ):
                 raise
         raise CompiledError(
             f"{origin.name} is compiled: {name} of {origin.class_name} cannot be had.",
-            remedy="What changes weights or attention comes before compiling (LoRAs: --lora "
+            remedy="IP-Adapters are layers in attention: use the torch pipeline with them."
+            if "ip_adapter" in name
+            else "What changes weights or attention comes before compiling (LoRAs: --lora "
             "FILE[:SCALE]). Or load the pipeline that it was made from.",
-        )
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: an engine holds no weights that could be saved.
-
-        Raises:
-            InputError: always.
-        """
-        del args, kwargs
-        raise InputError(
-            f"{self.origin.name} is compiled: it cannot be saved in diffusers' format.",
-            remedy="Copy the file and its manifest, or save the pipeline that it was made from.",
         )
 
     def _run(self, feeds: Mapping[str, Tensor], *, shared: frozenset[str]) -> dict[str, Tensor]:

@@ -9,15 +9,16 @@ starts in mid-schedule) and second-order schedulers (which visit a timestep twic
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from todo_compile.errors import ConfigError, InputError
+from todo_compile.runtime.compiled import Compiled
 
 
-class SwitchedDenoiser(nn.Module):
+class SwitchedDenoiser(Compiled):
     """Two components of one model; see the module's text.
 
     Args:
@@ -50,6 +51,18 @@ class SwitchedDenoiser(nn.Module):
         """
         self._pipeline = weakref.ref(pipeline)
         self._scheduler = pipeline.scheduler
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """As `Compiled`; the pair of a copied pipeline follows the copy."""
+        copied = super().__deepcopy__(memo)
+        pipeline = self._pipeline() if self._pipeline is not None else None
+        if pipeline is not None and id(pipeline) in memo:
+            copied._pipeline = weakref.ref(memo[id(pipeline)])
+        return copied
+
+    @property
+    def _called(self) -> str:
+        return self.rewritten.origin.name
 
     @property
     def config(self) -> Any:
