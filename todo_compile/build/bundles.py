@@ -139,7 +139,7 @@ def is_folder_output(out: Path, text: str = "") -> bool:
     """Whether ``--out`` means a bundle: an existing folder, a trailing slash, or no suffix."""
     if text.endswith(("/", os.sep)):
         return True
-    return out.suffix not in SUFFIXES and (out.is_dir() or out.suffix == "")
+    return out.suffix.lower() not in SUFFIXES and (out.is_dir() or out.suffix == "")
 
 
 def check_folder(folder: Path) -> None:

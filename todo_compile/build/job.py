@@ -121,7 +121,7 @@ def prepare_component(
     from todo_compile.export.targets import parse_targets, resolve_targets
 
     path = Path(request.out)
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
             f"The suffix of {path.name!r} says nothing about the format.",
             remedy="End --out in .plan or .engine (TensorRT) or .onnx (ONNX); end it in / for a "
@@ -134,7 +134,7 @@ def prepare_component(
         dtype_of(request.precision)
     resolution = models.Resolution.parse(request.res[0])
     wanted = parse_targets(request.target)
-    engine = path.suffix in ENGINE_SUFFIXES
+    engine = path.suffix.lower() in ENGINE_SUFFIXES
     for option in request.given("engine") if not engine else ():
         raise ConfigError(
             f"{option} is for TensorRT engines, and {path.name} is an ONNX file.",

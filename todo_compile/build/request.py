@@ -50,7 +50,8 @@ class BuildRequest(BaseModel):
     model: Annotated[
         Model,
         Option(
-            "sd15, sd21, sdxl (see `models`), a diffusers folder, or a hub id.",
+            "A name from `todo-compile models` (sd15, sdxl, demo, …), a diffusers folder, a "
+            "checkpoint (FILE.safetensors), or a hub id.",
             _WHAT,
             "-m",
             file=True,
@@ -97,7 +98,7 @@ class BuildRequest(BaseModel):
     ] = None
     format: Annotated[
         str | None,
-        Option("Of a bundle: tensorrt or onnx. [default: tensorrt]", _OUTPUT, only="bundle"),
+        Option("A bundle's: tensorrt or onnx. [default: tensorrt]", _OUTPUT, only="bundle"),
     ] = None
     batch: Annotated[
         Batch | None,
@@ -114,7 +115,11 @@ class BuildRequest(BaseModel):
     ] = None
     vae_precision: Annotated[
         str | None,
-        Option("Of a bundle's VAE decoder. [default: as --precision]", _WHAT, only="bundle"),
+        Option(
+            "The precision of a bundle's VAE decoder. [default: as --precision]",
+            _WHAT,
+            only="bundle",
+        ),
     ] = None
     kv_tokens: Annotated[
         int | None,
@@ -150,7 +155,8 @@ class BuildRequest(BaseModel):
     vae_factors: Annotated[
         Factors | None,
         Option(
-            "Of a bundle's VAE decoder: 4, or off. [default: bounded by what it saw in training]",
+            "The factor of a bundle's VAE decoder: 4, or off. [default: bounded by what it saw in "
+            "training]",
             _DOWN,
             only="bundle",
             joined=True,
@@ -175,7 +181,7 @@ class BuildRequest(BaseModel):
     dense_after: Annotated[
         float | None,
         Option(
-            "Into a bundle: a dense twin too, for the steps after this share, e.g. 0.7.",
+            "Give the bundle a dense twin too, for the steps after this share, e.g. 0.7.",
             _DOWN,
             only="bundle",
         ),

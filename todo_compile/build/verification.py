@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -138,13 +139,15 @@ def verify(
     # The report's figures are those of the largest batch.
     budget = available_bytes() // 2
     if score_bytes(report) <= budget:
+        job.progress.info(f"verify         at {job.resolution}, {expected_time(report)}")
         sites = _sites(job, program, dense, report, example)
         return _checked(job, program, onnx, example, str(job.resolution), sites)
     options = pinned(job.options, report)
-    smaller = _largest_that_fits(job, options, budget)
+    smaller, planned = _largest_that_fits(job, options, budget)
     job.progress.warn(
         f"{job.resolution} needs {score_bytes(report) / 2**30:.1f} GB for attention scores on the "
-        f"CPU; verifying the same weights, passes and factors at {smaller} instead"
+        f"CPU; verifying the same weights, passes and factors at {smaller} instead, "
+        f"{expected_time(planned)}"
     )
     return _at(job, smaller, options, onnx.parent)
 
@@ -155,8 +158,26 @@ def pinned(options: PlanOptions, report: Report) -> PlanOptions:
     return replace(options, kv_tokens=None, factors=(), sites=sites)
 
 
-def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> Any:
-    """Largest scaled-down resolution whose scores fit, from the plan alone.
+def expected_time(report: Report) -> str:
+    """About how long verifying takes here: each site dense, then the graph in two runtimes.
+
+    A product of two matrices tells what the processor does in a second; a model reaches a third of
+    it in our measurements, so the words are rough on purpose.
+    """
+    import torch
+
+    side = 768
+    matrix = torch.ones(side, side)
+    start = time.perf_counter()
+    for _ in range(3):
+        torch.mm(matrix, matrix)
+    rate = 3 * 2 * side**3 / (time.perf_counter() - start) / 3
+    seconds = (report.totals.flops + 2 * report.totals.flops_after) / rate
+    return "less than a minute" if seconds < 45 else f"about {math.ceil(seconds / 60)} min"
+
+
+def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> tuple[Any, Report]:
+    """Largest scaled-down resolution whose scores fit, with its plan, from the plan alone.
 
     Raises:
         ExportError: none fits.
@@ -179,7 +200,7 @@ def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> Any:
         except ConfigError:
             break  # a grid smaller than its factor, and so are all that follow
         if score_bytes(report) <= budget:
-            return smaller
+            return smaller, report
     raise ExportError(
         f"There is not enough free memory to verify {job.resolution} on the CPU, nor any smaller "
         "size with the same factors.",

@@ -207,10 +207,12 @@ class Component(Compiled):
         spare = max(0, self._least - sizes[-1])
         if spare and not self._warned:
             self._warned = True
+            halved = 2 * count == self._least
+            guided = ", or draw with guidance above 1, which fills it" if halved else ""
             warnings.warn(
                 f"{self.origin.built_for}; it was called with a batch of {count}, so {spare} of "
                 f"{count + spare} rows are computed for nothing. Compile with --batch {count} to "
-                "avoid it.",
+                f"avoid it{guided}.",
                 PaddedBatchWarning,
                 stacklevel=4,
             )
