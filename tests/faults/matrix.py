@@ -9,9 +9,10 @@ the place is looked at, the same command is run once more, and the place is look
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import errno
 import importlib
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from tiny_pipeline import make_rest, make_unet
 
 NOBODY = 65534
 _REAL_STEP = console.ConsoleProgress.step
+HANGS, ESCAPED = -999, 99
 LIMIT = 240  # seconds that a run may take before it counts as hanging
 
 
@@ -239,7 +241,7 @@ class Matrix:
         return found
 
     def _check(self, found: Cell, kind: Kind, work: Path, allowed: list[dict[str, str]]) -> None:
-        if found.status in (-errno.ETIME, 1) and not kind.name.startswith("builds"):
+        if found.status in (HANGS, ESCAPED):
             found.wrong.append(f"it ended with {found.status}: {said(work)}")
         if "Traceback" in said(work, most=10**6):
             found.wrong.append(f"traceback: {said(work)}")
@@ -292,7 +294,8 @@ def start(arguments: list[str], work: Path) -> None:
     """Fork another run of the command line beside this one, in its group."""
     console.ConsoleProgress.step = _REAL_STEP  # that one meets no fault
     if os.fork() == 0:
-        _child(arguments, work, work.parent / "second", None, None, False, None, leads=False)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        _child(arguments, work, nowhere, None, None, False, None, leads=False)
 
 
 def run(
@@ -314,18 +317,30 @@ def run(
         drop: run without root's rights, which no permission binds.
         log: write the events' names there.
     """
+    # Words go through a pipe: where the disk is full, a file would not take them.
+    reader, writer = os.pipe()
     if (child := os.fork()) == 0:
-        _child(arguments, work, work.parent / "said", at, meet, drop, log)
+        _child(arguments, work, writer, at, meet, drop, log)
+    os.close(writer)
+    os.set_blocking(reader, False)
+    words = b""
     until = time.monotonic() + LIMIT
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
+    status: int | None = None
+    while status is None and time.monotonic() < until:
+        done, ended = os.waitpid(child, os.WNOHANG)
         if done:
             _end_group(child)
-            return os.waitstatus_to_exitcode(status)
+            status = os.waitstatus_to_exitcode(ended)
+        with contextlib.suppress(BlockingIOError):
+            words += os.read(reader, 2**20)
         time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return -errno.ETIME
+    os.close(reader)
+    (work.parent / "said").write_bytes(words)
+    if status is None:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return HANGS
+    return status
 
 
 def _end_group(group: int) -> None:
@@ -353,20 +368,19 @@ def said(work: Path, most: int = 400) -> str:
 def _child(
     arguments: list[str],
     work: Path,
-    words: Path,
+    words: int,
     at: int | None,
     meet: Callable[[], None] | None,
     drop: bool,
     log: Path | None,
     leads: bool = True,
 ) -> None:
-    status = 99
+    status = ESCAPED
     try:
         if leads:
             os.setpgid(0, 0)
-        out = os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
+        os.dup2(words, 1)
+        os.dup2(words, 2)
         os.chdir(work)
         if drop and os.geteuid() == 0:
             os.environ["HOME"] = str(work.parent)
@@ -407,10 +421,10 @@ def _watch(at: int | None, meet: Callable[[], None] | None, log: Path | None) ->
     console.ConsoleProgress.step = step
 
 
-def cells(matrix: Matrix) -> list[tuple[Kind, str, int, str, bool]]:
-    """All that there are."""
+def cells(matrix: Matrix, kinds: Sequence[str]) -> list[tuple[Kind, str, int, str, bool]]:
+    """All that there are of some kinds."""
     found: list[tuple[Kind, str, int, str, bool]] = []
-    for kind in KINDS.values():
+    for kind in (KINDS[name] for name in kinds):
         for number, event in enumerate(matrix.events(kind)):
             for fault in FAULTS:
                 # A fault before anything stood, and one where an older output stands.
@@ -418,32 +432,48 @@ def cells(matrix: Matrix) -> list[tuple[Kind, str, int, str, bool]]:
     return found
 
 
+def drawn(
+    all_cells: list[tuple[Kind, str, int, str, bool]], count: int, seed: int
+) -> list[tuple[Kind, str, int, str, bool]]:
+    """At most `count` cells, every fault as often as any other."""
+    mixed = random.Random(seed).sample(all_cells, len(all_cells))
+    by_fault = [[cell for cell in mixed if cell[1] == fault] for fault in FAULTS]
+    turns = (cell for turn in zip(*by_fault, strict=True) for cell in turn)
+    return list(itertools.islice(turns, count))
+
+
 def main() -> None:
-    """Try the whole matrix, or as many cells drawn from it as the second argument says."""
-    target = Path(sys.argv[1])
+    """Try the matrix, or cells drawn from it, and write what was tried and what survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cells", type=int, default=10**6, help="draw at most so many of a kind")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    wanted = parser.parse_args()
+    bad: list[Cell] = []
+    tried: Counter[tuple[str, str]] = Counter()
+    there = 0
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(Path(folder))
         Path(folder).chmod(0o777)
-        chosen = cells(matrix)
-        if len(sys.argv) > 2:
-            chosen = random.Random(0).sample(chosen, int(sys.argv[2]))
-        bad: list[Cell] = []
-        tried: Counter[tuple[str, str]] = Counter()
-        for done, (kind, fault, number, event, stood) in enumerate(chosen, 1):
-            cell = matrix.cell(kind, fault, number, event, stood=stood)
-            tried[kind.name, fault] += 1
-            if cell.wrong:
-                bad.append(cell)
-                print(cell, flush=True)
-            if done % 20 == 0:
-                print(f"{done} of {len(chosen)}, {len(bad)} wrong", flush=True)
+        for name in wanted.kinds:
+            every = cells(matrix, [name])
+            there += len(every)
+            for kind, fault, number, event, stood in drawn(every, wanted.cells, wanted.seed):
+                cell = matrix.cell(kind, fault, number, event, stood=stood)
+                tried[kind.name, fault] += 1
+                if cell.wrong:
+                    bad.append(cell)
+                    print(cell, flush=True)
+            print(f"{name}: {len(every)} cells, {len(bad)} wrong so far", flush=True)
     rows = [
         {"kind": kind, "fault": fault, "tried": count,
          "survived": count - sum(c.kind == kind and c.fault == fault for c in bad)}
         for (kind, fault), count in sorted(tried.items())
     ]  # fmt: skip
-    text = json.dumps({"rows": rows, "wrong": [asdict(cell) for cell in bad]}, indent=1)
-    target.write_text(text + "\n", encoding="utf-8")
+    found = {"cells": there, "tried": sum(tried.values()), "rows": rows}
+    text = json.dumps({**found, "wrong": [asdict(cell) for cell in bad]}, indent=1)
+    wanted.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
