@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from todo_compile import packages
-from todo_compile.batches import BatchLike
-from todo_compile.errors import given_path
+from todo_compile.errors import ConfigError, given_path
 from todo_compile.options import PlanOptions, check_token_grids
 
 if TYPE_CHECKING:
@@ -21,18 +19,31 @@ if TYPE_CHECKING:
 
 
 def compile(
-    model: str | Path, *, progress: Progress | None = None, **options: Any
+    model: str | Path | nn.Module | None = None,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> CompileResult | BundleResult:
     """Compile a model for one resolution: rewrite its attention and write an engine or ONNX file.
 
     ``compile(**options)`` is ``BuildRequest(**options).resolve().build()``: the options are those
-    of ``todo-compile compile``, with ``_`` for ``-``, and two that only Python has, `options` and
-    `vae_options`, a `PlanOptions` each. A folder as `out` makes a bundle, see `compile_bundle`.
+    of ``todo-compile compile``, with ``_`` for ``-``, and a few that only Python has. A folder as
+    `out` makes a bundle, see `compile_bundle`. Any module is compiled as it is called::
+
+        compile(module, (x, {"text": text}), {"mask": mask}, out="module.onnx")
+        load("module.onnx")(x, {"text": text}, mask=mask)
+
+    Its inputs and outputs are named after its signature; what is nested is flattened and comes back
+    nested (dataclasses as `Fields`). Constants among the inputs, and all sizes but the batch of
+    ``dynamic_batch``, are those of the example.
 
     Args:
-        model: registry name (``sd15``), local diffusers folder, or hub id.
+        model: registry name (``sd15``), local diffusers folder, or hub id; or a module.
+        args, kwargs: example inputs of a module.
         progress: receives steps and remarks; None is silent.
-        options: ``res`` and ``out`` at least; what each means stands below.
+        options: ``out`` at least, and ``res`` for a name; what each means stands below.
 
     Returns:
         What was made or found: a `CompileResult`, for a folder a `BundleResult`.
@@ -42,7 +53,23 @@ def compile(
     """
     from todo_compile.build.request import BuildRequest
 
-    return BuildRequest(model=cast("str", model), **options).resolve(progress).build()
+    subject = {} if model is None and "module" in options else _subject(model, args, kwargs)
+    return BuildRequest(**subject, **options).resolve(progress).build()
+
+
+def _subject(model: object, args: object, kwargs: object) -> dict[str, Any]:
+    """The options that say what is meant."""
+    if args is not None or kwargs is not None or _is_module(model):
+        return {"module": model, "args": args, "kwargs": kwargs}
+    return {"model": str(given_path(model, "model"))}
+
+
+def _is_module(value: object) -> bool:
+    if value is None or isinstance(value, (str, Path)):
+        return False
+    import torch
+
+    return isinstance(value, torch.nn.Module)
 
 
 def _options_of_a_build() -> None:
@@ -58,7 +85,7 @@ def _options_of_a_build() -> None:
             default=inspect.Parameter.empty if field.is_required() else field.default,
         )
         for name, field in BuildRequest.model_fields.items()
-        if name != "model"
+        if name not in ("model", "args", "kwargs")
     ]
     own = inspect.signature(compile)
     kept = [one for one in own.parameters.values() if one.kind != inspect.Parameter.VAR_KEYWORD]
@@ -87,56 +114,52 @@ def compile_bundle(
     Raises:
         TodoError: whatever the user can mend; an older bundle then stands as it was.
     """
+    given_path(model, "model")
     folder = f"{given_path(out, 'out')}/"
     return cast("BundleResult", compile(model, out=folder, progress=progress, **options))
 
 
+_PLANNED = ("res", "component", "batch", "precision", "native_kv_tokens", "token_grids")
+
+
 def plan(
-    model: str,
+    model: str | Path | nn.Module,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     *,
-    res: str | int,
-    component: str = "unet",
-    batch: BatchLike | None = None,
-    precision: str = "fp16",
     options: PlanOptions | None = None,
     dump: str | Path | None = None,
+    **given: Any,
 ) -> Report:
     """What compiling would do to every attention site; needs no weights and writes nothing.
 
     Args:
-        model: registry name, local diffusers folder, or hub id.
-        res: side in pixels, or ``"WIDTHxHEIGHT"``.
-        component: ``unet`` (whatever denoises), ``vae_decoder``, ``text_encoder`` or
-            ``text_encoder_2``.
-        batch: None takes 2 for the denoising model (one image with classifier-free guidance) and
-            1 for the others. Of a range (``"1..4"``) the figures are those of the largest.
-        precision: ``fp16``, ``bf16`` or ``fp32``; decides bytes.
+        model: registry name, local diffusers folder, or hub id; or a module, see `compile`.
+        args, kwargs: example inputs of a module.
         options: how factors are chosen; see `PlanOptions.create`.
         dump: folder for the graph before and after every pass.
+        given: of a model by name ``res``, a side in pixels or ``"WIDTHxHEIGHT"``, ``component``,
+            ``batch`` and ``precision``; of a module ``native_kv_tokens`` and ``token_grids``. They
+            mean what they do for `compile`. Of a range of batches the figures are those of the
+            largest.
 
     Raises:
         ConfigError: options that the model cannot follow.
         ModelError: the model is unknown.
+        CaptureError: the module cannot be traced.
         MissingPackageError: diffusers or what it needs is not installed.
     """
-    packages.need("models", "Reading a model")
-    from todo_compile import models
-    from todo_compile.build.job import check_batch, check_options
-    from todo_compile.build.planning import plan_source
-    from todo_compile.bundle.files import check_new_folder
+    from todo_compile.build.planning import plan_request
+    from todo_compile.build.request import BuildRequest
 
-    if dump is not None:
-        check_new_folder(Path(dump), "--dump")
-    given_path(model, "model")
-    source = models.resolve_component(str(model), component)
-    return plan_source(
-        source,
-        models.Resolution.parse(res),
-        batch=check_batch(source, batch),
-        precision=precision,
-        options=check_options(source, options),
-        dump=None if dump is None else Path(dump),
+    if unknown := [name for name in given if name not in _PLANNED]:
+        raise ConfigError(
+            f"plan looks at no {unknown[0]}.", remedy=f"Known: {', '.join(_PLANNED)}."
+        )
+    request = BuildRequest(
+        **_subject(model, args, kwargs), out="plan.onnx", dump=dump, options=options, **given
     )
+    return plan_request(request)
 
 
 def rewrite(

@@ -23,6 +23,7 @@ from todo_compile.progress import Progress
 
 if TYPE_CHECKING:
     from todo_compile.build.job import Job
+    from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
     from todo_compile.bundle.bundle import Bundle
 
@@ -63,7 +64,7 @@ class Assembly:
 
     request: BuildRequest
     kind: str
-    jobs: Mapping[str, Job]
+    jobs: Mapping[str, ModelJob]
     extras: Mapping[str, bytes]
     progress: Progress
 
@@ -126,7 +127,7 @@ class Assembly:
                     remedy="Remove it, or name another folder.",
                 )
 
-    def _component(self, job: Job, twin: CompileResult | None) -> CompileResult:
+    def _component(self, job: ModelJob, twin: CompileResult | None) -> CompileResult:
         """Find the component in its place or among the parts, or build it there.
 
         A twin (dense, or for another resolution) comes after the model whose weights it shares,
@@ -168,7 +169,7 @@ class Assembly:
             shared=shared,
         )
 
-    def _shared(self, job: Job) -> bool:
+    def _shared(self, job: ModelJob) -> bool:
         """Whether there is another model with the same weights, as only ONNX can share them."""
         same = [j for j in self.jobs.values() if j.source.component == job.source.component]
         return self.kind == "onnx" and len(same) > 1

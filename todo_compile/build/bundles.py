@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from todo_compile import packages
 from todo_compile.batches import Batch, halved, parse_batch
 from todo_compile.build.assembly import DENSE, LOCK, Assembly
-from todo_compile.build.job import SUFFIXES, check_used, prepare_component
+from todo_compile.build.job import SUFFIXES
+from todo_compile.build.model_job import check_used, prepare_component
 from todo_compile.errors import BundleError, ConfigError
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
-    from todo_compile.build.job import Job
+    from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
     from todo_compile.models import Resolution
 
@@ -50,7 +51,7 @@ def prepare_bundle(
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
     loras = [parse_lora(text) for text in request.lora]
     names = _components(request, progress)
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, ModelJob] = {}
     if any(name.startswith("text_encoder") for name in names):
         packages.need("transformers", "A text encoder")  # before the weights of others are read
     for number, size in enumerate(sizes):
@@ -107,7 +108,7 @@ def _sizes(res: Sequence[str]) -> list[Resolution]:
     return sizes
 
 
-def _dense_job(job: Job, after: float) -> Job:
+def _dense_job(job: ModelJob, after: float) -> ModelJob:
     """The dense twin of the denoising model's job; what was checked holds for it too."""
     from todo_compile.models.components import OTHERS
 
@@ -211,7 +212,7 @@ def _options(name: str, request: BuildRequest) -> PlanOptions | None:
     return replace(options, factors=() if dense else None, kv_tokens=None, sites=())
 
 
-def _extras(jobs: Mapping[str, Job], progress: Progress) -> dict[str, bytes]:
+def _extras(jobs: Mapping[str, ModelJob], progress: Progress) -> dict[str, bytes]:
     from todo_compile.models.extras import light_files
 
     fetch = any(job.weights.origin == "hub" for job in jobs.values())

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from todo_compile.batches import BatchRange, largest
-from todo_compile.build.facts import as_built, model_facts, output_tensors, site_facts
-from todo_compile.precision import dtype_of
-from todo_compile.progress import Step
+from todo_compile.build.facts import as_built, output_tensors, site_facts
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -145,7 +143,7 @@ def build(
             created=manifests.now(),
             request=job.identity,
             versions=job.identity["versions"],
-            model=model_facts(job),
+            model=job.facts(),
             sites=[site_facts(s) for s in report.to_dict()["sites"]],
             totals=report.to_dict()["totals"],
             files=entries,
@@ -187,39 +185,18 @@ def _rewritten(
     job: Job,
 ) -> tuple[ExportedProgram, GraphModule | None, Report, ExampleInputs]:
     """Load, capture and rewrite; where it shall be verified, with the graph from before."""
-    from todo_compile import models
     from todo_compile.build.site_proof import dense_copy
-    from todo_compile.capture.inputs import example_inputs
-    from todo_compile.capture.trace import capture, constants_of
+    from todo_compile.capture.trace import constants_of
     from todo_compile.passes.pipeline import rewrite_graph
 
-    shown: list[Step] = []  # where the background's progress goes
-
-    def tell(done: int, total: int) -> None:
-        if shown:
-            shown[0].update(done, total)
-
-    with job.progress.step("load model") as step:
-        loaded = models.start_load(
-            job.source,
-            job.weights,
-            dtype=dtype_of(job.precision),
-            loras=job.loras,
-            report=tell,
-        )
-        step.note(f"{loaded.parameters / 1e6:,.0f} M parameters")
-    example = example_inputs(loaded, job.resolution, batch=job.batch)
-    with job.progress.step("capture"):
-        program = capture(example.wrapper, example.args, batches=example.batches)
-    with job.progress.step("weights") as step:  # what is left of filling them
-        shown.append(step)
-        loaded.finish()
+    program, example = job.capture()
     dense = dense_copy(program) if job.request.verify else None
     with job.progress.step("passes") as step:
         report = rewrite_graph(
             program.graph_module,
             job.options,
-            native_kv_tokens=job.source.native.kv_tokens,
+            native_kv_tokens=job.native_kv_tokens,
+            token_grids=job.token_grids,
             constants=constants_of(program),
             dump=job.request.dump,
             explicit_casts=True,

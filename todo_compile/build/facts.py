@@ -1,4 +1,4 @@
-"""What a manifest says of a job: the model, its sites, and the tensors that go in and out."""
+"""What a manifest says of a job: its sites, and the tensors that go in and out."""
 
 from __future__ import annotations
 
@@ -13,25 +13,6 @@ if TYPE_CHECKING:
     from todo_compile.build.job import Job
 
 
-def model_facts(job: Job) -> dict[str, Any]:
-    """What was compiled, for which sizes."""
-    return {
-        "name": job.source.identifier,
-        "class": job.source.class_name,
-        "component": job.source.component,
-        "pipeline": job.source.pipeline,
-        "weights": job.weights.description,
-        "weights_hash": job.weights_hash,
-        "loras": [{"file": lora.path.name, **lora.describe()} for lora in job.loras],
-        "controlnet": job.source.controlnet,
-        "random_weights": job.weights.kind == "random",
-        "config": dict(job.source.config),
-        "resolution": str(job.resolution),
-        "batch": job.identity["batch"],
-        "precision": job.precision,
-    }
-
-
 def site_facts(site: dict[str, Any]) -> dict[str, Any]:
     """What manifests keep of a report's row."""
     kept = (
@@ -42,18 +23,23 @@ def site_facts(site: dict[str, Any]) -> dict[str, Any]:
 
 
 def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
-    """Shapes and dtypes of a graph's outputs; with a range of batches all of them have it."""
+    """Shapes and dtypes of a graph's outputs; a dynamic first size is the batch."""
+    from todo_compile._torch import is_symbolic
     from todo_compile.bundle.tensors import Tensor
 
-    batches = job.batch if isinstance(job.batch, BatchRange) else None
+    def batches(value: Any) -> BatchRange | None:
+        if isinstance(job.batch, BatchRange) and value.dim() and is_symbolic(value.shape[0]):
+            return job.batch
+        return None
+
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
     values = [v.meta["val"] for v in output.args[0]]
     return [
         Tensor(
             name=name,
-            shape=tuple(value.shape) if batches is None else (-1, *value.shape[1:]),
+            shape=(-1, *value.shape[1:]) if batches(value) else tuple(value.shape),
             dtype=str(value.dtype).removeprefix("torch."),
-            batches=batches,
+            batches=batches(value),
         )
         for name, value in zip(names, values, strict=True)
     ]

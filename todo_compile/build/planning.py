@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.batches import Batch, largest
+from todo_compile.errors import ConfigError
 from todo_compile.precision import dtype_of
 
 if TYPE_CHECKING:
+    from todo_compile.build.request import BuildRequest
     from todo_compile.models import Resolution, Source
     from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
+
+
+def plan_request(request: BuildRequest) -> Report:
+    """The passes' report on what a request builds; where its output goes does not matter.
+
+    Raises:
+        TodoError: whatever the user can mend.
+    """
+    from todo_compile.bundle.files import check_new_folder
+
+    if request.dump is not None:
+        check_new_folder(request.dump, "--dump")
+    if request.is_module():
+        from todo_compile.build.factory import make_module
+
+        module, args, kwargs = request.module, request.args, request.kwargs
+        if isinstance(module, str):
+            module, args, kwargs = make_module(module)
+        return _plan_module(module, args, kwargs or {}, request)
+    if len(request.res) > 1:
+        raise ConfigError(
+            f"{len(request.res)} resolutions were given, and a plan is for one.",
+            remedy="Plan once for each.",
+        )
+    packages.need("models", "Reading a model")
+    from todo_compile import models
+    from todo_compile.build.model_job import check_batch, check_options
+    from todo_compile.models.components import one_component
+
+    assert request.model is not None
+    source = models.resolve_component(request.model, one_component(request.component))
+    return plan_source(
+        source,
+        models.Resolution.parse(request.res[0]),
+        batch=check_batch(source, request.batch),
+        precision=request.precision or "fp16",
+        options=check_options(source, request.plan),
+        dump=request.dump,
+    )
 
 
 def plan_source(
@@ -53,4 +96,26 @@ def plan_source(
         program = capture(example.wrapper, example.args)
     return rewrite_graph(
         program.graph_module, options, native_kv_tokens=source.native.kv_tokens, dump=dump
+    )
+
+
+def _plan_module(
+    module: Any, args: Any, kwargs: Mapping[str, Any], request: BuildRequest
+) -> Report:
+    """The passes' report on a module, for its example inputs."""
+    from todo_compile.build.factory import check_module
+    from todo_compile.capture.given import capture_module
+    from todo_compile.capture.trace import constants_of
+    from todo_compile.options import check_token_grids
+    from todo_compile.passes.pipeline import rewrite_graph
+
+    check_module(module, args, kwargs)
+    program = capture_module(module, args, kwargs).program
+    return rewrite_graph(
+        program.graph_module,
+        request.plan,
+        native_kv_tokens=request.native_kv_tokens,
+        token_grids=check_token_grids(request.token_grids),
+        constants=constants_of(program),
+        dump=request.dump,
     )

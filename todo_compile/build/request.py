@@ -1,8 +1,8 @@
-"""What shall be built, as data: every option once, with its type, default, check and help.
+"""What shall be built, as data: what the command line, files of builds and Python ask for.
 
-The command line, files of builds and Python make a `BuildRequest`; the job that it resolves to, the
-manifest and the search for equal outputs read it. A new option is a new field here, and code that
-does what it says.
+    BuildRequest(model="sd15", res="2048", out="x.plan").resolve().build()
+
+The job that it resolves to, the manifest and the search for equal outputs read it.
 """
 
 from __future__ import annotations
@@ -10,245 +10,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
-from todo_compile.build.option import Batch, Factors, Option, Several, option_of, path_named
+from todo_compile.build.fields import BuildOptions
+from todo_compile.build.option import Option, option_of
 from todo_compile.errors import ConfigError
-from todo_compile.options import PRESETS, SAMPLINGS, PlanOptions
+from todo_compile.options import PlanOptions
 
 if TYPE_CHECKING:
     from todo_compile.build.assembly import Assembly
     from todo_compile.build.job import Job
     from todo_compile.progress import Progress
 
-_WHAT, _DOWN, _ENGINE, _OUTPUT = "What", "Downsampling", "Engine", "Output"
-Model = Annotated[str, path_named("model")]
-Out = Annotated[str, path_named("out")]
-Weights = Annotated[str, path_named("weights")]
 
-
-class BuildRequest(BaseModel):
-    """One build: ``BuildRequest(model="sd15", res="2048", out="x.plan").resolve().build()``.
-
-    Fields are the options of ``todo-compile compile``, with ``_`` for ``-``; their meaning stands
-    with them. `options` and `vae_options` are for Python alone.
+class BuildRequest(BuildOptions):
+    """One build, with the options of `BuildOptions`.
 
     Raises:
         ConfigError: an option is unknown or its value is not possible.
     """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        populate_by_name=True,
-        alias_generator=lambda name: name.replace("_", "-"),
-        protected_namespaces=(),
-    )
-
-    model: Annotated[
-        Model,
-        Option(
-            "A name from `todo-compile models` (sd15, sdxl, demo, …), a diffusers folder, a "
-            "checkpoint (FILE.safetensors), or a hub id.",
-            _WHAT,
-            "-m",
-            file=True,
-        ),
-    ]
-    res: Annotated[
-        Several,
-        Field(min_length=1),
-        Option(
-            "Pixels: 2048, or WIDTHxHEIGHT. A bundle takes several: --res 1024 --res 2048x1152; "
-            "what runs is chosen by the picture's size.",
-            _WHAT,
-            "-r",
-        ),
-    ]
-    out: Annotated[
-        Out,
-        Option(
-            "FILE.plan or .engine: TensorRT; FILE.onnx: ONNX. A manifest, FILE.….json, is written "
-            "beside it. FOLDER/: a bundle with all components.",
-            _OUTPUT,
-            "-o",
-            decides="",
-            file=True,
-            placeholders=True,
-        ),
-    ]
-    weights: Annotated[
-        Weights,
-        Option(
-            "auto (folder, hub cache, hub), random[:SEED] (for sizing, not for pictures), or a "
-            "path to safetensors.",
-            _WHAT,
-            file=True,
-        ),
-    ] = "auto"
-    component: Annotated[
-        str | None,
-        Option(
-            "unet (whatever denoises), vae-decoder, text-encoder, text-encoder-2, or all (into a "
-            "folder). [default: unet; for a folder: all]",
-            _WHAT,
-        ),
-    ] = None
-    format: Annotated[
-        str | None,
-        Option("A bundle's: tensorrt or onnx. [default: tensorrt]", _OUTPUT, only="bundle"),
-    ] = None
-    batch: Annotated[
-        Batch | None,
-        Option(
-            "UNet batch. Classifier-free guidance runs the prompt and the empty prompt together: "
-            "one image needs 2. A range takes every batch in it: 1..4 (1..2..4 tunes the engine "
-            "for 2, else for the most). [default: 2; VAE decoder and text encoder: 1]",
-            _WHAT,
-            metavar="N|MIN..MAX",
-        ),
-    ] = None
-    precision: Annotated[
-        str | None, Option("fp16, bf16 or fp32. [default: fp16; SDXL's own VAE: fp32]", _WHAT)
-    ] = None
-    vae_precision: Annotated[
-        str | None,
-        Option(
-            "The precision of a bundle's VAE decoder. [default: as --precision]",
-            _WHAT,
-            only="bundle",
-        ),
-    ] = None
-    kv_tokens: Annotated[
-        int | None,
-        Option(
-            "Most key/value tokens a site keeps. Default: what the model saw in training at its "
-            "highest attention level (SD1.5, SDXL: 4096).",
-            _DOWN,
-            decides="plan",
-        ),
-    ] = None
-    factors: Annotated[
-        Factors | None,
-        Option(
-            "Factor a level, largest grid first: 4,2,1; WIDTHxHEIGHT pairs: 4x2,2; or off.",
-            _DOWN,
-            decides="plan",
-            joined=True,
-        ),
-    ] = None
-    sampling: Annotated[
-        str | None,
-        Option(
-            f"Which token stands for a cell: {', '.join(SAMPLINGS)} (blend takes any weight "
-            "between 0 and 1). [default: nearest]",
-            _DOWN,
-            decides="plan",
-        ),
-    ] = None
-    preset: Annotated[
-        str | None,
-        Option(f"Published settings by name: {', '.join(PRESETS)}.", _DOWN, decides="plan"),
-    ] = None
-    vae_factors: Annotated[
-        Factors | None,
-        Option(
-            "The factor of a bundle's VAE decoder: 4, or off. [default: bounded by what it saw in "
-            "training]",
-            _DOWN,
-            only="bundle",
-            joined=True,
-        ),
-    ] = None
-    lora: Annotated[
-        Several,
-        Option(
-            "FILE.safetensors[:SCALE], fused into the weights; may be given several times.",
-            _WHAT,
-            file=True,
-        ),
-    ] = ()
-    controlnet: Annotated[
-        bool,
-        Option(
-            "Let the UNet take a ControlNet's residuals, as further inputs: for any number of "
-            "ControlNets, which run in torch.",
-            _WHAT,
-        ),
-    ] = False
-    dense_after: Annotated[
-        float | None,
-        Option(
-            "Give the bundle a dense twin too, for the steps after this share, e.g. 0.7.",
-            _DOWN,
-            only="bundle",
-        ),
-    ] = None
-    opset: Annotated[
-        int | None,
-        Option(
-            "ONNX opset, 18 to 23. 23 keeps attention whole and needs 4x less scratch memory in "
-            "TensorRT. [default: 23]",
-            _ENGINE,
-        ),
-    ] = None
-    target: Annotated[
-        str | None,
-        Option(
-            "GPU architectures, e.g. sm89,sm120, or current. [default: the GPU in this machine; "
-            "without one sm89]",
-            _ENGINE,
-            only="engine",
-            joined=True,
-        ),
-    ] = None
-    library: Annotated[str, Option("tensorrt, tensorrt_rtx or auto.", _ENGINE, only="engine")] = (
-        "auto"
-    )
-    timing_cache: Annotated[
-        Path | None,
-        Option(
-            "TensorRT's timing cache: read and written.",
-            _ENGINE,
-            only="engine",
-            decides="",
-            file=True,
-        ),
-    ] = None
-    weight_streaming: Annotated[
-        bool, Option("Let the engine keep weights in host memory.", _ENGINE, only="engine")
-    ] = False
-    verify: Annotated[
-        bool,
-        Option(
-            "Prove it on these weights: every rewritten site against subsampling at the site, and "
-            "the ONNX file in onnxruntime against the rewritten graph. Builds anew.",
-            _OUTPUT,
-            decides="",
-        ),
-    ] = False
-    force: Annotated[
-        bool, Option("Rebuild even if an equal output exists.", _OUTPUT, decides="")
-    ] = False
-    dump: Annotated[
-        Path | None,
-        Option(
-            "Write the graph before and after every pass to this folder.",
-            _OUTPUT,
-            decides="",
-            placeholders=True,
-        ),
-    ] = None
-    options: Annotated[
-        InstanceOf[PlanOptions] | None,
-        Option("How factors are chosen, in place of the options for it.", decides="plan"),
-    ] = None
-    vae_options: Annotated[
-        InstanceOf[PlanOptions] | None,
-        Option("The same for a bundle's VAE decoder.", only="bundle", decides="plan"),
-    ] = None
 
     @model_validator(mode="wrap")
     @classmethod
@@ -320,10 +102,11 @@ class BuildRequest(BaseModel):
         Every option stands there, as it was given or as the job resolved it, but for those that
         change nothing about the output.
         """
+        kind = "model" if self.module is None else "module"
         deciding = {
             option.decides or name: name
             for name, option in self.described().items()
-            if option.decides != "" and option.only != "bundle"
+            if option.decides != "" and option.only in ("", "engine", kind)
         }
         own = {key: name for key, name in deciding.items() if key not in resolved}
         values = self.model_dump(mode="json", include=set(own.values()))
@@ -351,13 +134,52 @@ class BuildRequest(BaseModel):
         Raises:
             TodoError: whatever the user can mend.
         """
+        if self.is_module():
+            from todo_compile.build.module_job import prepare_module
+
+            return prepare_module(self, progress, look=look)
         if self.bundle:
             from todo_compile.build.bundles import prepare_bundle
 
             return prepare_bundle(self, progress, look=look)
-        from todo_compile.build.job import prepare
+        from todo_compile.build.model_job import prepare
 
         return prepare(self, progress, look=look)
+
+    def is_module(self) -> bool:
+        """Whether a module is to be built, not a model by name.
+
+        Raises:
+            ConfigError: neither, both, or options of the other.
+        """
+        module = self.module is not None
+        if module == (self.model is not None):
+            raise ConfigError(
+                "model and module both say what to build."
+                if module
+                else "Nothing says what to build.",
+                remedy="Give a model by name (--model), or a module of your own (--module).",
+            )
+        for option in self.given("model" if module else "module"):
+            raise ConfigError(
+                f"{option} is for models by name; a module has its own sizes and weights."
+                if module
+                else f"{option} is for modules of your own.",
+                remedy="Leave it out"
+                + (
+                    ": its example inputs say it. Every batch of a range: --dynamic-batch 1..4."
+                    if module
+                    else ", or give a module."
+                ),
+            )
+        if module and self.bundle:
+            raise ConfigError(
+                f"A module makes one file, and {self.out} is a folder.",
+                remedy="End --out in .onnx or .plan.",
+            )
+        if not module and not self.res:
+            raise ConfigError("res is missing.", remedy="Give --res 1024, or 2048x1152.")
+        return module
 
     @classmethod
     def _refusal(cls, error: ValidationError) -> ConfigError:
@@ -372,7 +194,7 @@ class BuildRequest(BaseModel):
             )
         if first["type"] == "missing":
             return ConfigError(
-                f"{name} is missing.", remedy="Every build needs model, res and out."
+                f"{name} is missing.", remedy="Every build needs a place for its output."
             )
         return ConfigError(
             f"{name}: {first['input']!r:.80} is not possible: {first['msg']}.",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile import packages
 from todo_compile.batches import BatchRange, largest
+from todo_compile.build.model_job import ModelJob
 from todo_compile.errors import ConfigError, ExportError, first_line
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
+    from todo_compile.build.job import Job
     from todo_compile.build.site_proof import SiteProof
     from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
@@ -109,7 +111,7 @@ def available_bytes() -> int:
 
 
 def verify(
-    job: Any,
+    job: Job,
     program: ExportedProgram,
     dense: GraphModule,
     report: Report,
@@ -139,9 +141,15 @@ def verify(
     # The report's figures are those of the largest batch.
     budget = available_bytes() // 2
     if score_bytes(report) <= budget:
-        job.progress.info(f"verify         at {job.resolution}, {expected_time(report)}")
+        job.progress.info(f"verify         at {size_of(job)}, {expected_time(report)}")
         sites = _sites(job, program, dense, report, example)
-        return _checked(job, program, onnx, example, str(job.resolution), sites)
+        return _checked(job, program, onnx, example, size_of(job), sites)
+    if not isinstance(job, ModelJob):
+        raise ExportError(
+            f"There is not enough free memory to verify this on the CPU: "
+            f"{score_bytes(report) / 2**30:.1f} GB for attention scores.",
+            remedy="Close other programs, give smaller example inputs, or leave out --verify.",
+        )
     options = pinned(job.options, report)
     smaller, planned = _largest_that_fits(job, options, budget)
     job.progress.warn(
@@ -150,6 +158,11 @@ def verify(
         f"{expected_time(planned)}"
     )
     return _at(job, smaller, options, onnx.parent)
+
+
+def size_of(job: Job) -> str:
+    """What a job's output is for, for people."""
+    return str(job.resolution) if isinstance(job, ModelJob) else "its example inputs"
 
 
 def pinned(options: PlanOptions, report: Report) -> PlanOptions:
@@ -176,7 +189,7 @@ def expected_time(report: Report) -> str:
     return "less than a minute" if seconds < 45 else f"about {math.ceil(seconds / 60)} min"
 
 
-def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> tuple[Any, Report]:
+def _largest_that_fits(job: ModelJob, options: PlanOptions, budget: int) -> tuple[Any, Report]:
     """Largest scaled-down resolution whose scores fit, with its plan, from the plan alone.
 
     Raises:
@@ -208,7 +221,7 @@ def _largest_that_fits(job: Any, options: PlanOptions, budget: int) -> tuple[Any
     )
 
 
-def _at(job: Any, resolution: Any, options: PlanOptions, stage: Path) -> dict[str, Any]:
+def _at(job: ModelJob, resolution: Any, options: PlanOptions, stage: Path) -> dict[str, Any]:
     """Capture, rewrite and export once more at `resolution`, and verify that."""
     from todo_compile import models
     from todo_compile.build.site_proof import dense_copy
@@ -247,7 +260,7 @@ def _at(job: Any, resolution: Any, options: PlanOptions, stage: Path) -> dict[st
 
 
 def _sites(
-    job: Any, program: ExportedProgram, dense: GraphModule, report: Report, example: Any
+    job: Job, program: ExportedProgram, dense: GraphModule, report: Report, example: Any
 ) -> tuple[SiteProof, ...]:
     """Prove every rewritten site, and say which one is worst.
 
@@ -285,7 +298,7 @@ def worst_site(proofs: Sequence[SiteProof]) -> str:
 
 
 def _checked(
-    job: Any,
+    job: Job,
     program: ExportedProgram,
     onnx: Path,
     example: Any,

@@ -105,8 +105,9 @@ class Manifest(_Frozen):
         counts = ", ".join(f"{actions.count(a)} {a}" for a in ("rewritten", "dense", "refused"))
         model = self.model
         lines = [
-            f"model          {model.get('name')} ({model.get('class')}) at "
-            f"{model.get('resolution')}, batch {model.get('batch')}, {model.get('precision')}",
+            f"model          {model.get('name')} ({model.get('class')})"
+            + (f" at {model['resolution']}" if model.get("resolution") else "")
+            + f", batch {model.get('batch')}, {model.get('precision')}",
             f"weights        {model.get('weights')}",
             f"attention      {counts}",
         ]

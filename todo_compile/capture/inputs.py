@@ -70,7 +70,6 @@ class ExampleInputs:
         specs: of the inputs, in order.
         args: one tensor for each spec; fake if the model is.
         output_names: names for the outputs of an exported file.
-        latent: (height, width) of the latent grid.
         batches: for each input the range that its first size may have; None for a fixed one.
     """
 
@@ -78,7 +77,6 @@ class ExampleInputs:
     specs: tuple[InputSpec, ...]
     args: tuple[torch.Tensor, ...] = field(repr=False)
     output_names: tuple[str, ...]
-    latent: tuple[int, int]
     batches: tuple[BatchRange | None, ...] = ()
 
     def rows(self, count: int) -> tuple[torch.Tensor, ...]:
@@ -117,7 +115,6 @@ def example_inputs(
         specs=specs,
         args=args,
         output_names=wrappers.output_names(wrapper),
-        latent=_latent(model.source, resolution),
         batches=_batches(model.source, resolution, batch, model.dtype, specs),
     )
 

@@ -192,7 +192,8 @@ def _print_plan(plan: Plan) -> None:
         table.add_column(header, overflow="fold")
     for number, (build, need) in enumerate(zip(plan.builds, plan.needs, strict=True), start=1):
         values = [_value(build.request, axis) for axis in axes]
-        table.add_row(str(number), build.out, build.request.model, *values, _memory(need.bytes))
+        subject = build.request.model or str(build.request.module)
+        table.add_row(str(number), build.out, subject, *values, _memory(need.bytes))
     console = stdout()
     console.print(table)
     console.print(

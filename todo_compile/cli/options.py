@@ -32,7 +32,10 @@ def option(name: str, help: str | None = None) -> Any:
 
 
 Model = Annotated[str, option("model")]
+MaybeModel = Annotated[str | None, option("model")]
+Module = Annotated[str | None, option("module")]
 Res = Annotated[list[str], option("res", "Pixels: 2048, or WIDTHxHEIGHT.")]
+MaybeRes = Annotated[list[str] | None, option("res", "Pixels: 2048, or WIDTHxHEIGHT.")]
 Batch = Annotated[str | None, option("batch")]
 Precision = Annotated[str | None, option("precision")]
 Component = Annotated[str | None, option("component")]

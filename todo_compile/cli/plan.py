@@ -14,22 +14,23 @@ from todo_compile.cli.options import (
     Factors,
     Json,
     KvTokens,
-    Model,
+    MaybeModel,
+    MaybeRes,
+    Module,
     Precision,
     Preset,
-    Res,
     SamplingOption,
     Verbose,
     one_resolution,
-    plan_options,
     print_passes,
 )
 from todo_compile.cli.screen import stdout
 
 
 def plan_command(
-    model: Model,
-    res: Res,
+    model: MaybeModel = None,
+    module: Module = None,
+    res: MaybeRes = None,
     component: Component = None,
     batch: Batch = None,
     precision: Precision = None,
@@ -49,31 +50,27 @@ def plan_command(
     verbose: Verbose = 0,
 ) -> None:
     """Show what compiling would do to every attention site. Needs no weights, writes nothing."""
-    from todo_compile.api import plan as run
     from todo_compile.batches import BatchRange, parse_batch
+    from todo_compile.build.planning import plan_request
+    from todo_compile.build.request import BuildRequest
     from todo_compile.cli.console import print_json
     from todo_compile.cli.tables import sites_table, totals_table
-    from todo_compile.models.components import one_component
 
-    size = one_resolution(res)
-    options = plan_options(kv_tokens, factors, sampling, preset)
+    size = one_resolution(res) if res else None
+    request = BuildRequest(
+        model=model, module=module, res=tuple(res or ()), out="plan.onnx", component=component,
+        batch=batch, precision=precision, kv_tokens=kv_tokens, factors=factors, sampling=sampling,
+        preset=preset, dump=dump,
+    )  # fmt: skip
     if plot is not None:
         from todo_compile.cli.plots import check_plot
 
         check_plot(plot, "plan.png")
-    report = run(
-        model,
-        res=size,
-        component=one_component(component),
-        batch=batch,
-        precision=precision or "fp16",
-        options=options,
-        dump=dump,
-    )
+    report = plan_request(request)
     if plot is not None:
         from todo_compile.cli.plots import plot_plan
 
-        plot_plan(report, plot, f"{model} at {size}")
+        plot_plan(report, plot, f"{model} at {size}" if module is None else module)
     calls = None if batch is None else parse_batch(batch)
     several = isinstance(calls, BatchRange)
     if json:

@@ -63,8 +63,9 @@ class Origin:
             raise BundleError(error.message, remedy=_REBUILD) from error
         return cls(
             name=name,
-            built_for=f"{name} was built for {model.get('resolution')} px, "
-            f"batch {model.get('batch')}, {model.get('precision')}",
+            built_for=f"{name} was built for "
+            + (f"{model['resolution']} px, " if model.get("resolution") else "")
+            + f"batch {model.get('batch')}, {model.get('precision')}",
             component=str(model.get("component")),
             class_name=str(model.get("class")),
             config=dict(config),

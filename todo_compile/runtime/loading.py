@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from todo_compile.runtime.files import (
     open_bundle,
     open_output,
 )
+from todo_compile.runtime.module import COMPONENT, CompiledModule
 
 if TYPE_CHECKING:
     from todo_compile.runtime.component import Batching, Component
@@ -84,7 +85,10 @@ def load(
                 "res chooses from a bundle of several resolutions.",
                 remedy=f"Leave it out: {path.name} has one.",
             )
-        return wrap([open_output(path, verify)], **options)
+        output = open_output(path, verify)
+        if output.origin.component == COMPONENT:
+            return _module(output, options)
+        return wrap([output], **options)
     opened = open_bundle(path, verify, res=res)
     if component not in opened.components:
         raise ConfigError(
@@ -96,6 +100,23 @@ def load(
         opened.bundle.dense_after,
         **options,
     )
+
+
+def _module(output: Output, options: Mapping[str, Any]) -> CompiledModule:
+    """A compiled module; the options of a pipeline's components are not for it.
+
+    Raises:
+        ConfigError: one was given.
+    """
+    for name, default in (("batching", "split"), ("cast", False), ("encoder", None)):
+        if options[name] != default:
+            raise ConfigError(
+                f"{name} is for components of pipelines, and {output.path.name} is a module.",
+                remedy="Leave it out.",
+            )
+    own = ("provider", "threads", "cuda_graph", "runtime_cache")
+    session = open_session(output, **{name: options[name] for name in own})
+    return CompiledModule(session, output.manifest, output.path.name)
 
 
 def wrap_pair(

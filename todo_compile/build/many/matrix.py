@@ -161,7 +161,8 @@ def _build(
         if isinstance(data, list) and _OPTIONS[key].joined:
             data = ",".join(map(str, data))
         values[key] = data
-    missing = [key for key in ("model", "res", "out") if key not in values]
+    needs = ("out",) if "module" in values else ("model", "res", "out")
+    missing = [key for key in needs if key not in values]
     if missing:
         return [
             Mistake(

@@ -6,12 +6,10 @@ build's components come one after the other, so the largest counts.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import psutil
@@ -21,12 +19,10 @@ from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
     from todo_compile.build.job import Job
-    from todo_compile.models import Source
 
 SHARE = 0.9
 """Of the memory that is available now, what builds take unless told otherwise."""
 
-_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _UNITS = {
     **{"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12},
     **{"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40},
@@ -61,25 +57,7 @@ def need(jobs: Sequence[Job]) -> Need:
 
 def _estimate(job: Job) -> float:
     measured = _ONNX if job.library is None else _ENGINE
-    size = parameters(job.source) * _BYTES[job.precision]
-    return measured.base + measured.factor * size
-
-
-def parameters(source: Source) -> int:
-    """Number of parameters, of tensors without content: a second for SDXL, once for a model."""
-    return _parameters(json.dumps(dict(source.config)))
-
-
-@lru_cache(maxsize=256)
-def _parameters(config: str) -> int:
-    import torch
-
-    from todo_compile._torch import fake_mode
-    from todo_compile.models.build import build
-
-    with fake_mode():
-        module = build(json.loads(config), torch.float16)
-    return sum(parameter.numel() for parameter in module.parameters())
+    return measured.base + measured.factor * job.weight_bytes
 
 
 def parse_memory(text: str) -> int:
