@@ -52,6 +52,7 @@ class BuildOptions(BaseModel):
     ] = None
     res: Annotated[
         Several,
+        Field(min_length=1),
         Option(
             "Pixels: 2048, or WIDTHxHEIGHT. A bundle takes several: --res 1024 --res 2048x1152; "
             "what runs is chosen by the picture's size.",
