@@ -6,14 +6,13 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from torch import nn
 
 from todo_compile._torch import compiled_call, set_compiled_call
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.options import check_token_grids, parse_factors
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Pipeline = TypeVar("Pipeline")
 _DENOISERS = ("unet", "transformer", "transformer_2")
@@ -56,7 +55,7 @@ def accelerate(
     are compiled in place at their first call; `restore` undoes it.
 
     Args:
-        pipe: a diffusers pipeline.
+        pipe: a diffusers pipeline, or one of its components: a denoiser, a ControlNet, a VAE.
         vae: also compile the VAE's decoder, whose attention runs over every latent position.
         mode, fullgraph, dynamic: as for `torch.compile`.
         options: of the backend: ``kv_tokens``, ``factors`` (the decoder takes the first),
@@ -65,10 +64,10 @@ def accelerate(
             ``res`` that it is called with: its patches then give the denoiser's tokens their grid.
 
     Returns:
-        The same pipeline.
+        What was given.
 
     Raises:
-        ModelError: it has no denoiser.
+        ModelError: it is a pipeline without a denoiser.
         ConfigError: an option is unknown.
     """
     from todo_compile.dynamo.backend_options import BackendOptions
@@ -89,8 +88,7 @@ def accelerate(
             backend="todo_inductor",
             fullgraph=fullgraph,
             dynamic=dynamic,
-            # torch takes a mode or options, not both: ours carries the mode's options itself.
-            options={**_mode_options(mode), **chosen},
+            options={**chosen, **({"mode": mode} if mode is not None else {})},
         )
     return pipe
 
@@ -122,18 +120,14 @@ def _packed_grid(pipe: object, res: object) -> tuple[int, int] | None:
     return patch_grid_at(str(res), 2 * int(getattr(pipe, "vae_scale_factor", 8)))
 
 
-def _mode_options(mode: str | None) -> dict[str, Any]:
-    from todo_compile._torch import inductor_mode
-
-    return inductor_mode(mode) if mode else {}
-
-
 def _parts(pipe: object, vae: bool) -> list[_Part]:
     found = [
         _Part(module, _native(module), denoises=True)
         for name in _DENOISERS
         if (module := getattr(pipe, name, None)) is not None
     ]
+    if not found and isinstance(pipe, nn.Module):
+        return _alone(pipe)
     if not found:
         raise ModelError(
             f"{type(pipe).__name__} has no {' or '.join(_DENOISERS)} to compile.",
@@ -146,6 +140,14 @@ def _parts(pipe: object, vae: bool) -> list[_Part]:
     if vae and decoder is not None:
         found.append(_Part(decoder, _native(autoencoder) or found[0].native, one_level=True))
     return found
+
+
+def _alone(module: nn.Module) -> list[_Part]:
+    """What to compile of a component that was given without its pipeline."""
+    decoder: Any = getattr(module, "decoder", None)
+    if decoder is not None and hasattr(module, "encoder") and hasattr(module, "decode"):
+        return [_Part(decoder, _native(module), one_level=True)]
+    return [_Part(module, _native(module), denoises=True)]
 
 
 def _controlnets(pipe: object) -> Iterator[nn.Module]:

@@ -94,7 +94,8 @@ def todo_inductor(
         token_grids=chosen.token_grids,
         patch_grid=chosen.patch_grid,
         dump=new_folder(Path(chosen.dump), "graph") if chosen.dump is not None else None,
-        specialise=True,
+        # With nothing to be rewritten Dynamo is left as free as without us.
+        specialise=chosen.plan.factors != (),
         keep_dynamic=marked_dynamic(),
         levels=part.count,
         constants=static_inputs(gm, example_inputs),

@@ -22,6 +22,7 @@ OPTIONS = (
     "token_grids",
     "inner",
     "dump",
+    "mode",
 )
 """Options of ours; all others are Inductor's."""
 
@@ -64,9 +65,11 @@ class BackendOptions:
         """
         given = dict(options or {})
         ours = {name: given.pop(name) for name in OPTIONS if name in given}
+        # torch takes its own `mode` or `options`, not both.
+        mode = _text(ours, "mode") or mode
         inner, dump = _text(ours, "inner") or "inductor", _text(ours, "dump")
         _check_foreign(given, inner, mode)
-        patches = {**(inductor_mode(mode) if mode and inner == "inductor" else {}), **given}
+        patches = {**_of_mode(mode if inner == "inductor" else None), **given}
         grids = check_token_grids(ours.get("token_grids"))
         levels: dict[int, tuple[int, int]] = {}
         patches_at: tuple[int, int] | None = None
@@ -87,6 +90,24 @@ class BackendOptions:
         )
         family = frozenset(levels) | frozenset(grids)
         return BackendOptions(plan, grids, inner, patches, dump, family, patches_at)
+
+
+def _of_mode(mode: str | None) -> dict[str, Any]:
+    """Inductor's options for a mode.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if mode is None:
+        return {}
+    try:
+        return inductor_mode(mode)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"Unknown mode {mode!r}.",
+            remedy="torch._inductor.list_mode_options() shows all: default, reduce-overhead, "
+            "max-autotune, ….",
+        ) from error
 
 
 def _text(given: Mapping[str, Any], name: str) -> str | None:
