@@ -94,7 +94,7 @@ def test_a_component_without_its_pipeline() -> None:
 
 
 def test_an_autoencoder_without_its_pipeline() -> None:
-    vae = Decoder().vae
+    vae: Any = Decoder().vae
     vae.register_to_config(sample_size=4)
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
