@@ -103,3 +103,14 @@ def test_an_autoencoder_without_its_pipeline() -> None:
         assert not vae.decode(latent).sample.equal(dense)
     (report,) = todo_compile.reports()
     assert (report.options["kv_tokens"], report.rewritten) == (16, 1)
+
+
+@pytest.mark.parametrize("name", ["native", "_native_math"])
+def test_attention_backends_of_diffusers(name: str) -> None:
+    unet = small_unet()
+    with torch.no_grad():
+        wanted = with_oracle(unet)(*inputs()).sample
+        unet.set_attention_backend(name)
+        todo_compile.accelerate(unet, factors="2", inner="eager")
+        assert_close((unet(*inputs()).sample,), (wanted,))
+    assert todo_compile.reports()[-1].rewritten == 3
