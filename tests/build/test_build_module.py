@@ -292,3 +292,17 @@ def test_a_tiny_unet_by_itself(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = rewritten(*args, return_dict=False)[0]
     torch.testing.assert_close(todo_compile.load(out)(*args).sample, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_engine_of_heads_without_a_kernel(tmp_path: Path) -> None:
+    """Attention of 8 channels a head is built from products."""
+    pytest.importorskip("tensorrt_rtx")
+    x, text = inputs()
+    out = tmp_path / "small.plan"
+    built: Any = todo_compile.compile(
+        Small().half(), (x.half(), {"text": text.half()}), out=out, factors=2, target="sm89"
+    )
+    assert built.manifest.targets == ["sm89"]
+    assert [(one.name, one.dtype) for one in built.manifest.inputs] == [
+        ("x", "float16"), ("conditions_text", "float16"),
+    ]  # fmt: skip

@@ -215,7 +215,7 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
     cache = _configure(trt, config, request, events)
     if request["batches"] is not None:
         _add_profile(builder, network, config, request["batches"])
-        _allow_decomposition(trt, network)
+    _allow_decomposition(trt, network)
     monitor = _monitor(trt, events)
     config.progress_monitor = monitor
     events.send("phase", name="build")
@@ -289,8 +289,8 @@ def _add_profile(builder: Any, network: Any, config: Any, batches: list[int]) ->
 def _allow_decomposition(trt: Any, network: Any) -> None:
     """Let attention that has no fused kernel (a VAE's 512 channels) be built from products.
 
-    With fixed shapes the library does so by itself; with a range it refuses, unless told. Where a
-    kernel is found it is taken all the same.
+    Unless told so the library refuses with a range of batches, and for some sizes (heads of 8
+    channels). Where a kernel is found it is taken all the same: the engine has the same bytes.
     """
     kind = getattr(trt.LayerType, "ATTENTION_OUTPUT", None)
     if kind is None:
