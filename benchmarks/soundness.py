@@ -36,7 +36,7 @@ from soundness_parts.shrinking import as_test, distinct
 from soundness_parts.tally import Tally
 
 LIMIT = 120
-"""Seconds after which a case counts as hanging."""
+"""Processor seconds after which a case counts as hanging."""
 
 
 def _hangs(_: int, __: FrameType | None) -> None:
@@ -47,7 +47,7 @@ def _prepare() -> None:
     gc.freeze()
     gc.disable()  # it takes a third of the time; `one` collects now and then
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, _hangs)
+    signal.signal(signal.SIGPROF, _hangs)
 
 
 def one(seed: int) -> list[Verdict]:
@@ -57,11 +57,11 @@ def one(seed: int) -> list[Verdict]:
         gc.collect()
     verdicts: list[Verdict] = []
     for dialect in DIALECTS:
-        signal.alarm(LIMIT)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
         try:
             verdicts.append(judge(case, dialect))
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     return verdicts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from soundness_parts.capturing import Captured
-from soundness_parts.case import Case
+from soundness_parts.case import SIDES, Case, another_picture
 from soundness_parts.sources import SOURCES
 from todo_compile.dynamo.nested import rewrite_nested
 from todo_compile.options import PlanOptions
@@ -30,11 +30,14 @@ def rewrite(captured: Captured, options: PlanOptions, case: Case) -> list[SiteRe
         return found[-1]
 
     axes = SOURCES[case.source].axes
+    pictures = ["image"]
+    if another_picture(case):  # the caller names it too, or it would count as what is no picture
+        pictures.append(f"others_{int(SIDES[case.side].text)}")
     report = rewrite_graph(
         module,
         options,
         token_grids=grids or None,
-        image_axes={"image": axes} if axes else None,
+        image_axes=dict.fromkeys(pictures, axes) if axes else None,
         levels=levels,
         constants=captured.constants,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 import sys
 from dataclasses import replace
@@ -121,6 +122,22 @@ def test_a_case_is_its_seeds_and_prints_as_itself() -> None:
         case = draw(seed)
         assert case == draw(seed) == repaired(case)
         assert eval(str(case), {"Case": Case}) == case
+
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "soundness.json"
+
+
+def test_what_the_long_run_found_is_right_now() -> None:
+    """The run that `benchmarks/soundness.py` committed, at the commit that it names."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert sum(found["outcomes"].values()) == len(DIALECTS) * found["cases"]
+    assert (found["crash"], found["missing"]) == (0, 0)
+    assert found["wrong"] == sum(one["alike"] for one in found["failures"])
+    assert found["outcomes"]["uncaptured"] <= 0.03 * len(DIALECTS) * found["cases"]
+    assert not [name for name in RATES if not found["classes"][name]["rate"]]
+    for one in found["failures"]:
+        verdict = judge(eval(one["case"], {"Case": Case}), one["dialect"])
+        assert not verdict.failed, as_test(verdict)
 
 
 def test_failures_become_small() -> None:
