@@ -131,7 +131,8 @@ def main() -> None:
         made = {when: measured(tree, subject, repeats) for when, tree in trees.items()}
         rows.append({"model": name, "px": PX, **made})
     _show(rows)
-    print("wrote", save("passes", {"rows": rows}))
+    name = "passes" if chosen.before is None else "passes-plans"
+    print("wrote", save(name, {"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -33,3 +33,21 @@ def test_factors_that_leave_smaller_cells_are_nearer_to_dense_than_divisors() ->
         assert min(*ratios, *_ratios(rows, sampling, "edge")) > 1.1
         said = f"{ratios[0]:.1f} to {ratios[-1]:.1f} times"
         assert said in " ".join(document.split()), said
+
+
+def _rewritten(sites: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [site for site in sites if site["action"] == "rewritten"]
+
+
+def test_full_size_plans_lost_nothing() -> None:
+    """The models' sites and factors are those of before the proofs were asked for (fbdf5f8)."""
+    rows = json.loads((RESULTS / "passes-plans.json").read_text(encoding="utf-8"))["rows"]
+    by_model = {row["model"]: row for row in rows}
+    assert {"sd15", "sd21", "sdxl", "sd3"} <= by_model.keys()
+    for name, row in by_model.items():
+        before, after = row["before"]["sites"], row["after"]["sites"]
+        assert _rewritten(after) == _rewritten(before), name
+        assert _rewritten(after), name
+        assert sum(s["count"] for s in after) == sum(s["count"] for s in before), name
+        assert not [s for s in after if s["action"] == "refused"], name
+    assert by_model["sd15"]["before"]["commit"] == "fbdf5f8"
