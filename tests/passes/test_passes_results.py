@@ -43,7 +43,7 @@ def test_full_size_plans_lost_nothing() -> None:
     """The models' sites and factors are those of before the proofs were asked for (fbdf5f8)."""
     rows = json.loads((RESULTS / "passes-plans.json").read_text(encoding="utf-8"))["rows"]
     by_model = {row["model"]: row for row in rows}
-    assert {"sd15", "sd21", "sdxl", "sd3"} <= by_model.keys()
+    assert {"sd15", "sd21", "sdxl", "pixart", "sd3", "flux"} <= by_model.keys()
     for name, row in by_model.items():
         before, after = row["before"]["sites"], row["after"]["sites"]
         assert _rewritten(after) == _rewritten(before), name
