@@ -160,6 +160,15 @@ class BuildOptions(BaseModel):
         str | None,
         Option(f"Published settings by name: {', '.join(PRESETS)}.", _DOWN, decides="plan"),
     ] = None
+    masks: Annotated[
+        str | None,
+        Option(
+            "Of attention with a mask: prove rewrites where no key can be hidden; pool takes that "
+            "for granted, at your own risk. [default: prove]",
+            _DOWN,
+            decides="plan",
+        ),
+    ] = None
     vae_factors: Annotated[
         Factors | None,
         Option(

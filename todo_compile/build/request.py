@@ -66,7 +66,9 @@ class BuildRequest(BuildOptions):
         Raises:
             ConfigError: it is said twice, or cannot be.
         """
-        parts = {name: getattr(self, name) for name in ("kv_tokens", "factors", "sampling")}
+        parts = {
+            name: getattr(self, name) for name in ("kv_tokens", "factors", "sampling", "masks")
+        }
         if self.options is None:
             return PlanOptions.create(**parts, preset=self.preset)
         if said := [name for name in (*parts, "preset") if getattr(self, name) is not None]:

@@ -12,6 +12,7 @@ _VALUES = {
     "factors": "N,N,…|off",
     "vae_factors": "N|off",
     "kv_tokens": "N",
+    "masks": "prove|pool",
     "steps": "N",
     "seeds": "N",
     "seed": "N",

@@ -43,6 +43,7 @@ KvTokens = Annotated[int | None, option("kv_tokens")]
 Factors = Annotated[str | None, option("factors")]
 SamplingOption = Annotated[str | None, option("sampling")]
 Preset = Annotated[str | None, option("preset")]
+Masks = Annotated[str | None, option("masks")]
 Dump = Annotated[Path | None, option("dump")]
 
 Json = Annotated[

@@ -14,6 +14,7 @@ from todo_compile.cli.options import (
     Factors,
     Json,
     KvTokens,
+    Masks,
     MaybeModel,
     MaybeRes,
     Module,
@@ -38,6 +39,7 @@ def plan_command(
     factors: Factors = None,
     sampling: SamplingOption = None,
     preset: Preset = None,
+    masks: Masks = None,
     every: Annotated[
         bool, typer.Option("--all", help="Cross-attention rows too.", rich_help_panel="Output")
     ] = False,
@@ -60,7 +62,7 @@ def plan_command(
     request = BuildRequest(
         model=model, module=module, res=tuple(res or ()), out="plan.onnx", component=component,
         batch=batch, precision=precision, kv_tokens=kv_tokens, factors=factors, sampling=sampling,
-        preset=preset, dump=dump,
+        preset=preset, masks=masks, dump=dump,
     )  # fmt: skip
     if plot is not None:
         from todo_compile.cli.plots import check_plot
