@@ -53,7 +53,7 @@ class Flux(nn.Module):
         width = self.WIDTH
         self.img_in, self.txt_in = Linear(16, width), Linear(12, width)
         self.time_in = nn.Sequential(Linear(16, width), nn.SiLU(), Linear(width, width))
-        self.streams = nn.ModuleDict(
+        self.streams: Any = nn.ModuleDict(
             {
                 name: nn.ModuleDict(
                     {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +104,9 @@ class Linear(nn.Linear):
     """Weights are kept in one precision and cast where they are used."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else self.bias.to(device=x.device, dtype=x.dtype)
+        bias = cast("torch.Tensor | None", self.bias)
+        if bias is not None:
+            bias = bias.to(device=x.device, dtype=x.dtype)
         return F.linear(x, self.weight.to(device=x.device, dtype=x.dtype), bias)
 
 

@@ -46,7 +46,7 @@ class Base(torch.nn.Module):
 
     def __init__(self, denoiser: torch.nn.Module) -> None:
         super().__init__()
-        self.diffusion_model = denoiser
+        self.diffusion_model: Any = denoiser
 
     def apply_model(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         return self.diffusion_model(x, context, transformer_options={})
@@ -162,7 +162,7 @@ def test_options(nodes: Any, calls: Any, name: str, widgets: Any, options: Any) 
 
 def test_patched_model_against_the_oracle(nodes: Any, calls: Any) -> None:
     torch.manual_seed(0)
-    denoiser = Level().eval()
+    denoiser: Any = Level().eval()
     for part in (denoiser.spatial.blocks[0].attn1.to_q, denoiser.spatial.blocks[0].attn1.to_k):
         part.weight.data *= 8
     given = Patcher(Base(denoiser))

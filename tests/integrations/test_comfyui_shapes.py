@@ -104,6 +104,7 @@ def test_steps_share_one_graph_and_patches_do_not() -> None:
     """What a sampler changes in the dict at every step compiles nothing again; a patch does."""
     model = sharp(Level)
     run = compiled(model)
+    plain = latent()
     for step, conditions in enumerate(([1, 0], [1], [0, 1])):
         options = {
             "sigmas": torch.tensor([10.0 - step]),
