@@ -16,7 +16,7 @@ REPOSITORY = "https://github.com/todo-compile/todo-compile/blob/main/"
 PUBLIC = (
     "plan", "rewrite", "compile", "compile_bundle", "load", "load_pipeline", "accelerate",
     "restore", "reports", "summary", "clear_reports", "PlanOptions", "Report", "SiteReport",
-    "TodoError",
+    "TodoError", "tune", "TunedPlan",
 )  # fmt: skip
 
 

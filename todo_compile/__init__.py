@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from todo_compile.passes.report import SiteReport as SiteReport
     from todo_compile.runtime.loading import load as load
     from todo_compile.runtime.pipeline import load_pipeline as load_pipeline
+    from todo_compile.tuning.plan_file import TunedPlan as TunedPlan
+    from todo_compile.tuning.run import tune as tune
 
 try:
     __version__ = version("todo-compile")
@@ -67,6 +69,8 @@ _HOMES = {
     "HoistStop": "passes.report",
     "Report": "passes.report",
     "SiteReport": "passes.report",
+    "TunedPlan": "tuning.plan_file",
+    "tune": "tuning.run",
 }
 
 

@@ -17,6 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "models": ("numpy", "safetensors", "huggingface_hub", "diffusers"),
     "onnx": ("onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     "plot": ("matplotlib",),
+    "tune": ("scipy",),
     "rtx": ("tensorrt_rtx",),
     "tensorrt": ("tensorrt",),
     "generate": ("PIL", "transformers"),

@@ -21,6 +21,7 @@ from todo_compile.cli.naming import Command, name_values
 from todo_compile.cli.plan import plan_command
 from todo_compile.cli.screen import stderr
 from todo_compile.cli.show import inspect_command, models_command
+from todo_compile.cli.tune import tune_command
 from todo_compile.errors import TodoError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ app = typer.Typer(
         "todo-compile --model sd15 --weights random --res 2048 --out engine.plan\n\n"
         "todo-compile --model ./my-model --res 1920x1080 --out unet.onnx --verify\n\n"
         "todo-compile --model ./my-model --res 2048 --out bundle/ --format onnx\n\n"
-        "todo-compile build builds.yaml"
+        "todo-compile build builds.yaml\n\n"
+        "todo-compile tune --model ./my-model --res 1024 --budget drift=1e-3 --out plan.json"
     ),
 )
 
@@ -83,6 +85,7 @@ app.command("build", cls=Command)(build_command)
 app.command("plan", cls=Command)(plan_command)
 app.command("generate", cls=Command)(generate_command)
 app.command("drift", cls=Command)(drift_command)
+app.command("tune", cls=Command)(tune_command)
 app.command("inspect", cls=Command)(inspect_command)
 app.command("models", cls=Command)(models_command)
 

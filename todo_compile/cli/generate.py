@@ -43,6 +43,12 @@ def generate_command(
     precision: Annotated[
         str | None, typer.Option(help="With --model: fp16, bf16 or fp32. \\[default: fp32]")
     ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --model: a plan from `todo-compile tune`, its phases switched by step."
+        ),
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     guidance: Annotated[
@@ -84,6 +90,10 @@ def generate_command(
         raise ConfigError("Give either --bundle or --model.")
     if model is None and precision is not None:
         raise ConfigError("--precision goes with --model: a bundle has its own.")
+    if model is None and plan is not None:
+        raise ConfigError(
+            "--plan goes with --model.", remedy="A bundle has the plan that it was compiled with."
+        )
     if dense_bundle is not None and not (compare and bundle is not None):
         raise ConfigError("--dense-bundle goes with --bundle and --compare.")
     drawing.check_settings(steps, guidance, seed)
@@ -107,7 +117,7 @@ def generate_command(
                 raise ConfigError("--model needs --res.", remedy="For example --res 1024")
             source = _check_model(model, scheduler, provider, steps)
             batch = 2 if guidance > 1 else 1
-            ours, dense, size = _from_model(source, res, precision, compare, batch, shared)
+            ours, dense, size = _from_model(source, res, precision, compare, batch, plan, shared)
     options["resolution"] = size
     facts: dict[str, Any] = {"path": str(out), "seed": seed, "steps": steps}
     if dense is None:
@@ -232,19 +242,29 @@ def _from_model(
     precision: str | None,
     compare: bool,
     batch: int,
+    plan: Path | None,
     shared: dict[str, Any],
 ) -> tuple[Any, Any, Resolution]:
     from todo_compile.models import Resolution
-    from todo_compile.runtime.in_process import rewrite_pipeline
+    from todo_compile.precision import dtype_of
+    from todo_compile.runtime.in_process import check_plan, plan_pipeline, rewrite_pipeline
     from todo_compile.runtime.torch_pipelines import torch_pipeline
+    from todo_compile.tuning.plan_file import TunedPlan
 
     size = Resolution.parse(res)
+    tuned = None if plan is None else TunedPlan.load(plan)
+    if tuned is not None:  # before anything is loaded
+        check_plan(tuned, source, size, dtype=dtype_of(precision or "fp32"))
     ours = torch_pipeline(source, precision=precision or "fp32", **shared)
     dense = None
     if compare:
         dense = type(ours)(**_parts(ours))
-    report = rewrite_pipeline(ours, source, size, batch=batch, options=None)
-    stderr.print(report.summary(), style="dim")
+    if tuned is None:
+        reports = (rewrite_pipeline(ours, source, size, batch=batch, options=None),)
+    else:
+        reports = plan_pipeline(ours, source, size, batch=batch, plan=tuned)
+    for report in reports:
+        stderr.print(report.summary(), style="dim")
     return ours, dense, size
 
 

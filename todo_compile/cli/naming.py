@@ -23,6 +23,13 @@ _VALUES = {
     "dump": "FOLDER",
     "timing_cache": "FILE",
     "plot": "FILE",
+    "budget": "drift=X|speedup=X",
+    "candidates": "SAMPLING:N,N,…",
+    "phases": "N",
+    "disable": "GLOB",
+    "prompts": "FILE",
+    "scores": "FILE",
+    "pairs": "N",
 }
 
 

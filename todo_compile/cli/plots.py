@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from todo_compile.drift.measure import Drift
     from todo_compile.passes.report import Report, SiteReport
+    from todo_compile.tuning.plan_file import TunedPlan
 
 # Told apart by the colour-blind, and in grey.
 _AFTER, _REST, _SAVED, _EDGE = "#0072b2", "#999999", "#f3e6c4", "#c9a227"
@@ -155,6 +156,47 @@ def plot_drift(drift: Drift, path: Path, title: str) -> None:
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize=10, parse_math=False)
     _save(figure, path, "drift.png")
+
+
+def plot_tuned(plan: TunedPlan, path: Path, title: str) -> None:
+    """Drift against speed: the curve of tuned plans, uniform ones, and the chosen one.
+
+    Raises:
+        ConfigError: as `plot_plan`.
+    """
+    figure = _figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for points, style, label in (
+        (plan.curve, "o-", "tuned"),
+        ([p for p in plan.uniform if p.name.endswith("level 1")], "s--", "uniform, level 1"),
+        ([p for p in plan.uniform if p.name.endswith("all levels")], "^--", "uniform, all levels"),
+    ):
+        # A logarithm has no place for the dense plan.
+        drawn = [p for p in points if p.measured is not None and p.measured.drift.mean > 0]
+        drawn.sort(key=lambda p: p.speedup)
+        spans = [p.measured.drift for p in drawn if p.measured is not None]
+        axes.errorbar(
+            [p.speedup for p in drawn],
+            [s.mean for s in spans],
+            yerr=[[s.mean - s.low for s in spans], [s.high - s.mean for s in spans]],
+            fmt=style,
+            markersize=4,
+            linewidth=1,
+            capsize=2,
+            label=label,
+        )
+    chosen = plan.chosen.measured
+    if chosen is not None and chosen.drift.mean > 0:
+        axes.plot(
+            [plan.speedup], [chosen.drift.mean], "*", color="black", markersize=13, label="chosen"
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel(f"speed against dense ({plan.cost})")
+    axes.set_ylabel("drift: mean squared error of the pictures")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    _save(figure, path, "tune.png")
 
 
 def _figure(**settings: Any) -> Figure:

@@ -76,6 +76,7 @@ class DriftMeter:
         args: example inputs; all measurements have their shapes.
         native_kv_tokens: the default bound on key/value tokens, for plans that need it.
         token_grids: as for `todo_compile.rewrite`.
+        plans: most plans whose graphs are kept.
 
     Raises:
         CaptureError: `torch.export` cannot trace the module.
@@ -88,6 +89,7 @@ class DriftMeter:
         *,
         native_kv_tokens: int | None = None,
         token_grids: dict[int, tuple[int, int]] | None = None,
+        plans: int = 64,
     ) -> None:
         program = capture(module, args)
         if may_write(program.graph_module, lambda node: node.meta.get("val")):
@@ -101,7 +103,7 @@ class DriftMeter:
         self._results = {site.name: site.output.name for site in found}
         # A plan's sites one by one and what finds the frontier fit twice; of a search over ever new
         # plans the oldest go.
-        self._most = 64 + 2 * len(found)
+        self._most = plans + 2 * len(found)
         self._variants: OrderedDict[PlanOptions, _Variant] = OrderedDict()
         self.sites: tuple[SiteReport, ...] = tuple(
             s for s in self.plan(PlanOptions(factors=())).sites if _downsamplable(s)

@@ -6,13 +6,16 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from todo_compile._torch import compiled_call, set_compiled_call
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.options import check_token_grids, parse_factors
+
+if TYPE_CHECKING:
+    from todo_compile.tuning.plan_file import TunedPlan
 
 Pipeline = TypeVar("Pipeline")
 _DENOISERS = ("unet", "transformer", "transformer_2")
@@ -62,6 +65,8 @@ def accelerate(
             ``sampling``, ``res``, ``inner``, …; without ``kv_tokens`` and ``factors`` the bound is
             what each component saw in training. A pipeline that packs its latents (FLUX) needs the
             ``res`` that it is called with: its patches then give the denoiser's tokens their grid.
+            ``plan``, a `TunedPlan` or its file, is for the denoiser; its phases follow the
+            pipeline's scheduler. Its sites are held to the plan, the weights are not.
 
     Returns:
         What was given.
@@ -72,18 +77,31 @@ def accelerate(
     """
     from todo_compile.dynamo.backend_options import BackendOptions
 
-    BackendOptions.parse(options, mode)
+    tuned = _tuned(pipe, options)
+    BackendOptions.parse({**options, **({} if tuned is None else {"phase": 0})}, mode)
     packed = _packed_grid(pipe, options.get("res"))
     for part in _parts(pipe, vae):
         chosen = dict(options)
+        if tuned is not None and not part.denoises:
+            del chosen["plan"]
         if part.denoises and packed is not None:
             named = check_token_grids(chosen.get("token_grids"))
             chosen["token_grids"] = {packed[0] * packed[1]: packed, **named}
         if part.one_level and (factors := parse_factors(chosen.get("factors"))):
             chosen["factors"] = factors[:1]
-        if part.native is not None and not {"kv_tokens", "factors", "preset"} & chosen.keys():
+        if (
+            part.native is not None
+            and not {"kv_tokens", "factors", "preset", "plan"} & chosen.keys()
+        ):
             chosen["kv_tokens"] = part.native
         _before.setdefault(part.module, compiled_call(part.module))
+        if tuned is not None and part.denoises and len(tuned.phases) > 1:
+            from todo_compile.dynamo.tuned import compile_phases
+
+            rest = {name: value for name, value in chosen.items() if name != "plan"}
+            rest |= {"mode": mode} if mode is not None else {}
+            compile_phases(part.module, pipe, tuned, rest, fullgraph=fullgraph, dynamic=dynamic)
+            continue
         part.module.compile(
             backend="todo_inductor",
             fullgraph=fullgraph,
@@ -91,6 +109,28 @@ def accelerate(
             options={**chosen, **({"mode": mode} if mode is not None else {})},
         )
     return pipe
+
+
+def _tuned(pipe: object, options: dict[str, Any]) -> TunedPlan | None:
+    """The plan that was given, if it is for this pipeline's denoiser and for `res`.
+
+    Raises:
+        ConfigError: it is for another.
+    """
+    if options.get("plan") is None:
+        return None
+    from todo_compile.models import Resolution
+    from todo_compile.tuning.plan_file import read_plan, single_phase
+
+    plan = read_plan(options["plan"])
+    present = [name for name in _DENOISERS if getattr(pipe, name, None) is not None]
+    if len(plan.phases) > 1 and getattr(pipe, "scheduler", None) is None:
+        single_phase(plan, "a module without a scheduler")
+    res = options.get("res")
+    for name in present:
+        size = None if res is None else str(Resolution.parse(res))
+        plan.check(component=name, resolution=size)
+    return plan
 
 
 def restore(pipe: Pipeline) -> Pipeline:

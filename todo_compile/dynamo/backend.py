@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,11 @@ from todo_compile.dynamo.backend_options import BackendOptions
 from todo_compile.dynamo.calls import call_of, forget_calls
 from todo_compile.dynamo.fragments import Fragment, forget
 from todo_compile.dynamo.nested import rewrite_nested
+from todo_compile.dynamo.tuned import check_graph
 from todo_compile.errors import ConfigError
 from todo_compile.passes.dump import new_folder
 from todo_compile.passes.pipeline import rewrite_graph
+from todo_compile.passes.plan.levels import Levels
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -88,6 +91,11 @@ def todo_inductor(
     call = call_of(options)
     call.enter(gm)
     part = Fragment(gm, call, chosen.plan, chosen.levels)
+
+    def lenient(areas: frozenset[int]) -> Levels:
+        # Sites of a tuned plan may lie in another graph; what is missing is looked at below.
+        return replace(part.count(areas), strict=False)
+
     report = rewrite_graph(
         gm,
         chosen.plan,
@@ -97,12 +105,17 @@ def todo_inductor(
         # With nothing to be rewritten Dynamo is left as free as without us.
         specialise=chosen.plan.factors != (),
         keep_dynamic=marked_dynamic(),
-        levels=part.count,
+        levels=part.count
+        if chosen.tuned is None
+        else lambda a: replace(part.count(a), strict=False),
         constants=static_inputs(gm, example_inputs),
     )
+    levels = part.levels if chosen.tuned is None else replace(part.levels, strict=False)
     nested = rewrite_nested(
-        gm, chosen.plan, chosen.token_grids, part.levels, patch_grid=chosen.patch_grid
+        gm, chosen.plan, chosen.token_grids, levels, patch_grid=chosen.patch_grid
     )
+    if chosen.tuned is not None:
+        check_graph(chosen.tuned, (report, *nested))
     _publish(report, nested)
     split = call.leave((report, *nested))
     for text in (*part.warnings, *([split] if split else ())):

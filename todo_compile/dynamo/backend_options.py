@@ -5,18 +5,23 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from todo_compile._torch import inductor_mode, inductor_options
 from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions, check_token_grids
+
+if TYPE_CHECKING:
+    from todo_compile.tuning.plan_file import TunedPlan
 
 OPTIONS = (
     "kv_tokens",
     "factors",
     "sampling",
     "preset",
+    "plan",
+    "phase",
     "masks",
     "res",
     "token_grids",
@@ -44,6 +49,7 @@ class BackendOptions:
         inner: backend that compiles the rewritten graph.
         inductor: Inductor's own options, the mode's included.
         dump: folder for the graph before and after every pass, or None.
+        tuned: the plan from `tune` that `plan` is a phase of.
         levels: numbers of tokens of the levels at ``res`` and of `token_grids`: what levels are
             counted by, no evidence of a grid.
     """
@@ -55,6 +61,7 @@ class BackendOptions:
     dump: str | None
     levels: frozenset[int] = frozenset()
     patch_grid: tuple[int, int] | None = None
+    tuned: TunedPlan | None = None
 
     @staticmethod
     def parse(options: Mapping[str, Any] | None, mode: str | None) -> BackendOptions:
@@ -81,7 +88,8 @@ class BackendOptions:
                     remedy="It is a size in pixels: 1024, or WIDTHxHEIGHT.",
                 )
             patches_at = patch_grid_at(str(ours["res"]))
-        plan = PlanOptions.create(
+        tuned, phase = _tuned(ours)
+        plan = phase or PlanOptions.create(
             kv_tokens=ours.get("kv_tokens"),
             factors=ours.get("factors"),
             sampling=ours.get("sampling"),
@@ -89,7 +97,34 @@ class BackendOptions:
             masks=ours.get("masks"),
         )
         family = frozenset(levels) | frozenset(grids)
-        return BackendOptions(plan, grids, inner, patches, dump, family, patches_at)
+        return BackendOptions(plan, grids, inner, patches, dump, family, patches_at, tuned)
+
+
+def _tuned(given: Mapping[str, Any]) -> tuple[TunedPlan | None, PlanOptions | None]:
+    """The tuned plan that was given, and the phase of it that this graph is for."""
+    plan, phase = given.get("plan"), given.get("phase")
+    if plan is None:
+        if phase is not None:
+            raise ConfigError("phase is one of a plan's.", remedy="Give the plan too.")
+        return None, None
+    from todo_compile.tuning.plan_file import read_plan, single_phase
+
+    for other in ("kv_tokens", "factors", "sampling", "preset"):
+        if given.get(other) is not None:
+            raise ConfigError(
+                f"plan and {other} both say how factors are chosen.", remedy="Give one of them."
+            )
+    tuned = read_plan(plan)
+    if phase is None:
+        chosen = single_phase(tuned, "torch.compile")
+    elif isinstance(phase, int) and 0 <= phase < len(tuned.phases):
+        chosen = tuned.options[phase]
+    else:
+        raise ConfigError(
+            f"The plan has no phase {phase!r}.", remedy=f"It has 0 to {len(tuned.phases) - 1}."
+        )
+    masks = given.get("masks")
+    return tuned, chosen if masks is None else replace(chosen, masks=masks)
 
 
 def _of_mode(mode: str | None) -> dict[str, Any]:

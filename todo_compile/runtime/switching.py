@@ -1,7 +1,7 @@
-"""A denoiser and its dense twin: downsampled keys early in the schedule, all keys at its end.
+"""Denoisers that take turns: downsampled keys early in the schedule, more or all keys at its end.
 
 Early steps decide composition, late ones detail; giving the late ones dense attention restores
-detail for part of the cost. Which twin runs is read from the timestep of the call and the
+detail for part of the cost. Which of them runs is read from the timestep of the call and the
 scheduler's own list of timesteps. Nothing is counted, so interrupted runs, image-to-image (which
 starts in mid-schedule) and second-order schedulers (which visit a timestep twice) come out right.
 """
@@ -9,35 +9,44 @@ starts in mid-schedule) and second-order schedulers (which visit a timestep twic
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from todo_compile.errors import ConfigError, InputError
 from todo_compile.runtime.compiled import Compiled
 
 
-class SwitchedDenoiser(Compiled):
-    """Two components of one model; see the module's text.
+class PhasedDenoiser(Compiled):
+    """Components of one model, each for its part of the schedule; see the module's text.
 
     Args:
-        rewritten: runs first.
-        dense: takes over.
-        dense_after: share of the schedule's distinct timesteps that `rewritten` runs, 0 to 1: with
-            0.7 and 50 steps, steps 0 to 34 are rewritten and 35 to 49 dense.
+        parts: in the order in which they run; equal ones may return.
+        starts: for each the share of the schedule's distinct timesteps before it, ascending from
+            0: with (0, 0.7) and 50 steps the first part runs steps 0 to 34, the second the rest.
 
     Raises:
-        ConfigError: the share is not between 0 and 1.
+        ConfigError: the starts are no such shares.
     """
 
-    def __init__(self, rewritten: Any, dense: Any, dense_after: float) -> None:
+    def __init__(self, parts: Sequence[Any], starts: Sequence[float]) -> None:
         super().__init__()
-        if not 0 <= dense_after <= 1:
-            raise ConfigError(f"dense_after is {dense_after}.", remedy="Give a share, 0 to 1.")
-        self.rewritten = rewritten
-        self.dense = dense
-        self.dense_after = dense_after
+        ascending = all(a <= b for a, b in pairwise(starts))
+        if not parts or len(parts) != len(starts) or starts[0] != 0 or not ascending:
+            raise ConfigError(
+                f"{len(parts)} denoisers cannot start at {', '.join(f'{s:g}' for s in starts)} of "
+                "the schedule.",
+                remedy="Give each a share from 0 to 1, ascending, the first 0.",
+            )
+        if starts[-1] > 1:
+            raise ConfigError(
+                f"{starts[-1]:g} is no share of the schedule.", remedy="Give a share, 0 to 1."
+            )
+        self.parts = nn.ModuleList(parts)
+        self.starts = tuple(starts)
         self._pipeline: weakref.ref[Any] | None = None
         self._scheduler: Any = None
         self._schedule: tuple[Tensor, Tensor] | None = None
@@ -62,37 +71,49 @@ class SwitchedDenoiser(Compiled):
 
     @property
     def _called(self) -> str:
-        return self.rewritten.origin.name
+        return self._first.origin.name
+
+    @property
+    def _first(self) -> Any:
+        return self.parts[0]
 
     @property
     def config(self) -> Any:
-        """Of the rewritten twin."""
-        return self.rewritten.config
+        """Of the first part."""
+        return self._first.config
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the rewritten twin."""
-        return self.rewritten.dtype
+        """Of the first part."""
+        return self._first.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the rewritten twin."""
-        return self.rewritten.device
+        """Of the first part."""
+        return self._first.device
 
     @property
     def add_embedding(self) -> Any:
-        """Of the rewritten twin; SDXL's pipelines look at it."""
-        return self.rewritten.add_embedding
+        """Of the first part; SDXL's pipelines look at it."""
+        return self._first.add_embedding
 
     def forward(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As the twins.
+        """As the parts.
 
         Raises:
-            InputError: the pipeline whose schedule counts is unknown or another one, or a twin
+            InputError: the pipeline whose schedule counts is unknown or another one, or a part
                 refuses.
         """
-        chosen = self.dense if self.done(timestep) >= self.dense_after else self.rewritten
-        return chosen(sample, timestep, *args, **kwargs)
+        return self.parts[self.index(timestep)](sample, timestep, *args, **kwargs)
+
+    def index(self, timestep: Any) -> int:
+        """Which part runs at `timestep`.
+
+        Raises:
+            InputError: as `done`.
+        """
+        done = self.done(timestep)
+        return max(i for i, start in enumerate(self.starts) if start <= done)
 
     def done(self, timestep: Any) -> float:
         """Share of the schedule that lies before `timestep`, 0 at the first step.
@@ -105,9 +126,9 @@ class SwitchedDenoiser(Compiled):
             self._scheduler = pipeline.scheduler  # users exchange it
         if self._scheduler is None:
             raise InputError(
-                "The pair does not know the schedule that decides which twin runs.",
+                "The pair does not know the schedule that decides which of its denoisers runs.",
                 remedy="Call pipe.unet.follow(pipe) once (load_pipeline does), or set "
-                "pipe.unet = pair.rewritten.",
+                "pipe.unet = pair.parts[0].",
             )
         distinct = self._distinct(self._scheduler)
         time = float(torch.as_tensor(timestep).reshape(-1)[0])
@@ -135,3 +156,36 @@ class SwitchedDenoiser(Compiled):
             # On the CPU and once a schedule: a comparison on the GPU would wait for it each step.
             self._schedule = (timesteps, torch.unique(timesteps.double().cpu()))
         return self._schedule[1]
+
+
+class SwitchedDenoiser(PhasedDenoiser):
+    """The simplest such plan: a denoiser, and its dense twin for the last steps.
+
+    Args:
+        rewritten: runs first.
+        dense: takes over.
+        dense_after: share of the schedule's distinct timesteps that `rewritten` runs, 0 to 1.
+
+    Raises:
+        ConfigError: the share is not between 0 and 1.
+    """
+
+    def __init__(self, rewritten: Any, dense: Any, dense_after: float) -> None:
+        if not 0 <= dense_after <= 1:
+            raise ConfigError(f"dense_after is {dense_after}.", remedy="Give a share, 0 to 1.")
+        super().__init__((rewritten, dense), (0.0, dense_after))
+
+    @property
+    def rewritten(self) -> Any:
+        """The first part."""
+        return self.parts[0]
+
+    @property
+    def dense(self) -> Any:
+        """The dense twin."""
+        return self.parts[1]
+
+    @property
+    def dense_after(self) -> float:
+        """Share of the schedule before the dense twin."""
+        return self.starts[1]

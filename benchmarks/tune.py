@@ -1,0 +1,160 @@
+r"""Tuned plans against uniform ones of the same speed: pictures, dense against each, same seeds.
+
+    python benchmarks/tune.py --sides 128 --pairs 24
+
+Scores are measured on every second prompt of the model, plans are drawn on the others. For the
+speed of uniform factor 4 and factor 8 on the largest grid the best plan is chosen for one phase and
+for three, and drawn; so are all uniform plans. Scores are kept in ``build/tune`` and taken up
+again. Writes ``results/tune.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import DEMO, save
+from fidelity_parts.intervals import paired
+
+from todo_compile import models
+from todo_compile.progress import SilentProgress
+from todo_compile.runtime.metrics import mse
+from todo_compile.tuning.choosing import Problem
+from todo_compile.tuning.plan_file import Point
+from todo_compile.tuning.prompts import read_prompts, split
+from todo_compile.tuning.run import (
+    QUICK,
+    allowed,
+    candidate_texts,
+    fill_scores,
+    schedule_parts,
+)
+from todo_compile.tuning.scores import Scores
+from todo_compile.tuning.search import Search
+from todo_compile.tuning.studio import Pair, Sampling, Studio, make_pairs
+from todo_compile.tuning.wishes import DEFAULT_CANDIDATES, choice_text, parse_candidates
+
+ROOT = Path(__file__).parent.parent
+SPEEDS = ("nearest:4", "nearest:8")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--sides", default="128", help="pixels, e.g. 128,256")
+    parser.add_argument("--pairs", type=int, default=24, help="held-out pairs of prompt and seed")
+    parser.add_argument("--fit", type=int, default=8, help="pairs that scores are measured with")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--name", default="tune", help="of the results")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, choose, draw, write."""
+    given = arguments()
+    torch.set_num_threads(1)
+    sizes = [one_size(int(side), given) for side in given.sides.split(",")]
+    path = save(
+        given.name,
+        {
+            "command": sys.argv[1:],
+            "model": "demo",
+            "steps": given.steps,
+            "guidance": given.guidance,
+            "sizes": sizes,
+        },
+    )
+    print(f"wrote {path}")
+
+
+def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Rows of one size."""
+    source = models.resolve("demo")
+    resolution = models.Resolution.parse(side)
+    sampling = Sampling(given.steps, given.guidance, None, given.batch)
+    studio = Studio(source, resolution, sampling)
+    fit_prompts, held_prompts = split(read_prompts(None, DEMO, resolution))
+    fit = make_pairs(fit_prompts, given.fit, 0)
+    held = make_pairs(held_prompts, given.pairs, 10_000)
+    options, saved = allowed(studio, parse_candidates([DEFAULT_CANDIDATES]), frozenset())
+    parts = schedule_parts(given.steps, 8)
+    key = {
+        "side": side,
+        "sampling": dataclasses.asdict(sampling),
+        "fit": [[p.prompt, p.seed] for p in fit],
+        "candidates": {site: [choice_text(c) for c in row] for site, row in options.items()},
+    }
+    place = ROOT / "build" / "tune" / f"scores-{side}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    known = Scores.load(place, key, strict=False)
+    progress = _Said()
+    effort = dataclasses.replace(QUICK, fit=given.fit, pairs=given.pairs)
+    fill_scores(studio, known, fit, options, parts, place, effort, held, progress)
+    starts, lengths = [s for s, _ in parts], [n for _, n in parts]
+
+    def search(phases: int) -> Search:
+        problem = Problem(
+            options=options,
+            saved=saved,
+            losses=known.losses(list(options), candidate_texts(options), starts),
+            parts=starts,
+            lengths=lengths,
+            dense_flops=studio.dense_flops,
+            phases=phases,
+        )
+        return Search(studio, problem, held, progress)
+
+    by_phases = {phases: search(phases) for phases in (1, 3)}
+    uniform = by_phases[1].uniform()
+    rows = [row(point) for point in uniform]
+    for text in SPEEDS:
+        level = next((p for p in uniform if p.name == f"uniform {text}, level 1"), None)
+        if level is None:
+            continue
+        for phases, one in by_phases.items():
+            point = one.for_speed(level.speedup)
+            if point is None:
+                continue
+            print(f"{side} px, {phases} phases at the speed of {text}: {point.measured}")
+            found = {**row(point), "phases": phases, "at_the_speed_of": level.name}
+            found["against_uniform"] = against(studio, held, point, level)
+            rows.append(found)
+    return {"side": side, "pairs": len(held), "prompts": len(set(held_prompts)), "rows": rows}
+
+
+def against(studio: Studio, held: list[Pair], point: Point, base: Point) -> dict[str, Any]:
+    """The ratio of mean squared errors on the same pairs, with its interval."""
+    dense = studio.draw_dense(held)
+    errors = [
+        [mse(a, b) for a, b in zip(studio.draw(p.phases, held), dense, strict=True)]
+        for p in (point, base)
+    ]
+    return paired(errors[0], errors[1], [pair.prompt for pair in held])
+
+
+def row(point: Point) -> dict[str, Any]:
+    """A plan as the results have it."""
+    return {
+        "name": point.name,
+        "speedup": point.speedup,
+        "predicted": point.predicted,
+        "measured": None if point.measured is None else point.measured.model_dump(mode="json"),
+        "plan": [{"start": p.start, "sites": p.sites} for p in point.phases],
+    }
+
+
+class _Said(SilentProgress):
+    """Says what it is told."""
+
+    def info(self, text: str) -> None:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""A small real run: budgets are met, no uniform plan dominates, scores are taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tune_helpers import PROMPTS, Small
+
+from todo_compile.errors import ConfigError
+from todo_compile.runtime.metrics import mse
+from todo_compile.tuning import measuring
+from todo_compile.tuning.plan_file import Phase, TunedPlan
+from todo_compile.tuning.scores import Scores
+from todo_compile.tuning.studio import Pair
+from todo_compile.tuning.wishes import parse_choice
+
+
+def drift(point: Any) -> float:
+    return point.measured.drift.mean
+
+
+def undominated(plan: TunedPlan) -> bool:
+    ours = plan.chosen
+    return not any(
+        p.speedup >= ours.speedup
+        and drift(p) <= drift(ours)
+        and (p.speedup, drift(p)) != (ours.speedup, drift(ours))
+        for p in plan.uniform
+    )
+
+
+def test_the_plan_is_what_it_says(small: Small) -> None:
+    studio = small.drawer
+    assert len(small.studios) == 1
+    plan = small.plan
+    assert plan.chosen.measured.drift.high <= 0.02
+    assert plan.speedup > 1
+    assert TunedPlan.load(plan.save(small.scores.with_name("plan.json"))) == plan
+    assert undominated(plan)
+    assert len(plan.uniform) == 4, "two candidates, on the largest grid and everywhere"
+    speeds = [p.speedup for p in plan.curve]
+    assert speeds == sorted(speeds)
+    assert [drift(p) for p in plan.curve] == sorted(drift(p) for p in plan.curve)
+    assert plan.curve[0].name == "dense"
+    # Drawn again by hand, from the plan alone.
+    pairs = [Pair(PROMPTS[1 + 2 * (i % 2)], 10_000 + i) for i in range(4)]
+    studio._pictures.clear()
+    dense = studio.draw([Phase(start=0.0, sites={}, flops=0)], pairs)
+    drawn = studio.draw(plan.phases, pairs)
+    found = sum(mse(a, b) for a, b in zip(drawn, dense, strict=True)) / 4
+    assert found == pytest.approx(plan.chosen.measured.drift.mean, rel=1e-3, abs=1e-9)
+    flops = [studio.flops(phase.options) for phase in plan.phases]
+    assert flops == [phase.flops for phase in plan.phases]
+    ends = (*plan.starts[1:], 1.0)
+    mean = sum(f * (b - a) for f, a, b in zip(flops, plan.starts, ends, strict=True))
+    assert plan.speedup == pytest.approx(plan.dense_flops / mean)
+
+
+@pytest.mark.parametrize("budget", ["drift=0.002", "drift=1e-9", "speedup=1.01"])
+def test_budgets_are_kept(small: Small, budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a score was measured again")
+
+    monkeypatch.setattr(measuring, "_one_step", never)
+    monkeypatch.setattr(measuring, "_error", never)
+    plan = small.again(budget)
+    assert undominated(plan)
+    if budget.startswith("drift"):
+        assert plan.chosen.measured.drift.high <= float(budget.removeprefix("drift="))
+    else:
+        assert plan.speedup >= 1.01 * (1 - 1e-9)
+        assert drift(plan.chosen) <= min(drift(p) for p in plan.uniform if p.speedup >= 1.01)
+    if budget == "drift=1e-9":
+        assert plan.chosen.name == "dense"
+        assert any("dense one is returned" in note for note in plan.notes)
+
+
+def test_a_speed_out_of_reach_says_what_is_possible(small: Small) -> None:
+    with pytest.raises(ConfigError, match="out of reach: with these candidates it is at most 1"):
+        small.again("speedup=3")
+
+
+def test_a_dense_last_phase_and_disabled_sites(small: Small) -> None:
+    plan = small.again("speedup=1.005", dense_last=True)
+    for point in plan.curve[1:]:
+        assert point.phases[-1].dense
+        assert point.phases[-1].start > 0
+    points = (*plan.curve, *plan.uniform, *small.plan.curve)
+    assert {n for p in points for phase in p.phases for n in phase.sites} == {
+        f"down_blocks.{level}.attentions.0.transformer_blocks.0.attn1" for level in (0, 1)
+    }
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+def test_scores_are_resumed_where_they_stopped(small: Small, tmp_path: Path) -> None:
+    studio = small.drawer
+    assert len(small.studios) == 1
+    whole = Scores.model_validate_json(small.scores.read_text())
+    pairs = [Pair(*pair) for pair in whole.key["pairs"]]
+    options = {
+        site: tuple(parse_choice(text) for text in row)
+        for site, row in whole.key["candidates"].items()
+    }
+    place = tmp_path / "scores.json"
+    kept, steps = measuring._one_step, []
+
+    def count(*args: Any) -> None:
+        if len(steps) == 2:
+            raise Killed
+        kept(*args)
+        steps.append(args[3])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "_one_step", count)
+        with pytest.raises(Killed):
+            measuring.measure_local(Scores(key=whole.key), studio, pairs, options, save=place)
+        half = Scores.load(place, whole.key, strict=True)
+        assert half.done == 2 < whole.done == 4
+        steps.clear()
+        patch.setattr(measuring, "_one_step", lambda *a: (steps.append(a[3]), kept(*a)))
+        measuring.measure_local(half, studio, pairs, options, save=place)
+    assert steps == [2, 3], "the others are not measured again"
+    for site, rows in whole.local.items():
+        for text, row in rows.items():
+            assert half.local[site][text] == pytest.approx(row, rel=1e-3)
+    assert Scores.load(place, whole.key, strict=True).done == 4
+
+
+def test_scores_of_something_else_are_refused(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="measured with another candidates"):
+        small.again("drift=0.02", candidates="average:2")
+    key = Scores.model_validate_json(small.scores.read_text()).key
+    for name in ("weights", "resolution", "steps"):
+        other_key = {**key, name: "another"}
+        with pytest.raises(ConfigError, match=f"measured with another {name}"):
+            Scores.load(small.scores, other_key, strict=True)
+        assert Scores.load(small.scores, other_key, strict=False).done == 0
+    other = tmp_path / "scores.json"
+    for text, words in (
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "holds no scores"),
+        (small.scores.read_text().replace('"done": 4', '"done": -1'), "damaged"),
+        (small.scores.read_text().replace('"done": 4', '"done": true'), "damaged"),
+        (small.scores.read_text().replace('"steps": [0.0, ', '"steps": ['), "number of steps"),
+    ):
+        other.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            small.again("drift=0.02", other)
+        assert other.read_text() == text

@@ -1,0 +1,149 @@
+"""A pipeline's denoiser under many plans: captured once, rewritten as often as there are plans.
+
+    captured = CapturedDenoiser(pipeline, source, resolution, batch=2)
+    component, report = captured.variant(options)
+
+Copies of a graph share all tensors, so a variant costs milliseconds and no memory. torch runs it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from todo_compile.bundle.tensors import Tensor as Spec
+from todo_compile.bundle.tensors import tensors
+from todo_compile.capture.trace import capture, constants_of
+from todo_compile.drift.replay import lifted_tensors
+from todo_compile.passes.pipeline import rewrite_graph
+from todo_compile.runtime.files import Origin
+from todo_compile.runtime.loading import adapt
+from todo_compile.runtime.session import check_feeds
+
+if TYPE_CHECKING:
+    from todo_compile.models import Resolution, Source
+    from todo_compile.options import PlanOptions
+    from todo_compile.passes.report import Report
+
+
+class CapturedDenoiser:
+    """The graph of a torch pipeline's denoiser at one size.
+
+    Args:
+        pipeline: from `torch_pipelines.torch_pipeline`; it is not changed.
+        source: of its denoising model.
+        resolution: of the pictures to come.
+        batch: of the denoiser.
+
+    Attributes:
+        source: the model.
+        args: example inputs, in order.
+        wrapper: the module with a flat signature that was captured.
+
+    Raises:
+        TodoError: the model cannot be captured.
+    """
+
+    def __init__(
+        self, pipeline: Any, source: Source, resolution: Resolution, *, batch: int
+    ) -> None:
+        from todo_compile import models
+        from todo_compile.capture.inputs import example_inputs
+
+        self.source = source
+        module = getattr(pipeline, self.source.component).requires_grad_(False)
+        loaded = models.LoadedModel(
+            module=module,
+            source=self.source,
+            dtype=module.dtype,
+            weights=None,
+            weights_hash=None,
+            parameters=sum(p.numel() for p in module.parameters()),
+        )
+        example = example_inputs(loaded, resolution, batch=batch)
+        self.wrapper = example.wrapper
+        self.args = tuple(value.to(module.device) for value in example.args)
+        self.input_names = example.input_names
+        self._device: torch.device = module.device
+        self._program = capture(example.wrapper, self.args)
+        self._constants = constants_of(self._program)
+        self._held = list(lifted_tensors(self._program).values())
+        self._inputs = tensors(example.specs)
+        output = next(n for n in reversed(self._program.graph.nodes) if n.op == "output")
+        shapes = [value.meta["val"] for value in output.args[0]]
+        self._outputs = [
+            Spec(name=name, shape=tuple(v.shape), dtype=str(v.dtype).removeprefix("torch."))
+            for name, v in zip(example.output_names, shapes, strict=True)
+        ]
+        facts: dict[str, Any] = {
+            "component": self.source.component,
+            "class": self.source.class_name,
+            "config": dict(self.source.config),
+            "resolution": str(resolution),
+            "batch": batch,
+            "precision": str(module.dtype).removeprefix("torch."),
+        }
+        self.origin = Origin.of(Path(source.identifier).name, facts)
+
+    def variant(self, options: PlanOptions | None) -> tuple[Any, Report]:
+        """The denoiser under a plan, for the pipeline that it came from, and what was done.
+
+        Raises:
+            ConfigError: options that this model cannot follow.
+        """
+        session, report = self.session(options)
+        return adapt(session, self.origin), report
+
+    def session(self, options: PlanOptions | None) -> tuple[GraphSession, Report]:
+        """As `variant`, of named tensors.
+
+        Raises:
+            ConfigError: options that this model cannot follow.
+        """
+        held = self._program.graph_module
+        module = GraphModule(held, copy.deepcopy(held.graph))  # of nodes; tensors are not copied
+        report = rewrite_graph(
+            module,
+            options,
+            native_kv_tokens=self.source.native.kv_tokens,
+            constants=self._constants,
+        )
+        return GraphSession(self, module), report
+
+
+class GraphSession:
+    """One rewritten graph as a session; see `Session`."""
+
+    def __init__(self, captured: CapturedDenoiser, module: GraphModule) -> None:
+        self._module = module
+        self._held = captured._held  # pyright: ignore[reportPrivateUsage]
+        self._inputs = {s.name: s for s in captured._inputs}  # pyright: ignore[reportPrivateUsage]
+        self._outputs = {s.name: s for s in captured._outputs}  # pyright: ignore[reportPrivateUsage]
+        self._device = captured._device  # pyright: ignore[reportPrivateUsage]
+        self._built_for = captured.origin.built_for
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def inputs(self) -> Mapping[str, Spec]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Spec]:
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Session.run`."""
+        check_feeds(feeds, self._inputs, self._device, self._built_for)
+        with torch.no_grad():
+            found = self._module(*self._held, *(feeds[name] for name in self._inputs))
+        results = (found,) if isinstance(found, Tensor) else tuple(found)
+        return dict(zip(self._outputs, results, strict=True))

@@ -1,0 +1,348 @@
+"""`todo_compile.tune`: measure, choose, draw, and vouch for what was chosen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from todo_compile.errors import ConfigError, given_path
+from todo_compile.precision import dtype_of
+from todo_compile.progress import Progress, SilentProgress
+from todo_compile.tuning.plan_file import TunedPlan
+from todo_compile.tuning.wishes import (
+    DEFAULT_CANDIDATES,
+    QUICK_CANDIDATES,
+    Budget,
+    choice_text,
+    disabled,
+    parse_candidates,
+)
+
+if TYPE_CHECKING:
+    from todo_compile.models import Source
+    from todo_compile.options import SiteChoice
+    from todo_compile.tuning.scores import Scores
+    from todo_compile.tuning.studio import Pair, Studio
+
+MAX_PARTS = 8
+"""Finest parts of the schedule that scores tell apart."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is drawn.
+
+    Args:
+        fit: pairs of prompt and seed that scores are measured with.
+        pairs: held-out pairs that plans are verified with.
+        parts: of the schedule that scores tell apart, at most.
+        curve: plans of the curve.
+        rounds: of the search for a drift.
+    """
+
+    fit: int = 8
+    pairs: int = 16
+    parts: int = MAX_PARTS
+    curve: int = 8
+    rounds: int = 6
+
+
+QUICK = Effort(fit=4, pairs=6, parts=4, curve=4, rounds=4)
+
+
+def tune(
+    model: str,
+    *,
+    res: str | int,
+    budget: str,
+    candidates: str | Sequence[str] | None = None,
+    phases: int = 3,
+    dense_last: bool = False,
+    disable: Sequence[str] = (),
+    prompts: str | Path | Sequence[str] | None = None,
+    scores: str | Path | None = None,
+    steps: int = 8,
+    guidance: float = 3.0,
+    scheduler: str | None = None,
+    batch: int | None = None,
+    pairs: int | None = None,
+    precision: str = "fp32",
+    provider: str | None = None,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> TunedPlan:
+    """The plan that fits a budget, measured by drawing, with all that it was chosen from.
+
+    Every site gets a candidate in every phase of the schedule, so that the predicted drift is least
+    for a speed, or the speed the most for a drift; solved exactly. Plans are then drawn on held-out
+    prompts and seeds, dense against tuned, and compared with the uniform ones: no uniform plan is
+    both faster and closer than what is returned.
+
+    Args:
+        model: whose whole pipeline is on this machine or in the hub: a folder, a checkpoint's
+            file, ``demo``, a hub id.
+        res: side in pixels, or ``"WIDTHxHEIGHT"``.
+        budget: ``"drift=1e-3"`` (mean squared error of pixel values 0 to 1; the upper end of its
+            interval is held to it) or ``"speedup=1.5"`` (FLOPs of the denoiser over all steps).
+        candidates: sampling and factors, one text or several; None takes ``"nearest:2,3,4,8"``
+            (``"nearest:2,4,8"`` if `quick`).
+        phases: most parts of the schedule that may differ.
+        dense_last: the last phase is dense.
+        disable: globs of sites that stay dense, ``"mid*"``.
+        prompts: a file with one a line, or the prompts; None takes the model's own.
+        scores: file that keeps what was measured; valid scores in it are taken up.
+        steps, guidance, scheduler: of the drawings, as for ``generate``.
+        batch: pictures at once; None takes 4 below 1024 latent cells, else 1.
+        pairs: held-out pairs; None takes 16 (6 if `quick`).
+        precision, provider: as for ``generate``.
+        quick: fewer pairs and parts: a first look.
+        progress: receives steps and remarks; None is silent.
+
+    Raises:
+        ConfigError: a wish cannot be met or understood.
+        ModelError: it is no pipeline, or its weights are random.
+        MissingPackageError: scipy, diffusers or transformers is absent.
+    """
+    from todo_compile.packages import need
+
+    wished = Budget.parse(budget)
+    if candidates is None:
+        candidates = QUICK_CANDIDATES if quick else DEFAULT_CANDIDATES
+    wanted = parse_candidates([candidates] if isinstance(candidates, str) else list(candidates))
+    effort = QUICK if quick else Effort()
+    _check_numbers(phases, dense_last, steps, batch, pairs, guidance)
+    need("tune", "Choosing a plan")
+    need("generate", "Drawing to verify a plan")
+    from todo_compile import models
+
+    source, folder = _pipeline(model)
+    resolution = models.Resolution.parse(res)
+    if batch is None:
+        cells = resolution.height * resolution.width // source.vae_scale**2
+        batch = 4 if cells < 1024 else 1
+    from todo_compile.tuning.prompts import read_prompts, split
+
+    if prompts is None or isinstance(prompts, (str, Path)):
+        file = None if prompts is None else given_path(prompts, "prompts")
+        lines = read_prompts(file, folder, resolution)
+    else:
+        lines = list(dict.fromkeys(prompts))
+    from todo_compile.tuning.studio import Sampling, Studio, make_pairs
+
+    progress = progress or SilentProgress()
+    with progress.step("model"):
+        found = models.find_weights(
+            source, models.WeightsChoice.parse("auto"), dtype=dtype_of(precision)
+        )
+        digest = models.weights_hash(found)
+        studio = Studio(
+            source,
+            resolution,
+            Sampling(steps, guidance, scheduler, batch),
+            provider=provider,
+            precision=precision,
+        )
+    fit_prompts, held_prompts = split(lines)
+    fit = make_pairs(fit_prompts, -(-effort.fit // batch) * batch, 0)
+    held = make_pairs(held_prompts, pairs or effort.pairs, 10_000)
+    names = [site.name for site in studio.sites]
+    off = disabled(names, disable)
+    options, saved = allowed(studio, wanted, off)
+    parts = schedule_parts(steps, min(effort.parts, MAX_PARTS))
+    key: dict[str, Any] = {
+        "model": Path(source.identifier).name if source.kind == "folder" else source.identifier,
+        "weights": digest,
+        "resolution": str(resolution),
+        "precision": precision,
+        "steps": steps,
+        "guidance": guidance,
+        "scheduler": type(studio.pipeline.scheduler).__name__,
+        "parts": [start for start, _ in parts],
+        "pairs": [[pair.prompt, pair.seed] for pair in fit],
+        "candidates": {site: [choice_text(c) for c in row] for site, row in options.items()},
+    }
+    from todo_compile.tuning.choosing import Problem
+    from todo_compile.tuning.scores import Scores
+
+    place = None if scores is None else given_path(scores, "scores")
+    known = Scores.load(place, key, strict=True)
+    fill_scores(studio, known, fit, options, parts, place, effort, held, progress)
+    starts, lengths = [s for s, _ in parts], [n for _, n in parts]
+    problem = Problem(
+        options=options,
+        saved=saved,
+        losses=known.losses(list(options), candidate_texts(options), starts),
+        parts=starts,
+        lengths=lengths,
+        dense_flops=studio.dense_flops,
+        phases=phases,
+        dense_last=dense_last,
+    )
+    from todo_compile.tuning.search import Search
+
+    search = Search(studio, problem, held, progress)
+    chosen, curve, uniform, notes = search.run(wished, effort.curve, effort.rounds)
+    settings = {
+        **{k: v for k, v in key.items() if k not in ("pairs", "candidates", "model", "weights")},
+        "candidates": [choice_text(c) for c in wanted],
+        "phases": phases,
+        "dense_last": dense_last,
+        "disabled": sorted(off),
+        "fit_pairs": len(fit),
+        "held_out_pairs": len(held),
+        "held_out_prompts": len({pair.prompt for pair in held}),
+        "quick": quick,
+    }
+    return TunedPlan(
+        model=key["model"],
+        component=studio.component,
+        weights=digest,
+        resolution=str(resolution),
+        budget=str(wished),
+        settings=settings,
+        cost="FLOPs of the denoiser, mean over the steps",
+        sites=studio.sites,
+        dense_flops=studio.dense_flops,
+        chosen=chosen,
+        curve=curve,
+        uniform=uniform,
+        notes=notes,
+    )
+
+
+def _check_numbers(
+    phases: int, dense_last: bool, steps: int, batch: int | None, pairs: int | None, guidance: float
+) -> None:
+    from todo_compile.runtime.generate import check_settings
+
+    check_settings(steps, guidance, 0)
+    if not 1 <= phases <= MAX_PARTS:
+        raise ConfigError(f"{phases} phases are not possible.", remedy=f"Give 1 to {MAX_PARTS}.")
+    if dense_last and phases < 2:
+        raise ConfigError(
+            "A dense last phase needs another one before it.", remedy="Give --phases 2 or more."
+        )
+    if any(count is not None and count < 1 for count in (batch, pairs)):
+        raise ConfigError("Batch and pairs are counted from 1.", remedy="Give --batch 1 or more.")
+
+
+def _pipeline(model: str) -> tuple[Source, Path | None]:
+    """The denoising model of a whole pipeline, and its folder, if it has one.
+
+    Raises:
+        ModelError: it is a model without a pipeline: it could not draw.
+    """
+    from todo_compile import models
+    from todo_compile.errors import ModelError
+    from todo_compile.models.components import pipeline_folder
+    from todo_compile.models.trust import INDEX
+
+    source = models.resolve(model)
+    folder = pipeline_folder(source)
+    if source.kind == "folder" and (folder is None or not (folder / INDEX).is_file()):
+        raise ModelError(
+            f"{model} is no folder of a whole pipeline, and a plan is verified by drawing.",
+            remedy=f"Give the folder that has the {INDEX}.",
+        )
+    return source, folder
+
+
+def schedule_parts(steps: int, most: int) -> list[tuple[float, float]]:
+    """(share before it, share of the steps) of every part of a schedule of `steps`."""
+    count = min(steps, most)
+    bounds = [round(i * steps / count) for i in range(count + 1)]
+    return [(a / steps, (b - a) / steps) for a, b in pairwise(bounds) if b > a]
+
+
+def allowed(
+    studio: Studio, wanted: Sequence[SiteChoice], off: frozenset[str]
+) -> tuple[dict[str, tuple[SiteChoice, ...]], dict[tuple[str, str], int]]:
+    """Site → candidates that its grid has room for and that save something; what each saves.
+
+    Raises:
+        ConfigError: no candidate is left.
+    """
+    from todo_compile.options import PlanOptions
+
+    options: dict[str, tuple[SiteChoice, ...]] = {}
+    saved: dict[tuple[str, str], int] = {}
+    for site in studio.sites:
+        row: list[SiteChoice] = []
+        for choice in wanted if site.name not in off else ():
+            if choice[0] > site.rows or choice[1] > site.columns:
+                continue
+            alone = PlanOptions(factors=(), sites=((site.name, choice),))
+            gain = studio.dense_flops - studio.flops(alone)
+            if gain > 0:
+                row.append(choice)
+                saved[site.name, choice_text(choice)] = gain
+        if row:
+            options[site.name] = tuple(row)
+    if not options:
+        raise ConfigError(
+            "No site has room for any of the candidates.",
+            remedy="Give smaller factors, or a larger --res: `todo-compile plan` shows the grids.",
+        )
+    return options, saved
+
+
+def candidate_texts(options: dict[str, tuple[SiteChoice, ...]]) -> list[str]:
+    return list(dict.fromkeys(choice_text(c) for row in options.values() for c in row))
+
+
+def fill_scores(
+    studio: Studio,
+    scores: Scores,
+    fit: Sequence[Pair],
+    options: dict[str, tuple[SiteChoice, ...]],
+    parts: Sequence[tuple[float, float]],
+    place: Path | None,
+    effort: Effort,
+    held: Sequence[Pair],
+    progress: Progress,
+) -> None:
+    """Fill the scores, after an estimate of what everything will take."""
+    from todo_compile.tuning.measuring import measure_local, measure_uniform
+
+    count = len(candidate_texts(options))
+    begun = time.perf_counter()
+    studio.record(fit[: studio.sampling.batch])
+    picture = (time.perf_counter() - begun) / studio.sampling.batch
+    # A site alone runs about half of the denoiser again.
+    replays = sum(map(len, options.values())) / 2 * len(fit) * (not scores.done)
+    cells = sum(len(parts) - len(scores.uniform.get(text, {})) for text in candidate_texts(options))
+    plans = effort.curve + effort.rounds + 2 * count
+    seconds = picture * (replays + cells * len(fit) + plans * len(held))
+    progress.info(
+        f"{len(options)} sites × {count} candidates × {len(parts)} parts of the schedule; scores "
+        f"from {len(fit)} pictures, about {plans} plans verified with {len(held)}: about "
+        f"{_duration(seconds)}"
+    )
+    with progress.step("scores") as step:
+        done = 0
+        total = len(fit) // studio.sampling.batch * studio.sampling.steps
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            step.update(done, total, "each site alone")
+
+        measure_local(scores, studio, fit, options, save=place, tick=tick)
+    with progress.step("draw parts") as step:
+        drawn = 0
+
+        def count_one() -> None:
+            nonlocal drawn
+            drawn += 1
+            step.update(drawn, count * len(parts), "each candidate in each part")
+
+        starts = [start for start, _ in parts]
+        measure_uniform(scores, studio, fit, options, starts, save=place, tick=count_one)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
