@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "tune.md")
 _SPEEDS = (
     ("speed-sd15-cpu-bf16-inductor", "bf16"),
     ("speed-sd15-cpu-bf16-inductor-2048", "bf16"),
@@ -113,11 +113,37 @@ def pictures() -> str:
     )
 
 
+def tuned() -> str:
+    """Tuned plans and the uniform ones whose speed they have."""
+    sizes = json.loads((RESULTS / "tune.json").read_text(encoding="utf-8"))["sizes"]
+    rows: list[str] = []
+    for size in sizes:
+        uniform = {row["name"]: row for row in size["rows"]}
+        for row in size["rows"]:
+            if "at_the_speed_of" not in row:
+                continue
+            base = uniform[row["at_the_speed_of"]]
+            ratio = row["against_uniform"]
+            rows.append(
+                f"| {size['side']} | {base['name']} | {base['speedup']:.4f}× | "
+                f"{base['measured']['drift']['mean']:.1e} | {row['phases']} | "
+                f"{row['speedup']:.4f}× | {row['measured']['drift']['mean']:.1e} | "
+                f"**{ratio['ratio']:.3f}** [{ratio['low']:.3f}, {ratio['high']:.3f}] | "
+                f"{row['measured']['pairs']} |"
+            )
+    header = (
+        "px | uniform plan | its speed | its drift | phases | tuned speed | tuned drift | "
+        "tuned / uniform | pairs"
+    )
+    return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "savings": savings,
     "decoder": decoder,
     "speed": speed,
     "pictures": pictures,
+    "tuned": tuned,
 }
 
 

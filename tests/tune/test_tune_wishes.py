@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,6 @@ def test_disabled_sites() -> None:
         (["--budget", "speedup=1.05", "--prompts", "absent.txt"], "cannot be read", 2),
         (["--budget", "speedup=1.05", "--weights", "random"], "say nothing about pictures", 2),
         (["--budget", "speedup=1.05", "--plot", "absent/tune.png"], "does not exist", 2),
-        (["--budget", "speedup=1.05", "--model", f"{DEMO}/unet"], "no folder of a whole", 2),
     ],
 )
 def test_the_command_refuses_before_any_work(
@@ -106,7 +106,15 @@ def test_the_command_refuses_before_any_work(
 
     monkeypatch.setattr("todo_compile.tuning.studio.Studio.__init__", never)
     out = tmp_path / "plan.json"
-    first = [] if "--model" in options else ["--model", "demo"]
-    assert main(["tune", *first, "--res", "64", "--out", str(out), *options]) == code
+    assert main(["tune", "--model", "demo", "--res", "64", "--out", str(out), *options]) == code
     assert words in said(capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_denoiser_alone_cannot_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = tmp_path / "unet"
+    alone.mkdir()
+    shutil.copy(DEMO / "unet" / "config.json", alone)
+    command = ["tune", "--model", str(alone), "--res", "64", "--out", str(tmp_path / "plan.json")]
+    assert main([*command, "--budget", "speedup=1.05"]) == 2
+    assert "no folder of a whole pipeline" in said(capsys)

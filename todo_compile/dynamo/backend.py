@@ -103,11 +103,9 @@ def todo_inductor(
         patch_grid=chosen.patch_grid,
         dump=new_folder(Path(chosen.dump), "graph") if chosen.dump is not None else None,
         # With nothing to be rewritten Dynamo is left as free as without us.
-        specialise=chosen.plan.factors != (),
+        specialise=chosen.plan.factors != () or bool(chosen.plan.sites),
         keep_dynamic=marked_dynamic(),
-        levels=part.count
-        if chosen.tuned is None
-        else lambda a: replace(part.count(a), strict=False),
+        levels=part.count if chosen.tuned is None else lenient,
         constants=static_inputs(gm, example_inputs),
     )
     levels = part.levels if chosen.tuned is None else replace(part.levels, strict=False)

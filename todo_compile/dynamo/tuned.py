@@ -74,8 +74,9 @@ def compile_phases(
     """
     from todo_compile.runtime.switching import PhasedDenoiser
 
+    compile_one: Any = torch.compile  # its annotations know no options but Inductor's
     calls: list[Callable[..., Any]] = [
-        torch.compile(
+        compile_one(
             module._call_impl,  # pyright: ignore[reportPrivateUsage]
             backend="todo_inductor",
             options={**options, "plan": plan, "phase": index},
