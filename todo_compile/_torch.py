@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -294,3 +295,25 @@ def is_same_view(one: object, other: object) -> bool:
 def _geometry(tensor: torch.Tensor) -> tuple[Any, ...]:
     numbers = (*tensor.shape, *tensor.stride(), tensor.storage_offset())
     return tuple(size_expression(n) if is_symbolic(n) else int(n) for n in numbers)
+
+
+def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """The same containers, libraries' output classes among them, with every tensor changed."""
+    return pytree.tree_map_only(torch.Tensor, change, value)
+
+
+def flattened(value: Any) -> tuple[list[tuple[tuple[str, ...], Any]], Any]:
+    """Leaves of nested containers with the keys that lead to each, and what `unflattened` needs."""
+    pairs, tree = pytree.tree_flatten_with_path(value)
+    return [(tuple(_key(key) for key in path), leaf) for path, leaf in pairs], tree
+
+
+def unflattened(leaves: Sequence[Any], tree: Any) -> Any:
+    """The inverse of `flattened`."""
+    return pytree.tree_unflatten(leaves, tree)
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, pytree.SequenceKey):
+        return str(key.idx)
+    return str(key.key if isinstance(key, pytree.MappingKey) else getattr(key, "name", key))

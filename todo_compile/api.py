@@ -119,7 +119,9 @@ def compile_bundle(
     return cast("BundleResult", compile(model, out=folder, progress=progress, **options))
 
 
-_PLANNED = ("res", "component", "batch", "precision", "native_kv_tokens", "token_grids")
+_PLANNED = (
+    "res", "component", "batch", "text_tokens", "precision", "native_kv_tokens", "token_grids",
+)  # fmt: skip
 
 
 def plan(
@@ -139,7 +141,7 @@ def plan(
         options: how factors are chosen; see `PlanOptions.create`.
         dump: folder for the graph before and after every pass.
         given: of a model by name ``res``, a side in pixels or ``"WIDTHxHEIGHT"``, ``component``,
-            ``batch`` and ``precision``; of a module ``native_kv_tokens`` and ``token_grids``. They
+            ``batch``, ``text_tokens`` and ``precision``; of a module ``native_kv_tokens`` and ``token_grids``. They
             mean what they do for `compile`. Of a range of batches the figures are those of the
             largest.
 

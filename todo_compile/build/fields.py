@@ -99,11 +99,20 @@ class BuildOptions(BaseModel):
     batch: Annotated[
         Batch | None,
         Option(
-            "UNet batch. Classifier-free guidance runs the prompt and the empty prompt together: "
-            "one image needs 2. A range takes every batch in it: 1..4 (1..2..4 tunes the engine "
-            "for 2, else for the most). [default: 2; VAE decoder and text encoder: 1]",
+            "Rows of the denoising model. Classifier-free guidance runs the prompt and the empty "
+            "prompt together: one image needs 2. A range takes every batch in it: 1..4 (1..2..4 "
+            "tunes the engine for 2, else for the most). [default: what one image needs]",
             _WHAT,
             metavar="N|MIN..MAX",
+            only="model",
+        ),
+    ] = None
+    text_tokens: Annotated[
+        int | None,
+        Option(
+            "Tokens of the text that the denoising model takes. [default: as many as its pipeline "
+            "passes at most]",
+            _WHAT,
             only="model",
         ),
     ] = None

@@ -135,7 +135,7 @@ def prepare_component(
         request, progress, look: see `BuildRequest.resolve`.
     """
     from todo_compile import models
-    from todo_compile.capture.inputs import input_specs
+    from todo_compile.capture.inputs import input_specs, inputs_identity, with_habits
 
     path = check_output(request)
     if request.precision is not None:
@@ -144,6 +144,7 @@ def prepare_component(
     packages.need("models", "Reading a model")
     packages.need("onnx", "Writing ONNX")
     source = models.resolve_component(request.model, component)
+    source = with_habits(models.with_text_tokens(source, request.text_tokens))
     if source.component.startswith("text_encoder"):
         packages.need("transformers", "A text encoder")
     if source.file is not None and source.component == "unet":
@@ -169,7 +170,7 @@ def prepare_component(
         "model": source.identifier,
         "architecture": weights.architecture,
         "component": source.component,
-        "inputs": [spec.name for spec in specs],
+        "inputs": inputs_identity(source, resolution, batch=batch, dtype=dtype),
         "pipeline": source.pipeline,
         "weights": digest,
         "lora": [lora.describe() for lora in adapters],
@@ -187,9 +188,11 @@ def prepare_component(
 
 
 def default_batch(source: Source) -> int:
-    """2 for a denoising model: one image with classifier-free guidance; 1 for the rest."""
+    """What one image needs: 2 for a denoising model with classifier-free guidance, else 1."""
     from todo_compile.models.components import OTHERS
 
+    if source.habits is not None:
+        return source.habits.batch
     return 1 if source.component in OTHERS else 2
 
 
@@ -234,6 +237,8 @@ def _check_factors(source: Source, options: PlanOptions, specs: Sequence[InputSp
         ConfigError: one is larger than the largest grid that its level can have: that of the
             highest attention in the latents, halved at least from one level to the next.
     """
+    if source.habits is not None:
+        return  # other architectures have other levels
     latent = next((s.shape[-2:] for s in specs if len(s.shape) == 4), (1, 1))
     for level, factor in enumerate(options.factors or (), 1):
         stride = source.native.attention_stride * 2 ** (level - 1)

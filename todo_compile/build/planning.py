@@ -43,10 +43,12 @@ def plan_request(request: BuildRequest) -> Report:
     packages.need("models", "Reading a model")
     from todo_compile import models
     from todo_compile.build.model_job import check_batch, check_options
+    from todo_compile.capture.inputs import with_habits
     from todo_compile.models.components import one_component
 
     assert request.model is not None
     source = models.resolve_component(request.model, one_component(request.component))
+    source = with_habits(models.with_text_tokens(source, request.text_tokens))
     return plan_source(
         source,
         models.Resolution.parse(request.res[0]),
@@ -95,7 +97,12 @@ def plan_source(
     with loaded.fake:
         program = capture(example.wrapper, example.args)
     return rewrite_graph(
-        program.graph_module, options, native_kv_tokens=source.native.kv_tokens, dump=dump
+        program.graph_module,
+        options,
+        native_kv_tokens=source.native.kv_tokens,
+        token_grids=dict(example.token_grids),
+        image_axes=example.image_axes,
+        dump=dump,
     )
 
 

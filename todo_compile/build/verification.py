@@ -241,6 +241,8 @@ def _at(job: ModelJob, resolution: Any, options: PlanOptions, stage: Path) -> di
         program.graph_module,
         options,
         native_kv_tokens=job.source.native.kv_tokens,
+        token_grids=dict(example.token_grids),
+        image_axes=example.image_axes,
         constants=constants_of(program),
         explicit_casts=True,
         batch=largest(job.batch),

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from todo_compile import packages
 from todo_compile.batches import Batch, BatchRange, largest
 from todo_compile.capture import wrappers
 from todo_compile.errors import ConfigError, ModelError
@@ -29,13 +30,20 @@ from todo_compile.models.architecture import (
     UNET,
     VAE_CLASSES,
 )
+from todo_compile.models.components import pipeline_class
 from todo_compile.models.controlnet import residual_names, residual_shapes
 from todo_compile.models.loading import LoadedModel
+from todo_compile.models.parts import parts_of
 from todo_compile.models.resolution import Resolution
-from todo_compile.models.source import Source
+from todo_compile.models.source import DENOISERS, Source
+
+if TYPE_CHECKING:
+    from todo_compile.capture.recording.recorded import Recorder, Recording
 
 _T5_TOKENS = {True: 120, False: 300}  # PixArt-α (with size conditions) and -Σ pipelines' defaults
 _MAX_BATCH = 64
+# Pipelines whose denoisers' inputs are written here, by the start of their names.
+_WRITTEN = ("StableDiffusion", "StableUnCLIP", "LatentConsistency", "PixArt", "DiT")
 # From 64 on, diffusers makes other memory layouts before it upsamples: no graph is for both.
 _MAX_RANGE = 63
 
@@ -50,14 +58,14 @@ class InputSpec:
         dtype: the model's, or fp32/int64 where said in this module's docstring.
         fill: how `example_inputs` makes it up: ``normal`` N(0,1), ``timestep`` 500, ``label`` 0,
             ``ones``, ``sizes``: image size, crop, target size, or ``tokens``: random ones, then
-            the vocabulary's last.
+            the vocabulary's last; ``recorded``: as the pipeline made it.
         limit: size of the vocabulary, for ``tokens``.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    fill: Literal["normal", "timestep", "label", "ones", "sizes", "tokens"] = "normal"
+    fill: Literal["normal", "timestep", "label", "ones", "sizes", "tokens", "recorded"] = "normal"
     limit: int = 0
 
 
@@ -71,6 +79,7 @@ class ExampleInputs:
         args: one tensor for each spec; fake if the model is.
         output_names: names for the outputs of an exported file.
         batches: for each input the range that its first size may have; None for a fixed one.
+        token_grids, image_axes: where the image is, as `todo_compile.rewrite` takes them.
     """
 
     wrapper: nn.Module = field(repr=False)
@@ -78,6 +87,8 @@ class ExampleInputs:
     args: tuple[torch.Tensor, ...] = field(repr=False)
     output_names: tuple[str, ...]
     batches: tuple[BatchRange | None, ...] = ()
+    token_grids: Mapping[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    image_axes: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def rows(self, count: int) -> tuple[torch.Tensor, ...]:
         """The tensors for a batch of `count`, which their range allows."""
@@ -106,6 +117,8 @@ def example_inputs(
         ConfigError: a resolution or batch that the model cannot take.
         ModelError: conditions that are not supported.
     """
+    if is_recorded(model.source):
+        return _recorded(model, resolution, batch)
     specs, wrapper = _plan(model.source, resolution, _checked(batch), model.dtype)
     with model.fake or nullcontext():
         generator = None if model.fake is not None else torch.Generator().manual_seed(seed)
@@ -123,7 +136,112 @@ def input_specs(
     source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
 ) -> tuple[InputSpec, ...]:
     """The inputs alone, without a model; as `example_inputs`."""
+    if is_recorded(source):
+        recording = _recording(source, resolution, batch, dtype)
+        return _recorded_specs(recording)
     return _plan(source, resolution, _checked(batch), dtype)[0]
+
+
+def inputs_identity(
+    source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
+) -> list[str]:
+    """What tells an output from one with other inputs, besides the model, size and batch.
+
+    Names, where they are written here; what a pipeline passed, and what it fixed, where it was
+    asked: that depends on all of its parts.
+    """
+    specs = input_specs(source, resolution, batch=batch, dtype=dtype)
+    if not is_recorded(source):
+        return [spec.name for spec in specs]
+    said = [f"{s.name} {'×'.join(map(str, s.shape))} {s.dtype}" for s in specs]
+    return [*said, _recording(source, resolution, batch, dtype).call.text]
+
+
+def is_recorded(source: Source) -> bool:
+    """Whether the inputs are read off the model's pipeline; see `recording`.
+
+    Those of Stable Diffusion's UNets, PixArt and DiT are written here instead: they need neither
+    the rest of the pipeline nor transformers, have one timestep for all rows whatever the
+    scheduler, and a ControlNet's residuals and a latent consistency model's guidance beside them.
+    """
+    if source.component not in DENOISERS:
+        return False
+    pipeline = source.pipeline or pipeline_class(source)
+    known = source.class_name in (UNET, PIXART, DIT) and pipeline.startswith(_WRITTEN)
+    # SDXL's refiner has five numbers of sizes and scores, and nothing in its UNet says so.
+    return not known or pipeline == "StableDiffusionXLImg2ImgPipeline"
+
+
+def with_habits(source: Source) -> Source:
+    """`source` with what its pipeline does by itself, where its inputs are read off that.
+
+    Raises:
+        ModelError: nothing says which pipeline it belongs to, or that cannot be run.
+    """
+    if not is_recorded(source) or source.habits is not None:
+        return source
+    return replace(source, habits=_recorder(source).habits)
+
+
+def _recorder(source: Source) -> Recorder:
+    packages.need("generate", f"Running a {source.pipeline or 'pipeline'} with stand-ins")
+    parts = parts_of(source)
+    if parts is None:
+        raise ModelError(
+            f"What a {source.class_name} is called with is read off its pipeline, and nothing says "
+            "which that is.",
+            remedy="Give the pipeline's folder (the one with model_index.json), or hand the module "
+            "to todo_compile.rewrite(module, example_inputs).",
+        )
+    from todo_compile.capture.recording.recorded import recorder
+
+    return recorder(source, parts)
+
+
+def _recording(
+    source: Source, resolution: Resolution, batch: Batch, dtype: torch.dtype
+) -> Recording:
+    found = _recorder(source).record(resolution, _checked(batch), dtype)
+    if isinstance(batch, BatchRange) and not found.several:
+        raise ConfigError(
+            f"{source.pipeline} does not batch all inputs alike, so there is no range of batches.",
+            remedy="Give --batch one number.",
+        )
+    return found
+
+
+def _recorded_specs(recording: Recording) -> tuple[InputSpec, ...]:
+    return tuple(
+        InputSpec(name, tuple(tensor.shape), tensor.dtype, "recorded")
+        for name, tensor in recording.call.by_name.items()
+    )
+
+
+def _recorded(model: LoadedModel, resolution: Resolution, batch: Batch) -> ExampleInputs:
+    from todo_compile.capture.recording.call import wrapper
+
+    recording = _recording(model.source, resolution, batch, model.dtype)
+    specs = _recorded_specs(recording)
+    if model.fake is None:
+        args = recording.call.tensors
+    else:
+        with model.fake:
+            args = tuple(torch.empty(spec.shape, dtype=spec.dtype) for spec in specs)
+    ranges = isinstance(batch, BatchRange)
+    picture = recording.picture
+    make = wrapper(recording.call, model.source.component, model.source.class_name)
+    return ExampleInputs(
+        wrapper=make(model.module).eval(),
+        specs=specs,
+        args=args,
+        output_names=("out_sample",),
+        latent=(1, 1) if picture is None else picture.cells,
+        batches=tuple(
+            batch if ranges and spec.name in recording.batched else None for spec in specs
+        ),
+        token_grids=recording.token_grids,
+        image_axes=recording.image_axes,
+    )
 
 
 def _checked(batch: Batch) -> int:
@@ -159,9 +277,11 @@ def _batches(
 def side_multiple(source: Source) -> int:
     """Pixels that both sides of an image must be a multiple of.
 
-    A UNet takes any latent grid (diffusers passes the sizes on where a level does not halve
-    evenly); a transformer needs whole patches.
+    A recorded pipeline is asked. Else a UNet takes any latent grid (diffusers passes the sizes on
+    where a level does not halve evenly), and a transformer needs whole patches.
     """
+    if is_recorded(source):
+        return _recorder(source).multiple
     patched = source.class_name in (PIXART, DIT)
     patch = int(source.config.get("patch_size", 2)) if patched else 1
     return source.vae_scale * patch
@@ -186,10 +306,10 @@ def _plan(
         return (InputSpec("latent_sample", latent, dtype),), wrappers.VaeDecoder
     sample = (batch, int(source.config.get("in_channels", 4)), *_latent(source, resolution))
     if source.class_name == UNET:
-        specs, wrapper = _unet(source.config, sample, dtype)
+        specs, wrapper = _unet(source.config, sample, dtype, source.text_tokens or TEXT_TOKENS)
         return _controlled(specs, wrapper, source) if source.controlnet else (specs, wrapper)
     if source.class_name == PIXART:
-        return _pixart(source.config, sample, dtype)
+        return _pixart(source.config, sample, dtype, source.text_tokens)
     assert source.class_name == DIT
     return (
         InputSpec("hidden_states", sample, dtype),
@@ -199,7 +319,7 @@ def _plan(
 
 
 def _unet(
-    config: Mapping[str, Any], sample: tuple[int, ...], dtype: torch.dtype
+    config: Mapping[str, Any], sample: tuple[int, ...], dtype: torch.dtype, text: int
 ) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
     batch = sample[0]
     width = config.get("encoder_hid_dim") or config.get("cross_attention_dim", 1280)
@@ -208,7 +328,7 @@ def _unet(
     specs = [
         InputSpec("sample", sample, dtype),
         InputSpec("timestep", (1,), torch.float32, "timestep"),
-        InputSpec("encoder_hidden_states", (batch, TEXT_TOKENS, width), dtype),
+        InputSpec("encoder_hidden_states", (batch, text, width), dtype),
     ]
     if config.get("encoder_hid_dim_type") not in (None, "text_proj"):
         raise _unsupported("encoder_hid_dim_type", config["encoder_hid_dim_type"])
@@ -279,13 +399,13 @@ def _labels(config: Mapping[str, Any], batch: int, dtype: torch.dtype) -> InputS
 
 
 def _pixart(
-    config: Mapping[str, Any], sample: tuple[int, ...], dtype: torch.dtype
+    config: Mapping[str, Any], sample: tuple[int, ...], dtype: torch.dtype, length: int | None
 ) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
     batch = sample[0]
     sized = config.get("use_additional_conditions")
     if sized is None:  # diffusers' own rule for checkpoints that do not say
         sized = config.get("sample_size") == 128
-    text = _T5_TOKENS[bool(sized)]
+    text = length or _T5_TOKENS[bool(sized)]
     width = int(config.get("caption_channels") or 4096)
     specs = [
         InputSpec("hidden_states", sample, dtype),
@@ -326,6 +446,8 @@ def _tensor(
             row = {6: [*corner, height, width], 5: [*corner, 6], 2: [height, width]}
             values = row.get(spec.shape[-1], [height / width])
             return torch.tensor([values] * spec.shape[0], dtype=spec.dtype)
+        case "recorded":
+            raise AssertionError("made by the pipeline")
 
 
 def _unsupported(key: str, value: object) -> ModelError:

@@ -21,6 +21,7 @@ from todo_compile.cli.options import (
     Precision,
     Preset,
     SamplingOption,
+    TextTokens,
     Verbose,
     one_resolution,
     print_passes,
@@ -34,6 +35,7 @@ def plan_command(
     res: MaybeRes = None,
     component: Component = None,
     batch: Batch = None,
+    text_tokens: TextTokens = None,
     precision: Precision = None,
     kv_tokens: KvTokens = None,
     factors: Factors = None,
@@ -61,8 +63,8 @@ def plan_command(
     size = one_resolution(res) if res else None
     request = BuildRequest(
         model=model, module=module, res=tuple(res or ()), out="plan.onnx", component=component,
-        batch=batch, precision=precision, kv_tokens=kv_tokens, factors=factors, sampling=sampling,
-        preset=preset, masks=masks, dump=dump,
+        batch=batch, text_tokens=text_tokens, precision=precision, kv_tokens=kv_tokens,
+        factors=factors, sampling=sampling, preset=preset, masks=masks, dump=dump,
     )  # fmt: skip
     if plot is not None:
         from todo_compile.cli.plots import check_plot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,7 +15,7 @@ UNET = "UNet2DConditionModel"
 PIXART = "PixArtTransformer2DModel"
 DIT = "DiTTransformer2DModel"
 SUPPORTED_CLASSES = (UNET, PIXART, DIT)
-"""Denoising models whose example inputs are known."""
+"""Denoising models whose example inputs are known without their pipeline."""
 VAE_KL = "AutoencoderKL"
 VAE_TINY = "AutoencoderTiny"
 VAE_CLASSES = (VAE_KL, VAE_TINY)
@@ -25,6 +26,7 @@ TEXT_CLASSES = (CLIP, CLIP_PROJECTION)
 """Text encoders, from transformers. No other names are ever looked up in either library."""
 TEXT_TOKENS = 77
 """Length that CLIP's tokenizer pads prompts to."""
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,24 @@ class Native:
     kv_tokens: int
 
 
+@dataclass(frozen=True)
+class Habits:
+    """What a pipeline does by itself.
+
+    Attributes:
+        native: the grid of a picture of its own default size.
+        batch: rows that its denoiser gets for one picture: 2 with classifier-free guidance.
+    """
+
+    native: Native
+    batch: int
+
+
 def class_name(config: Mapping[str, Any]) -> str:
     """The class of diffusers (``_class_name``) or transformers (``architectures``) in `config`.
 
     Raises:
-        ModelError: it names no class, or one whose inputs we do not know.
+        ModelError: it names no class.
     """
     name = config.get("_class_name")
     if name is None:
@@ -62,11 +77,10 @@ def class_name(config: Mapping[str, Any]) -> str:
             "The model's config.json has no _class_name, so it is not a diffusers model.",
             remedy="Give a folder written by diffusers' save_pretrained.",
         )
-    if name not in SUPPORTED_CLASSES:
+    if not _PLAIN.fullmatch(name):
         raise ModelError(
-            f"Model class {name} is not supported; supported are {', '.join(SUPPORTED_CLASSES)}.",
-            remedy="Load the module yourself and hand it to the Python API with example inputs: "
-            "todo_compile.rewrite(module, example_inputs).",
+            f"The model's config.json names the class {name!r:.80}, which is no name.",
+            remedy="The folder may have been tampered with; get the model from its origin.",
         )
     return name
 
@@ -83,15 +97,39 @@ def native(config: Mapping[str, Any]) -> Native:
         ModelError: the class is unknown, or the configuration lacks what is needed.
     """
     name = class_name(config)
+    if name not in (*SUPPORTED_CLASSES, *VAE_CLASSES, *TEXT_CLASSES):
+        raise ModelError(
+            f"The configuration of a {name} alone does not tell its training grid.",
+            remedy="Say how many key/value tokens to keep, or give the pipeline's folder.",
+        )
     if name in TEXT_CLASSES:
         return Native(latent=(1, TEXT_TOKENS), attention_stride=1, kv_tokens=TEXT_TOKENS)
     if name in VAE_CLASSES:
         return _vae_native(config)
     latent = _sides(config.get("sample_size"))
-    stride = _unet_stride(config) if name == UNET else _positive(config, "patch_size", 2)
+    stride = attention_stride(config)
     # An odd side is rounded up: a strided convolution with padding 1 keeps the last row.
     tokens = -(-latent[0] // stride) * -(-latent[1] // stride)
     return Native(latent=latent, attention_stride=stride, kv_tokens=tokens)
+
+
+def attention_stride(config: Mapping[str, Any]) -> int:
+    """Cells a token and axis at the highest level with attention, of any denoising model.
+
+    Raises:
+        ModelError: what says so is malformed.
+    """
+    if "down_block_types" in config or str(config.get("_class_name", "")).startswith("UNet"):
+        return _unet_stride(config)
+    patch = config.get("patch_size", 2)
+    if isinstance(patch, list | tuple):  # (frames, rows, columns), or one a stage
+        return int(cast("list[int]", patch)[-1])
+    levels: object = config.get("block_types_per_layer")  # Stable Cascade's
+    own = _positive(config, "patch_size", 2)
+    if not isinstance(levels, list | tuple):
+        return own
+    found = (i for i, one in enumerate(cast("list[object]", levels)) if "Attn" in str(one))
+    return own * 2 ** next(found, 0)
 
 
 def vae_scale(config: Mapping[str, Any]) -> int:

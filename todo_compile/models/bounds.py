@@ -24,6 +24,7 @@ _Bounds = tuple[int, int]
 # is no number (types, names, switches) or may be anything that is finite.
 _INTEGERS: tuple[tuple[re.Pattern[str], _Bounds], ...] = (
     (re.compile(r"^sample_size$"), (1, 2**15)),
+    (re.compile(r"^num_attention_heads$"), (-1, 2**31 - 1)),  # -1: a level without attention
     (re.compile(r"layers|_blocks$"), (1, 512)),
     (re.compile(r"channels$|_dims?$|_heads$|_groups$|_size$|_kernel$|num_embeds"), (1, 2**31 - 1)),
     (re.compile(r"_padding$|_embeddings$"), (0, 2**31 - 1)),

@@ -39,7 +39,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     text = name in TEXT_CLASSES
     make = _transformers_maker(name) if text else _diffusers_class(name).from_config
     try:
-        with default_dtype(dtype), _Making():
+        with making(dtype):
             module = cast("nn.Module", make(dict(config)))
     except TodoError:
         raise
@@ -50,6 +50,17 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
             remedy=f"Compare config.json with the model's origin, or update {library}.",
         ) from error
     return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def making(dtype: torch.dtype) -> Generator[None]:
+    """Make modules in `dtype` without random initialisation, and count what they take.
+
+    Raises:
+        ModelError: more than any model has.
+    """
+    with default_dtype(dtype), _Making():
+        yield
 
 
 @contextmanager
@@ -99,7 +110,16 @@ def _elements(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def _diffusers_class(name: str) -> Any:
-    return getattr(packages.load("diffusers", "A model in diffusers' format"), name)
+    library = packages.load("diffusers", "A model in diffusers' format")
+    found = getattr(library, name, None)
+    # An index or configuration may name anything: networks alone are made.
+    if not (isinstance(found, type) and issubclass(found, library.ModelMixin)):
+        raise ModelError(
+            f"Model class {name} is not supported: diffusers has no network of that name.",
+            remedy="Load the module yourself and hand it to the Python API with example inputs: "
+            "todo_compile.rewrite(module, example_inputs).",
+        )
+    return found
 
 
 def _transformers_maker(name: str) -> Callable[[dict[str, Any]], Any]:

@@ -14,10 +14,12 @@ from typing import Any
 from todo_compile.errors import ConfigError, ModelError, given_path
 from todo_compile.models import hub
 from todo_compile.models.architecture import (
+    DIT,
     PIXART,
     TEXT_CLASSES,
     UNET,
     VAE_CLASSES,
+    VAE_KL,
     class_name,
     vae_scale,
 )
@@ -35,6 +37,7 @@ _SUPPORTED = {
     "text_encoder": TEXT_CLASSES,
     "text_encoder_2": TEXT_CLASSES,
 }
+_SDXL_SCALING = 0.13025
 _SUBFOLDERS = {"vae_decoder": "vae"}
 
 
@@ -131,6 +134,8 @@ def pipeline_folder(source: Source) -> Path | None:
 def pipeline_class(source: Source) -> str:
     """Name of the diffusers pipeline: as ``model_index.json`` says, else by the denoising model.
 
+    Empty where neither tells.
+
     Raises:
         ModelError: the index names what is no class of diffusers or transformers.
     """
@@ -140,22 +145,26 @@ def pipeline_class(source: Source) -> str:
     name = read_index(root).get("_class_name") if root is not None else None
     if name is not None:
         return str(name)
+    if source.entry is not None and source.entry.pipeline:
+        return source.entry.pipeline
     if source.class_name == UNET:
         sized = source.config.get("addition_embed_type") == "text_time"
         return "StableDiffusionXLPipeline" if sized else "StableDiffusionPipeline"
-    return "PixArtAlphaPipeline" if source.class_name == PIXART else "DiTPipeline"
+    return {PIXART: "PixArtAlphaPipeline", DIT: "DiTPipeline"}.get(source.class_name, "")
 
 
 def overflows_in_half(source: Source) -> bool:
-    """Whether a VAE's activations leave fp16's range: SDXL's own autoencoder.
+    """Whether a VAE's activations leave fp16's range: SDXL's own autoencoder, in any pipeline.
 
     diffusers runs it in fp32 whatever the pipeline's precision (``force_upcast``). The key alone
-    does not tell: SD1.5's saved again has it too, by default, and works in fp16.
+    does not tell: SD1.5's saved again has it too, by default, and works in fp16. So it is known by
+    the scale of its latents as well, which is of its training; PixArt-Σ and others use the same.
     """
     return (
         source.component == "vae_decoder"
-        and source.pipeline.startswith("StableDiffusionXL")
+        and source.class_name == VAE_KL
         and bool(source.config.get("force_upcast", True))
+        and source.config.get("scaling_factor") == _SDXL_SCALING
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from todo_compile._torch import fake_mode
+from todo_compile._torch import fake_mode, fake_mode_of
 from todo_compile.models.build import build
 from todo_compile.models.checkpoint import fill_from, open_checkpoint
 from todo_compile.models.lora import Lora, fuser
@@ -95,6 +95,7 @@ def load(
         mode = fake_mode()
         with mode:
             module = build(source.config, dtype)
+        _adopt_tables(module)
         return LoadedModel(module, source, dtype, None, None, _count(module), mode)
     if weights is None:
         raise ValueError("load needs weights unless fake=True")
@@ -168,6 +169,17 @@ def _filling(
         add_loras()
 
     return fill_and_fuse
+
+
+def _adopt_tables(module: nn.Module) -> None:
+    """Make buffers of tensors that are plain attributes (tables of positions).
+
+    Export takes parameters and buffers into a fake mode of its own, and no other fake tensor.
+    """
+    for each in module.modules():
+        tables = [n for n, v in vars(each).items() if fake_mode_of(v) is not None]
+        for name in tables:
+            each.register_buffer(name, each.__dict__.pop(name), persistent=False)
 
 
 def _count(module: nn.Module) -> int:

@@ -30,6 +30,9 @@ class RegistryEntry:
         config: the UNet's configuration as in its ``config.json``.
         parameters: number of parameters of the UNet.
         vae_scale: pixels per latent cell on each axis.
+        pipeline: diffusers' class, where the denoiser's inputs are read off it; its parts are in
+            ``known/NAME.json`` then.
+        trained: the grid that it was trained at, where its configuration does not say.
         folder: a complete pipeline in diffusers' format that ships with this package.
     """
 
@@ -42,12 +45,14 @@ class RegistryEntry:
     parameters: int
     vae_scale: int = 8
     component: str = "unet"
+    pipeline: str = ""
+    trained: Native | None = None
     folder: Path | None = None
 
     @property
     def native(self) -> Native:
-        """Grid that the model was trained at, derived from the configuration."""
-        return native(self.config)
+        """Grid that the model was trained at, derived from the configuration where that says."""
+        return self.trained or native(self.config)
 
     @property
     def native_pixels(self) -> tuple[int, int]:

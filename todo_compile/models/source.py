@@ -5,16 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from todo_compile.errors import ModelError, given_path
+from todo_compile.errors import ConfigError, ModelError, given_path
 from todo_compile.foreign import ForeignError, read_object
 from todo_compile.models import hub
 from todo_compile.models.architecture import (
-    SUPPORTED_CLASSES,
+    TEXT_CLASSES,
     VAE_CLASSES,
+    Habits,
     Native,
     class_name,
     native,
@@ -27,6 +28,11 @@ from todo_compile.models.trust import read_index
 
 COMPONENTS = ("unet", "transformer")
 """Subfolders of a pipeline that hold the denoising model, in the order they are looked for."""
+DENOISERS = (*COMPONENTS, "decoder", "prior")
+"""The same of all pipelines: unCLIP's and Stable Cascade's have other names."""
+
+MAX_TEXT = 4096
+"""Longest text, in tokens."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 
@@ -48,6 +54,8 @@ class Source:
         pipeline: diffusers class of the pipeline that it belongs to; empty if unknown.
         controlnet: it takes a ControlNet's residuals as further inputs; see `controlnet`.
         file: for a checkpoint that is one file: what it was recognised as.
+        text_tokens: tokens of its text; None for what its pipeline passes.
+        habits: what its pipeline showed, where it was asked (`capture.recording`).
 
     Raises:
         ModelError: no module can be made of `config`; see `bounds.check_config`.
@@ -64,6 +72,8 @@ class Source:
     pipeline: str = ""
     controlnet: bool = False
     file: SingleFile | None = field(default=None, repr=False)
+    text_tokens: int | None = None
+    habits: Habits | None = None
 
     def __post_init__(self) -> None:
         check_config(self.config)
@@ -85,7 +95,7 @@ class Source:
         Raises:
             ModelError: the configuration does not say.
         """
-        return native(self.config)
+        return native(self.config) if self.habits is None else self.habits.native
 
 
 def resolve(model: str) -> Source:
@@ -117,6 +127,26 @@ def resolve(model: str) -> Source:
         f"Unknown model {model!r}.{guess}",
         remedy=f"Known: {', '.join(REGISTRY)}; or give a diffusers folder or a hub id (org/name).",
     )
+
+
+def with_text_tokens(source: Source, count: int | None) -> Source:
+    """A denoising model with a text of `count` tokens; None for what its pipeline passes.
+
+    Raises:
+        ConfigError: a number that is not possible, or another component.
+    """
+    if count is None:
+        return source
+    if source.component not in DENOISERS:
+        raise ConfigError(
+            f"--text-tokens is for what denoises; this is a {source.component}.",
+            remedy="Leave it out.",
+        )
+    if not 1 <= count <= MAX_TEXT:
+        raise ConfigError(
+            f"A text of {count} tokens is not possible.", remedy=f"Give 1 to {MAX_TEXT}."
+        )
+    return replace(source, text_tokens=count)
 
 
 def read_config(path: Path, within: Path) -> dict[str, Any]:
@@ -165,8 +195,8 @@ def _single_file(path: Path) -> Source:
 
 
 def _folder(folder: Path) -> Source:
-    read_index(folder)  # refused by every command, not only by those that draw
-    for component in COMPONENTS:
+    index = read_index(folder)  # refused by every command, not only by those that draw
+    for component in DENOISERS if index else COMPONENTS:
         config = folder / component / "config.json"
         if config.is_file():
             return Source(
@@ -200,9 +230,9 @@ def _hub(hub_id: str) -> Source:
     for entry in REGISTRY.values():
         if hub_id in (entry.hub_id, *entry.former_hub_ids):
             return _registered(entry)
-    root = hub.fetch_configs(hub_id, COMPONENTS)
+    root = hub.fetch_configs(hub_id, DENOISERS)
     read_index(root)
-    for component in COMPONENTS:
+    for component in DENOISERS:
         config = root / component / "config.json"
         if config.is_file():
             return Source(
@@ -221,7 +251,7 @@ def _hub(hub_id: str) -> Source:
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
     name = class_name(config)
-    if name not in SUPPORTED_CLASSES:
+    if name in (*VAE_CLASSES, *TEXT_CLASSES):
         option = "vae-decoder" if name in VAE_CLASSES else "text-encoder"
         raise ModelError(
             f"This is a {name}, not a denoising model.",

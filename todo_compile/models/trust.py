@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from todo_compile.errors import ModelError
@@ -129,6 +131,22 @@ def _check_file(path: Path, within: Path) -> None:
             raise _refused(path, key, value, "which is no file beside it")
 
 
+@cache
+def _names(library: ModuleType) -> frozenset[str]:
+    return frozenset(dir(library))  # transformers takes half a second to make it
+
+
+def pipeline_module(library: str) -> Any:
+    """The folder of diffusers' pipelines that an index calls a library; None if there is none."""
+    from diffusers import pipelines
+
+    if library in dir(pipelines):
+        return getattr(pipelines, library)
+    # Those that diffusers no longer cares for: unclip, wuerstchen.
+    found = getattr(getattr(pipelines, "deprecated", None), library, None)
+    return found if isinstance(found, ModuleType) else None
+
+
 def _plain(name: object) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
@@ -137,13 +155,13 @@ def _has(library: str, name: str) -> bool:
     """Whether `library` itself has the class `name`; nothing but the two libraries is imported."""
     try:
         import diffusers
-        from diffusers import pipelines
     except ImportError:
         return library in _LIBRARIES  # without it nothing can be loaded either
     if library == "diffusers":
-        return name in dir(diffusers)
-    if library in dir(pipelines):  # stable_diffusion has the safety checker
-        return name in dir(getattr(pipelines, library))
+        return name in _names(diffusers)
+    module = pipeline_module(library)
+    if module is not None:  # stable_diffusion has the safety checker
+        return name in _names(module)
     if library != "transformers":
         return False
     try:
@@ -152,7 +170,7 @@ def _has(library: str, name: str) -> bool:
         return True
     # diffusers takes an image processor for the feature extractor that older folders name.
     return any(
-        found in dir(transformers)
+        found in _names(transformers)
         for found in (name, name.replace("FeatureExtractor", "ImageProcessor"))
     )
 

@@ -1,0 +1,119 @@
+"""From a recorded call to a module with a flat signature: tensors in, tensors out.
+
+    {"sample": T, "added_cond_kwargs": {"text_embeds": T, "time_ids": T}, "return_dict": False}
+        →  forward(sample, text_embeds, time_ids)
+
+Tensors become inputs, in the order of the call, named after where they were; all else is fixed. A
+timestep given as a whole number becomes fp32, and one without axes gets one: the same for every
+scheduler, see `todo_compile.capture.inputs`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from todo_compile._torch import flattened, unflattened
+
+_TIMES = ("timestep", "timesteps", "t")
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A recorded call, flat.
+
+    Attributes:
+        names: of its tensors, in order.
+        tensors: as recorded, timesteps excepted.
+        leaves: everything in the call, in order; None in the places of tensors.
+        places: of the tensors in `leaves`.
+        tree: how `leaves` make up the call's arguments.
+    """
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    leaves: tuple[Any, ...]
+    places: tuple[int, ...]
+    tree: Any
+
+    @property
+    def by_name(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        return dict(zip(self.names, self.tensors, strict=True))
+
+    @property
+    def text(self) -> str:
+        """What is fixed, for comparison."""
+        return f"{self.tree} {self.leaves!r}"
+
+
+def flatten(arguments: Mapping[str, Any]) -> Flat:
+    """`Flat` of a call's arguments."""
+    given = {**arguments, "return_dict": False} if "return_dict" in arguments else dict(arguments)
+    pairs, tree = flattened(given)
+    places = tuple(i for i, (_, leaf) in enumerate(pairs) if isinstance(leaf, Tensor))
+    paths = [pairs[i][0] for i in places]
+    tensors = tuple(_timely(pairs[i][0], cast("Tensor", pairs[i][1])) for i in places)
+    leaves = tuple(None if i in places else leaf for i, (_, leaf) in enumerate(pairs))
+    return Flat(_names(paths), tensors, leaves, places, tree)
+
+
+def wrapper(flat: Flat, component: str, name: str) -> type[nn.Module]:
+    """A module class around the denoiser, whose ``forward`` takes the call's tensors.
+
+    Args:
+        flat: of the call.
+        component: attribute that the denoiser hangs on.
+        name: of the class, which errors show: the denoiser's own.
+    """
+
+    def init(self: nn.Module, module: nn.Module) -> None:
+        nn.Module.__init__(self)
+        setattr(self, component, module)
+
+    def forward(self: nn.Module, *values: Tensor) -> Any:
+        leaves = list(flat.leaves)
+        for place, value in zip(flat.places, values, strict=True):
+            leaves[place] = value
+        found = getattr(self, component)(**unflattened(leaves, flat.tree))
+        return _plain(found)
+
+    names = ("self", *flat.names)
+    each = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
+    forward.__signature__ = inspect.Signature(each)  # pyright: ignore[reportFunctionMemberAccess]
+    return type(name, (nn.Module,), {"__init__": init, "forward": forward})
+
+
+def _plain(found: Any) -> Any:
+    """What is denoised alone, of all that a denoiser returns; several are a picture each."""
+    first: Any = found if isinstance(found, Tensor) else found[0]
+    if isinstance(first, list):
+        return tuple(cast("list[Tensor]", first))
+    return first
+
+
+def _timely(path: tuple[str, ...], tensor: Tensor) -> Tensor:
+    if len(path) != 1 or path[0] not in _TIMES:
+        return tensor
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.float32)
+    return tensor[None] if tensor.dim() == 0 else tensor
+
+
+def _names(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The last key of each where that is unique, else the whole path."""
+    short = [_short(path) for path in paths]
+    counts = Counter(short)
+    whole = ["_".join(path) for path in paths]
+    return tuple(s if counts[s] == 1 else w for s, w in zip(short, whole, strict=True))
+
+
+def _short(path: tuple[str, ...]) -> str:
+    last = max((i for i, key in enumerate(path) if not key.isdigit()), default=0)
+    return "_".join(path[last:])

@@ -1,0 +1,201 @@
+"""Running a pipeline, made of stand-ins, up to its denoiser's first call."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from todo_compile.capture.recording.arguments import arguments
+from todo_compile.capture.recording.modules import Recorded, Stage, class_of, stand_in
+from todo_compile.capture.recording.words import UNBOUNDED, tokenizer
+from todo_compile.errors import ModelError, TodoError, first_line
+from todo_compile.models.parts import Part, Parts, token_limit
+from todo_compile.models.resolution import Resolution
+
+_LEFT_OUT = ("safety_checker", "watermarker", "feature_extractor", "image_encoder")
+"""Parts that only look at finished pictures, or that a pipeline may do without."""
+_CLIP_LENGTH = 77
+
+
+class Rehearsal:
+    """A pipeline made of stand-ins; see `rehearsal`.
+
+    Attributes:
+        parts: what it is made of.
+        denoiser: name of the part whose call is wanted.
+        pipeline: diffusers' own object.
+        stage: shared by its stand-ins.
+    """
+
+    def __init__(self, parts: Parts, denoiser: str) -> None:
+        self.parts = parts
+        self.denoiser = denoiser
+        self.stage = Stage()
+        with _quiet():
+            self.pipeline = _assembled(parts, denoiser, self.stage)
+
+    def call(
+        self,
+        size: Resolution | None,
+        *,
+        count: int = 1,
+        dtype: torch.dtype = torch.float32,
+        length: int | None = None,
+        mode: Any = None,
+    ) -> Mapping[str, Any]:
+        """What the denoiser is first called with, by the names of its parameters.
+
+        Args:
+            size: in pixels; None for the pipeline's own default.
+            count: pictures of one text.
+            dtype: of the pipeline.
+            length: most tokens of a text; None for the pipeline's own default.
+            mode: a torch function mode around the call.
+
+        Raises:
+            ModelError: the pipeline stops before, or does not call its denoiser at all.
+        """
+        given = arguments(self.pipeline, self.parts, size, count=count, length=length)
+        self.stage.dtype = dtype
+        bounded = length is not None and "max_sequence_length" not in given
+        try:
+            with (
+                _quiet(),
+                self._tokens(length if bounded else None),
+                torch.random.fork_rng(devices=[]),
+                torch.no_grad(),
+            ):
+                torch.manual_seed(0)
+                if mode is None:
+                    self.pipeline(**given)
+                else:
+                    with mode:
+                        self.pipeline(**given)
+        except Recorded as found:
+            return found.arguments
+        except TodoError:
+            raise
+        except Exception as error:  # anything that a pipeline's own code raises
+            raise self._stopped(error, size) from error
+        raise ModelError(
+            f"{self.parts.pipeline} did not call its {self.denoiser}.",
+            remedy="Load the module yourself and hand it to the Python API with example inputs: "
+            "todo_compile.rewrite(module, example_inputs).",
+        )
+
+    @contextmanager
+    def _tokens(self, most: int | None) -> Generator[None]:
+        """Tokenizers with another bound, for pipelines that pad to that of their tokenizer."""
+        found = [part for name, part in self.pipeline.components.items() if "tokenizer" in name]
+        words = [part for part in found if part is not None]
+        before = [part.model_max_length for part in words]
+        try:
+            for part in words if most is not None else ():
+                part.model_max_length = most
+            yield
+        finally:
+            for part, length in zip(words, before, strict=True):
+                part.model_max_length = length
+
+    def _stopped(self, error: Exception, size: Resolution | None) -> ModelError:
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [f for f in frames if "/diffusers/" in f.filename.replace("\\", "/")]
+        where = (theirs or frames)[-1]
+        file = where.filename.replace("\\", "/").rpartition("/")[2]
+        at = "" if size is None else f" at {size}"
+        return ModelError(
+            f"{self.parts.pipeline} stopped{at} before it called its {self.denoiser}, in "
+            f"{file}, line {where.lineno}: {first_line(error, limit=240)}",
+            remedy="If it is about the size, take another; else compare the folder with the "
+            "model's origin, or hand the module to todo_compile.rewrite(module, example_inputs).",
+        )
+
+
+def rehearsal(parts: Parts, denoiser: str) -> Rehearsal:
+    """`Rehearsal` of a pipeline; the same one for equal parts.
+
+    Raises:
+        ModelError: diffusers cannot make it.
+    """
+    key = (parts.text, denoiser)
+    if key not in _kept:
+        while len(_kept) >= _KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = Rehearsal(parts, denoiser)
+    return _kept[key]
+
+
+_KEPT = 4
+_kept: dict[tuple[str, str], Rehearsal] = {}
+
+
+def _assembled(parts: Parts, denoiser: str, stage: Stage) -> Any:
+    pipeline: Any = class_of(Part("diffusers", parts.pipeline, {}))
+    known = inspect.signature(pipeline.__init__).parameters
+    given = {k: v for k, v in parts.settings.items() if k in known}
+    for name, part in parts.parts.items():
+        if name in known:
+            given[name] = None if part is None else _part(name, part, parts, denoiser, stage)
+    for name, parameter in known.items():
+        empty = parameter.default is inspect.Parameter.empty
+        if name not in given and name not in ("self", "kwargs", "args") and empty:
+            given[name] = None
+    if "requires_safety_checker" in known:
+        given["requires_safety_checker"] = False
+    try:
+        made = pipeline(**given)
+    except Exception as error:  # whatever a part that does not fit sets off
+        raise ModelError(
+            f"diffusers cannot make a {parts.pipeline} of these parts: {first_line(error)}",
+            remedy="Compare model_index.json with the model's origin, or update diffusers.",
+        ) from error
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def _part(name: str, part: Part, parts: Parts, denoiser: str, stage: Stage) -> Any:
+    if "tokenizer" in name:
+        return tokenizer(token_limit(part) or _length(name, parts))
+    if name in ("safety_checker", "watermarker"):
+        return None
+    cls = class_of(part)
+    if isinstance(cls, type) and issubclass(cls, torch.nn.Module):
+        return stand_in(name, part, stage, denoiser=name == denoiser)
+    if hasattr(cls, "from_config"):  # schedulers: as they are
+        return cls.from_config(dict(part.config))
+    return cls() if name == "feature_extractor" else None
+
+
+def _length(name: str, parts: Parts) -> int:
+    """Tokens of a tokenizer whose own file does not say: its text encoder's positions."""
+    encoder = parts.parts.get(name.replace("tokenizer", "text_encoder"))
+    if encoder is None:
+        return UNBOUNDED
+    if encoder.name.startswith("CLIP"):
+        return int(encoder.config.get("max_position_embeddings", _CLIP_LENGTH))
+    return UNBOUNDED
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without what libraries say about texts that are cut and parts that are absent."""
+    from diffusers.utils import logging as theirs
+
+    before = theirs.get_verbosity()
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    theirs.set_verbosity(logging.CRITICAL)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(before)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
