@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,22 @@ def test_only_sdxls_own_autoencoder_overflows(pipeline: Path, vae: AutoencoderKL
     (pipeline / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     source = models.resolve_component(str(pipeline), "vae_decoder")
     assert source.config["force_upcast"] is True  # diffusers' default, saved
-    assert overflows_in_half(source)
+    assert not overflows_in_half(source)
+
+
+@pytest.mark.parametrize("index", [None, "StableDiffusionXLPipeline", "PixArtSigmaPipeline"])
+def test_sdxls_autoencoder_is_known_by_what_it_is(
+    pipeline: Path, vae: AutoencoderKL, index: str | None
+) -> None:
+    del vae
+    path = pipeline / "vae" / "config.json"
+    config = {**json.loads(path.read_text()), "scaling_factor": 0.13025}
+    path.write_text(json.dumps(config))
+    if index is not None:
+        (pipeline / "model_index.json").write_text(json.dumps({"_class_name": index}))
+    assert overflows_in_half(models.resolve_component(str(pipeline), "vae_decoder"))
+    path.write_text(json.dumps({**config, "force_upcast": False}))  # a repaired one
+    assert not overflows_in_half(models.resolve_component(str(pipeline), "vae_decoder"))
 
 
 def test_unsupported_and_absent(pipeline: Path) -> None:

@@ -258,5 +258,5 @@ def test_a_class_that_is_no_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_there_is_no_bundle_of_a_recorded_pipeline(folders: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no bundles of a StableDiffusionXLImg2ImgPipeline"):
+    with pytest.raises(ModelError, match="A bundle of a StableDiffusionXLImg2Img"):
         todo_compile.compile_bundle(str(folders("refiner")), res=128, out=tmp_path / "bundle")

@@ -164,20 +164,17 @@ def check_folder(folder: Path) -> None:
 
 def _components(request: BuildRequest, progress: Progress) -> list[str]:
     """Names of the components to build; the denoising model first."""
-    from todo_compile.capture.inputs import is_recorded
+    from todo_compile.capture.inputs import refuse_recorded
     from todo_compile.errors import ModelError
     from todo_compile.models.components import OTHERS, parse_choice, part, resolve_component
 
     model, choice = request.model, parse_choice(request.component or "all")
     main = resolve_component(model, "unet" if choice == "all" else choice)
-    if is_recorded(main) or request.text_tokens is not None:
-        # What runs bundles knows the conventions of the pipelines that are written there.
-        what = (
-            "--text-tokens in bundles" if request.text_tokens else f"bundles of {main.class_name}"
-        )
+    refuse_recorded(main, "A bundle")
+    if request.text_tokens is not None:
         raise ConfigError(
-            f"There are no {what} yet.",
-            remedy="Compile the model that denoises alone: --out FILE.onnx or FILE.plan.",
+            "--text-tokens is for one output; a bundle's pipeline passes its own number.",
+            remedy="Leave it out, or name a file: --out FILE.onnx.",
         )
     if choice != "all":
         return [main.component]

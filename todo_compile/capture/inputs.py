@@ -172,6 +172,20 @@ def is_recorded(source: Source) -> bool:
     return not known or pipeline == "StableDiffusionXLImg2ImgPipeline"
 
 
+def refuse_recorded(source: Source, what: str) -> None:
+    """Refuse what needs the conventions of the pipelines that are written here.
+
+    Raises:
+        ModelError: `source` is of another.
+    """
+    if is_recorded(source):
+        raise ModelError(
+            f"{what} of a {source.pipeline or source.class_name} is not possible yet.",
+            remedy="Compile the model that denoises alone (--out FILE.onnx or FILE.plan), or let "
+            "todo_compile.accelerate(pipeline) compile diffusers' own.",
+        )
+
+
 def with_habits(source: Source) -> Source:
     """`source` with what its pipeline does by itself, where its inputs are read off that.
 
