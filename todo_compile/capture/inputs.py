@@ -242,14 +242,12 @@ def _recorded(model: LoadedModel, resolution: Resolution, batch: Batch) -> Examp
         with model.fake:
             args = tuple(torch.empty(spec.shape, dtype=spec.dtype) for spec in specs)
     ranges = isinstance(batch, BatchRange)
-    picture = recording.picture
     make = wrapper(recording.call, model.source.component, model.source.class_name)
     return ExampleInputs(
         wrapper=make(model.module).eval(),
         specs=specs,
         args=args,
         output_names=("out_sample",),
-        latent=(1, 1) if picture is None else picture.cells,
         batches=tuple(
             batch if ranges and spec.name in recording.batched else None for spec in specs
         ),
