@@ -54,8 +54,9 @@ class CapturedDenoiser:
         self, pipeline: Any, source: Source, resolution: Resolution, *, batch: int
     ) -> None:
         from todo_compile import models
-        from todo_compile.capture.inputs import example_inputs
+        from todo_compile.capture.inputs import example_inputs, refuse_recorded
 
+        refuse_recorded(source, "A rewritten denoiser in a pipeline that draws")
         self.source = source
         module = getattr(pipeline, self.source.component).requires_grad_(False)
         loaded = models.LoadedModel(
