@@ -159,7 +159,11 @@ def plan(
             f"plan looks at no {unknown[0]}.", remedy=f"Known: {', '.join(_PLANNED)}."
         )
     request = BuildRequest(
-        **_subject(model, args, kwargs), out="plan.onnx", dump=dump, options=options, **given
+        **_subject(model, args, kwargs),
+        out="plan.onnx",
+        dump=None if dump is None else Path(dump),
+        options=options,
+        **given,
     )
     return plan_request(request)
 

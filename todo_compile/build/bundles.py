@@ -168,6 +168,7 @@ def _components(request: BuildRequest, progress: Progress) -> list[str]:
     from todo_compile.errors import ModelError
     from todo_compile.models.components import OTHERS, parse_choice, part, resolve_component
 
+    assert request.model is not None
     model, choice = request.model, parse_choice(request.component or "all")
     main = resolve_component(model, "unet" if choice == "all" else choice)
     refuse_recorded(main, "A bundle")

@@ -94,8 +94,7 @@ def _checked(made: Any, address: str) -> tuple[nn.Module, Sequence[Any], Mapping
             f"{address} returned {len(parts)} value{'' if len(parts) == 1 else 's'}.",
             remedy=_RETURN,
         )
-    module, args = parts[:2]
-    kwargs = parts[2] if len(parts) == 3 else {}
+    module, args, kwargs = parts if len(parts) == 3 else (*parts, {})
     try:
         check_module(module, args, kwargs)
     except ConfigError as error:

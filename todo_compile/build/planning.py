@@ -35,7 +35,8 @@ def plan_request(request: BuildRequest) -> Report:
         if isinstance(module, str):
             module, args, kwargs = make_module(module)
         return _plan_module(module, args, kwargs or {}, request)
-    if len(request.res) > 1:
+    size, *more = request.res
+    if more:
         raise ConfigError(
             f"{len(request.res)} resolutions were given, and a plan is for one.",
             remedy="Plan once for each.",
@@ -51,7 +52,7 @@ def plan_request(request: BuildRequest) -> Report:
     source = with_habits(models.with_text_tokens(source, request.text_tokens))
     return plan_source(
         source,
-        models.Resolution.parse(request.res[0]),
+        models.Resolution.parse(size),
         batch=check_batch(source, request.batch),
         precision=request.precision or "fp16",
         options=check_options(source, request.plan),

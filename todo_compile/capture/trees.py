@@ -152,7 +152,8 @@ def compose(tree: Tree, tensors: Mapping[str, Any]) -> Any:
     if "dict" in tree:
         return items
     if "namedtuple" in tree:
-        return namedtuple(_identifier(tree["namedtuple"]), list(items))(**items)
+        kind: Any = namedtuple  # its fields are known here alone
+        return kind(_identifier(tree["namedtuple"]), list(items))(**items)
     return Fields(items)
 
 

@@ -56,6 +56,7 @@ class CompiledModule(nn.Module):
             self._result: Tree = manifest.model["result"]
             inputs = [one for tree in self._trees.values() for one in tensors_of(tree)]
             outputs = tensors_of(self._result)
+            compose(self._result, dict.fromkeys(outputs))  # it can be
         except (TreeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(
                 f"The manifest of {name} does not describe a module's call.",
