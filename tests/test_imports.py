@@ -4,8 +4,8 @@
 
 Beside them stand `dynamo` and `drift`, which use stages and are used by the command line, and by
 builds and the runtime, which run parts of a graph. Files of the root are for all, but for the
-public face, which is for users alone. Plans in a file are for all too. Imports for types alone do not
-count: nothing depends on them when it runs.
+public face, which is for users alone. Plans in a file are for all too. Imports for types alone do
+not count: nothing depends on them when it runs.
 """
 
 from __future__ import annotations
