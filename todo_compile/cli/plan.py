@@ -62,9 +62,10 @@ def plan_command(
 
     size = one_resolution(res) if res else None
     request = BuildRequest(
-        model=model, module=module, res=tuple(res or ()), out="plan.onnx", component=component,
-        batch=batch, text_tokens=text_tokens, precision=precision, kv_tokens=kv_tokens,
+        model=model, module=module, out="plan.onnx", component=component, batch=batch,
+        text_tokens=text_tokens, precision=precision, kv_tokens=kv_tokens,
         factors=factors, sampling=sampling, preset=preset, masks=masks, dump=dump,
+        **({"res": tuple(res)} if res else {}),
     )  # fmt: skip
     if plot is not None:
         from todo_compile.cli.plots import check_plot
