@@ -294,5 +294,7 @@ class BuildOptions(BaseModel):
     ] = None
     native_kv_tokens: Annotated[
         int | None,
-        Option("Of a module: key/value tokens that it saw in training.", only="module"),
+        Option(
+            "Of a module: key/value tokens that it saw in training.", only="module", decides="plan"
+        ),
     ] = None
