@@ -16,7 +16,7 @@ from torch import nn
 import todo_compile
 from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions
-from todo_compile.passes.grid import grids as grid_rules
+from todo_compile.passes.operators.table import TABLE
 from todo_compile.passes.report import Report
 
 HALF = PlanOptions(factors=((2, 2),))
@@ -226,8 +226,7 @@ def test_rule_that_fails_costs_its_tags_only(
     def fails(*_: Any) -> Any:
         raise IndexError("a spelling that nobody thought of")
 
-    rules = {**grid_rules.RULES, "linear": fails}
-    monkeypatch.setattr(grid_rules, "RULES", rules)
+    monkeypatch.setitem(TABLE, "linear", fails)
     net, x = Net(PROOFS["kernel 3"]), plane()
     with caplog.at_level(logging.DEBUG, logger="todo_compile"):
         report, captured = rewritten(net, x, dialect)

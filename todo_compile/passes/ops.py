@@ -17,6 +17,7 @@ import torch
 from torch.fx import Node
 
 from todo_compile._torch import overload_name
+from todo_compile.passes.families import BINARY, IDENTITY, UNARY
 
 # Different names of one meaning. What is not listed keeps its own name.
 _ALIASES = {
@@ -50,110 +51,6 @@ _ALIASES = {
 }
 
 _PLAIN_PREFIXES = ("torch", "_operator", "operator", "math")
-
-IDENTITY = frozenset(
-    [
-        "contiguous",
-        "clone",
-        "to",
-        "type",
-        "cpu",
-        "cuda",
-        "detach",
-        "alias",
-        "dropout",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "type_as",
-        "_to_copy",
-        "lift_fresh",
-        "requires_grad_",
-        "convert_element_type",
-    ]
-)
-"""One tensor in, the same tokens out; only storage, dtype or (inactive) dropout differ."""
-
-UNARY = frozenset(
-    [
-        "relu",
-        "silu",
-        "gelu",
-        "sigmoid",
-        "tanh",
-        "exp",
-        "neg",
-        "abs",
-        "sqrt",
-        "rsqrt",
-        "hardswish",
-        "hardsigmoid",
-        "mish",
-        "softplus",
-        "elu",
-        "leaky_relu",
-        "square",
-        "reciprocal",
-        "log",
-        "sin",
-        "cos",
-        "quick_gelu",
-        "relu6",
-        "clamp",
-        "clip",
-        "nan_to_num",
-        "erf",
-        "logical_not",
-        "bitwise_not",
-        "isnan",
-        "celu",
-        "selu",
-        "softsign",
-        "logsigmoid",
-        "hardtanh",
-        "log1p",
-        "expm1",
-    ]
-)
-"""Acts on every element alone."""
-
-BINARY = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "pow",
-        "maximum",
-        "minimum",
-        "where",
-        "masked_fill",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "logical_and",
-        "logical_or",
-        "rsub",
-        "addcmul",
-        "addcdiv",
-        "lerp",
-        "fmod",
-        "remainder",
-        "atan2",
-        "iadd",
-        "imul",
-        "isub",
-    ]
-)
-"""Acts element by element on several operands that broadcast."""
-
-NORMS = frozenset(
-    ["layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize"]
-)
 
 
 def op(node: Node) -> str:

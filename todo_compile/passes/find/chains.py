@@ -21,6 +21,7 @@ from typing import Any
 from torch.fx import Node
 
 from todo_compile.passes import ops
+from todo_compile.passes.families import IDENTITY
 from todo_compile.passes.find.masks import Mask
 from todo_compile.passes.find.products import Product
 from todo_compile.passes.find.search import Search
@@ -239,7 +240,7 @@ def _is_enlarged(node: Node, name: str, operand: Node) -> bool:
 def _grows(node: Node, name: str, source: Node) -> bool:
     """Whether differences between scores may be larger after `node` than before it."""
     first, second = _pair(node)
-    if name in ops.IDENTITY or name in _CONTRACTIONS:
+    if name in IDENTITY or name in _CONTRACTIONS:
         return False
     if name in _ADDITIONS:
         return first is second or _is_enlarged(node, name, source)
@@ -263,7 +264,7 @@ def _is_linear(search: Search, user: Node, source: Node, axis: int) -> bool:
     name = ops.elementwise(user)
     if axis < 0 or search.aligned(source, user, axis) is None:
         return False
-    if name in ops.IDENTITY or name == "nan_to_num":  # where there is a NaN, all of its row is
+    if name in IDENTITY or name == "nan_to_num":  # where there is a NaN, all of its row is
         return True
     if name not in ("mul", "div") or ops.destination(user) not in (None, source):
         return False

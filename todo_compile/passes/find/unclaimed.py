@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from todo_compile.passes import ops
+from todo_compile.passes.families import IDENTITY
 from todo_compile.passes.find.attention import NearMiss
 from todo_compile.passes.find.follow import Sides, follow, sides_of
 from todo_compile.passes.find.products import Product
@@ -140,7 +141,7 @@ def _reason(search: Search, family: Family, why: dict[Node, str]) -> str:
 def _names(between: Sequence[Node]) -> list[str]:
     """Functions on the way, without those that only move or cast."""
     names = [ops.elementwise(node) or ops.op(node) or node.name for node in between]
-    told = [n for n in names if n not in ops.IDENTITY | _MOVES]
+    told = [n for n in names if n not in IDENTITY | _MOVES]
     return list(dict.fromkeys(told))[:4]
 
 

@@ -9,7 +9,7 @@ without tags is refused later. Nothing here compares a token count with a square
 count. What is proved of an input's axes late in the graph holds from its beginning: then the graph
 is walked once more.
 
-The rules are in the files beside this one, one family of operations each.
+What an operation does to axes is in `passes.operators`; what it proves of them in `spatial`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.fx import GraphModule, Node
 from todo_compile._torch import is_same_view
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
-from todo_compile.passes.grid import combining, indexing, reshaping, slicing, spatial
+from todo_compile.passes.grid import effects, spatial
 from todo_compile.passes.grid.axes import (
     Axes,
     Dim,
@@ -37,18 +37,9 @@ from todo_compile.passes.grid.axes import (
 from todo_compile.passes.grid.bodies import bodies, inputs_of, returned, returns_its_bodys
 from todo_compile.passes.grid.named import named_inputs
 from todo_compile.passes.grid.packed import Packed, Walked, packed_inputs
-from todo_compile.passes.grid.state import GridState, Rule, Shape
+from todo_compile.passes.grid.state import GridState, Shape
 
 log = logging.getLogger("todo_compile")
-
-RULES: Mapping[str, Rule] = {
-    **spatial.RULES,
-    **combining.RULES,
-    **reshaping.RULES,
-    **slicing.RULES,
-    **indexing.RULES,
-}
-"""Canonical op → rule; no op has two. What is not here drops its tags, which is always correct."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +206,9 @@ class GridMap:
         return axes
 
     def _by_rule(self, node: Node, shape: Shape) -> Axes | None:
-        rule = RULES.get(ops.op_not_in_place(node))
+        rule = spatial.RULES.get(ops.op_not_in_place(node), effects.through)
         try:
-            return self._handed_on(node) if rule is None else rule(self._state, node, shape)
+            return rule(self._state, node, shape) or self._handed_on(node)
         except Exception:
             # A spelling that a rule was not written for must not end the compilation.
             log.debug("no grid is followed through %s", node.format_node(), exc_info=True)
@@ -225,7 +216,7 @@ class GridMap:
 
     def _outputs(self, node: Node) -> list[Axes] | None:
         try:
-            return slicing.outputs(self._state, node)
+            return effects.outputs(self._state, node)
         except Exception:  # as above
             log.debug("no grid is followed through %s", node.format_node(), exc_info=True)
             return None

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import torch
 from torch.fx import Node
 
 from todo_compile.passes import ops
@@ -18,7 +16,6 @@ from todo_compile.passes.grid.axes import (
     Size,
     Unifier,
     has_roles,
-    plain_size,
     renewed,
 )
 
@@ -46,16 +43,6 @@ class GridState:
     items: dict[Hashable, Atom] = field(default_factory=dict[Hashable, Atom])
     evidence: dict[int, str] = field(default_factory=dict[int, str])
     weights: set[Node] = field(default_factory=set[Node])
-
-    def source(self, node: Node) -> Axes | None:
-        """Axes of the tensor that `node` works on, its first argument."""
-        first = source_of(node)
-        return None if first is None else self.axes.get(first)
-
-    def size(self, given: object) -> Size | None:
-        """A size argument as a number or expression: the graph may compute it; None if unknown."""
-        value: Any = self.context.value(given) if isinstance(given, Node) else given
-        return plain_size(value) if isinstance(value, int | torch.SymInt) else None
 
     def visit(self, node: Node) -> None:
         """Note whether `node` is made of weights alone; nodes come in the graph's order."""
@@ -113,8 +100,3 @@ class GridState:
 
 Rule = Callable[[GridState, Node, Shape], Axes | None]
 """Axes of the output of a node, given its shape; None where nothing can be said of it."""
-
-
-def source_of(node: Node) -> Node | None:
-    """The tensor that `node` works on, its first argument."""
-    return ops.tensor_arg(node, 0, "input", "self", "query", "tensor")

@@ -99,11 +99,6 @@ class SiteCost:
         per_query = self.head_dim + self.value_dim
         return self.itemsize * self.batch * per_query * (self.query_tokens + self.key_tokens)
 
-    @property
-    def score_bytes(self) -> int:
-        """Bytes of QKᵀ if it is materialised."""
-        return self.itemsize * self.score_elements
-
 
 def site_cost(context: GraphContext, site: AttentionSite) -> SiteCost | None:
     """Cost of a site as the graph stands; None if its token counts are not numbers."""

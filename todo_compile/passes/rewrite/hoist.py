@@ -4,8 +4,8 @@
 
 Pooling is linear over tokens, acts alike on every channel, and its weights sum to one. So it
 commutes with whatever treats every token alike and is affine (a projection with its bias), and, if
-it only selects tokens, with whatever treats every token alike. Each rule in `hoist_rules` proves
-one such exchange and refuses with a reason where the proof fails.
+it only selects tokens, with whatever treats every token alike. `hoist_rules` proves each such
+exchange, or refuses it with a reason.
 
 A node moves only if nobody but the pooling reads it: otherwise its work would be done twice.
 """
@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
-from todo_compile.passes.rewrite.hoist_rules import RULES, Move
+from todo_compile.passes.rewrite.hoist_rules import Move, exchange
 from todo_compile.passes.rewrite.merge import merge_pools
 from todo_compile.passes.rewrite.pool import new_pool, reads_of, span
 from todo_compile.passes.rewrite.pooling import Pooling, is_pool
@@ -76,16 +76,12 @@ def find_move(
     source, axis, pooling = Pooling.of(pool)
     if source.op not in ("call_function", "call_method") or is_pool(source):
         return f"{source.name} is where the tokens come from"
-    name = ops.op(source)
-    rule = RULES.get(name)
-    if rule is None:
-        return f"no rule moves pooling above {name or source.name}"
     if context.memory.writes(source):
         return f"{source.name} writes into memory"
     readers = context.users(source)
     if len(readers) > 1:
         return f"{source.name} is read by others too, it would be computed twice"
-    move = rule(context, source, axis, pooling)
+    move = exchange(context, source, axis, pooling)
     if isinstance(move, str):
         return move
     if move.rule in without:

@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 
 from todo_compile.passes import ops
+from todo_compile.passes.families import IDENTITY
 from todo_compile.passes.values.interval import Question, Rule, Values, number
 
 
@@ -214,7 +215,7 @@ def _sigmoid(x: float) -> float:
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys((*ops.IDENTITY, "bool", "int", "long", "double"), _cast),
+    **dict.fromkeys((*IDENTITY, "bool", "int", "long", "double"), _cast),
     "neg": _unary(lambda x: -x, falling=True),
     "tanh": _unary(math.tanh),
     "sigmoid": _unary(_sigmoid),
