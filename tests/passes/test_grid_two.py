@@ -77,6 +77,7 @@ def _multiplied(net: Two, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, None]:
 
 SHARED = {
     "nothing": lambda _, a, b: (a, b, None),
+    "a dtype": lambda _, a, b: (a.type_as(b), b.to(a), None),
     "a table that is added": _added,
     "a table beside the channels": _joined,
     "a table on top": _stacked,
