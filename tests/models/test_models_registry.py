@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
+import todo_compile
 from todo_compile.errors import ModelError
 from todo_compile.models import REGISTRY, load, native, resolve
 from todo_compile.models.architecture import architecture_hash
+from todo_compile.models.parts import read_known
+from todo_compile.models.registry import known_parts
+from todo_compile.models.trust import check_index
 
 
 @pytest.mark.parametrize(
@@ -19,6 +26,9 @@ from todo_compile.models.architecture import architecture_hash
         ("sd15", 859_520_964, 64, 4096, 1),
         ("sd21", 865_910_724, 96, 9216, 1),
         ("sdxl", 2_567_463_684, 128, 4096, 2),
+        ("pixart", 610_856_096, 128, 4096, 2),
+        ("sd3", 2_028_328_000, 128, 4096, 2),
+        ("flux", 11_901_408_320, 128, 4096, 2),
     ],
 )
 def test_full_size_architecture_under_fake_tensors(
@@ -76,3 +86,24 @@ def test_architecture_hash_sees_architecture_only() -> None:
     config = dict(REGISTRY["sd15"].config)
     assert architecture_hash(config) == architecture_hash({**config, "_diffusers_version": "0.6"})
     assert architecture_hash(config) != architecture_hash({**config, "in_channels": 9})
+
+
+@pytest.mark.parametrize("name", [n for n, entry in REGISTRY.items() if entry.pipeline])
+def test_known_parts_are_a_whole_pipeline(name: str) -> None:
+    """The file names classes that there are, and every part that the pipeline is made of."""
+    entry = REGISTRY[name]
+    check_index(known_parts(name)["index"], Path("model_index.json"))
+    found = read_known(name)
+    assert found.pipeline == entry.pipeline
+    needed = inspect.signature(getattr(diffusers, entry.pipeline)).parameters
+    assert set(found.parts) >= {n for n, p in needed.items() if p.default is p.empty}
+    assert entry.config == found.parts[entry.component].config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sites"), [("pixart", 28), ("sd3", 24), ("flux", 57)])
+def test_full_size_plan(name: str, sites: int) -> None:
+    """Every self or joint attention of these is rewritten above the size of their training."""
+    report = todo_compile.plan(name, res=2048)
+    assert report.rewritten == sites
+    assert report.counts["refused"] == 0

@@ -148,3 +148,12 @@ def test_weights_that_never_come(pipeline: Path, tmp_path: Path) -> None:
     weights.unlink()
     os.mkfifo(weights)
     assert main(["-m", str(pipeline), "-r", "64", "-o", str(tmp_path / "x.onnx")]) == 2
+
+
+def test_names_that_transformers_lists_no_longer(tmp_path: Path) -> None:
+    """SD3, FLUX and PixArt folders name T5TokenizerFast, which transformers 5 hides but has."""
+    index = {"tokenizer": ["transformers", "T5TokenizerFast"]}
+    check_index(index, tmp_path / "model_index.json")
+    for name in ("T5TokenizerFaster", "os"):
+        with pytest.raises(ModelError, match="it is refused"):
+            check_index({"tokenizer": ["transformers", name]}, tmp_path / "model_index.json")

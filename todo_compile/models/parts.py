@@ -19,12 +19,12 @@ from todo_compile.errors import ModelError
 from todo_compile.foreign import ForeignError, read_object
 from todo_compile.models import hub
 from todo_compile.models.bounds import check_config
+from todo_compile.models.registry import known_parts
 from todo_compile.models.trust import INDEX, check_folder, read_index
 
 if TYPE_CHECKING:
     from todo_compile.models.source import Source
 
-_KNOWN = Path(__file__).resolve().parent / "known"
 _FILES = ("config.json", "scheduler_config.json", "tokenizer_config.json")
 _MAX_TOKENIZER = 64 * 2**20
 _MAX_LENGTH = 2**15  # a tokenizer that says more knows no bound
@@ -83,11 +83,6 @@ def parts_of(source: Source) -> Parts | None:
     if source.kind == "hub":
         return fetch_parts(source.hub_ids[0])
     return None
-
-
-def known_parts(name: str) -> dict[str, Any]:
-    """The content of a registered pipeline's file: ``index`` and ``parts`` by name."""
-    return json.loads((_KNOWN / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def read_known(name: str) -> Parts:

@@ -1,6 +1,6 @@
 """Built-in models: their hub addresses and exact architectures, so that no network is needed.
 
-The configurations are those of ``unet/config.json`` in the hub repositories; a key that is absent
+The configurations are those of ``config.json`` in the hub repositories; a key that is absent
 there is absent here, and diffusers' default applies, as it does when diffusers reads the file.
 One model, ``demo``, ships inside the package with its weights; its configuration is read there.
 """
@@ -27,8 +27,8 @@ class RegistryEntry:
         former_hub_ids: addresses it had before; looked up in the local cache too, never online.
         description: one line for people.
         licence: licence of the weights, for information.
-        config: the UNet's configuration as in its ``config.json``.
-        parameters: number of parameters of the UNet.
+        config: of the UNet or transformer, as in its ``config.json``.
+        parameters: number of its parameters.
         vae_scale: pixels per latent cell on each axis.
         pipeline: diffusers' class, where the denoiser's inputs are read off it; its parts are in
             ``known/NAME.json`` then.
@@ -162,6 +162,17 @@ DEMO = Path(__file__).resolve().parent / "demo"
 
 _DEMO: dict[str, Any] = json.loads((DEMO / "unet" / "config.json").read_text(encoding="utf-8"))
 
+
+def known_parts(name: str) -> dict[str, Any]:
+    """The content of a registered pipeline's file: ``index`` and ``parts`` by name."""
+    path = Path(__file__).resolve().parent / "known" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _transformer(name: str) -> Mapping[str, Any]:
+    return MappingProxyType(known_parts(name)["parts"]["transformer"])
+
+
 REGISTRY: Mapping[str, RegistryEntry] = MappingProxyType(
     {
         entry.name: entry
@@ -193,6 +204,41 @@ REGISTRY: Mapping[str, RegistryEntry] = MappingProxyType(
                 licence="CreativeML Open RAIL++-M",
                 config=MappingProxyType(_SDXL),
                 parameters=2_567_463_684,
+            ),
+            RegistryEntry(
+                name="pixart",
+                hub_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+                former_hub_ids=(),
+                description="PixArt-Σ XL, trained at 1024×1024",
+                licence="CreativeML Open RAIL++-M",
+                config=_transformer("pixart"),
+                parameters=610_856_096,
+                component="transformer",
+                pipeline="PixArtSigmaPipeline",
+            ),
+            RegistryEntry(
+                name="sd3",
+                hub_id="stabilityai/stable-diffusion-3-medium-diffusers",
+                former_hub_ids=(),
+                description="Stable Diffusion 3 medium, trained at 1024×1024",
+                licence="Stability AI Community License",
+                config=_transformer("sd3"),
+                parameters=2_028_328_000,
+                component="transformer",
+                pipeline="StableDiffusion3Pipeline",
+                trained=Native((128, 128), 2, 4096),
+            ),
+            RegistryEntry(
+                name="flux",
+                hub_id="black-forest-labs/FLUX.1-dev",
+                former_hub_ids=(),
+                description="FLUX.1 dev (guidance distilled), trained at 1024×1024",
+                licence="FLUX.1 dev Non-Commercial License",
+                config=_transformer("flux"),
+                parameters=11_901_408_320,
+                component="transformer",
+                pipeline="FluxPipeline",
+                trained=Native((128, 128), 2, 4096),
             ),
             RegistryEntry(
                 name="demo",

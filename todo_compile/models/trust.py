@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
+from inspect import isclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -169,10 +171,15 @@ def _has(library: str, name: str) -> bool:
     except ImportError:
         return True
     # diffusers takes an image processor for the feature extractor that older folders name.
-    return any(
+    if any(
         found in _names(transformers)
         for found in (name, name.replace("FeatureExtractor", "ImageProcessor"))
-    )
+    ):
+        return True
+    # What it was called before: transformers 5 still has T5TokenizerFast, but lists it no longer.
+    with suppress(ImportError):
+        return isclass(getattr(transformers, name, None))
+    return False
 
 
 def _refused(path: Path, key: str, value: object, why: str) -> ModelError:
