@@ -63,7 +63,13 @@ def test_in_a_file_of_builds(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     (here / "builds.yaml").write_text(
         "builds:\n  - {module: 'nets.py:small', out: '{module}.onnx', factors: 2}\n"
     )
-    assert main(["build", "builds.yaml", "--json"]) == 0
+    # The file may come from a stranger: what it would execute is named, and nothing is built.
+    assert main(["build", "builds.yaml"]) == 2
+    text = said(capsys)
+    assert "asks to execute Python of its own choice: nets.py:small" in text
+    assert "--allow-code" in text
+    assert not (here / "nets.py-small.onnx").exists()
+    assert main(["build", "builds.yaml", "--json", "--allow-code"]) == 0
     assert json.loads(capsys.readouterr().out)["builds"][0]["status"] == "built"
     assert (here / "nets.py-small.onnx").exists()
     (here / "builds.yaml").write_text(

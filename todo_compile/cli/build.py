@@ -13,7 +13,7 @@ from rich.text import Text
 
 from todo_compile.cli.options import Json, Quiet
 from todo_compile.cli.screen import stderr, stdout
-from todo_compile.errors import StoppedError
+from todo_compile.errors import ConfigError, StoppedError
 from todo_compile.foreign import printable
 
 if TYPE_CHECKING:
@@ -73,6 +73,13 @@ def build_command(
         bool, typer.Option("--dry-run", help="Check the file and show its builds; build nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even what is equal.")] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Execute the Python that module: names. Read such a file before you do.",
+        ),
+    ] = False,
     logs: Annotated[
         Path | None,
         typer.Option(
@@ -101,6 +108,12 @@ def build_command(
         else:
             _print_plan(plan)
         return
+    code = [str(b.request.module) for b in plan.builds if b.request.module is not None]
+    if code and not allow_code:
+        raise ConfigError(
+            f"{file} asks to execute Python of its own choice: {', '.join(code)}.",
+            remedy="Read it, and if you trust it, give --allow-code.",
+        )
     make_folders(plan.builds)
     folder = file.with_name(f"{file.stem}.logs") if logs is None else logs
     with _Watch(plan, quiet) as watch:
