@@ -42,6 +42,7 @@ def main() -> None:
     subject: dict[str, Any] = json.loads(sys.argv[1])
     grids = {int(tokens): tuple(grid) for tokens, grid in (subject["token_grids"] or {}).items()}
     runs: list[dict[str, Any]] = []
+    report, nodes = None, 0
     for _ in range(subject["repeats"]):
         module = captured(subject)
         nodes = len(module.graph.nodes)
@@ -55,6 +56,7 @@ def main() -> None:
         )
         seconds = time.process_time() - start
         runs.append({"seconds": seconds, "passes": {p.name: p.seconds for p in report.passes}})
+    assert report is not None, "at least one repeat"
     sites = [
         {
             "module": site.module,

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers as d
+import diffusers
 import torch
 import transformers as t
+
+d: Any = diffusers  # its classes are loaded lazily, which type checkers cannot follow
 
 Make = Callable[[], Any]
 
@@ -345,7 +347,7 @@ def kandinsky22() -> Any:
 
 
 def karlo() -> Any:
-    from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
+    from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 
     def above() -> Any:
         return d.UNet2DModel(
@@ -424,7 +426,7 @@ def controlled() -> Any:
 
 
 def cascade() -> Any:
-    from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+    from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
 
     return d.StableCascadeDecoderPipeline(
         decoder=d.StableCascadeUNet(

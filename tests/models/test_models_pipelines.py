@@ -51,8 +51,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
             zoo.save(made[name], root / name)
         return root / name
 
-    folder.pipelines = made
-    return folder
+    found: Any = folder
+    found.pipelines = made
+    return found
 
 
 def intercepted(pipeline: Any, name: str, call: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def test_all_attention_of_the_model_is_in_the_report(folders: Any) -> None:
 )
 def test_onnx_of_a_pipelines_denoiser(folders: Any, tmp_path: Path, name: str) -> None:
     """On the saved weights: onnxruntime against torch, and every site against its definition."""
-    result = todo_compile.compile(
+    result: Any = todo_compile.compile(
         str(folders(name)), res=str(size(name)), out=tmp_path / "x.onnx", precision="fp32",
         options=PlanOptions.create(kv_tokens=16), verify=True,
     )  # fmt: skip

@@ -241,16 +241,14 @@ def _recorded(model: LoadedModel, resolution: Resolution, batch: Batch) -> Examp
     else:
         with model.fake:
             args = tuple(torch.empty(spec.shape, dtype=spec.dtype) for spec in specs)
-    ranges = isinstance(batch, BatchRange)
+    ranged = batch if isinstance(batch, BatchRange) else None
     make = wrapper(recording.call, model.source.component, model.source.class_name)
     return ExampleInputs(
         wrapper=make(model.module).eval(),
         specs=specs,
         args=args,
         output_names=("out_sample",),
-        batches=tuple(
-            batch if ranges and spec.name in recording.batched else None for spec in specs
-        ),
+        batches=tuple(ranged if spec.name in recording.batched else None for spec in specs),
         token_grids=recording.token_grids,
         image_axes=recording.image_axes,
     )

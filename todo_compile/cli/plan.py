@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,11 +61,12 @@ def plan_command(
     from todo_compile.cli.tables import sites_table, totals_table
 
     size = one_resolution(res) if res else None
+    sized: dict[str, Any] = {"res": tuple(res)} if res else {}
     request = BuildRequest(
         model=model, module=module, out="plan.onnx", component=component, batch=batch,
         text_tokens=text_tokens, precision=precision, kv_tokens=kv_tokens,
         factors=factors, sampling=sampling, preset=preset, masks=masks, dump=dump,
-        **({"res": tuple(res)} if res else {}),
+        **sized,
     )  # fmt: skip
     if plot is not None:
         from todo_compile.cli.plots import check_plot

@@ -9,6 +9,7 @@ everything that will be read is read here first, and what is not plain is refuse
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -134,8 +135,9 @@ def _check_file(path: Path, within: Path) -> None:
 
 
 @cache
-def _names(library: ModuleType) -> frozenset[str]:
-    return frozenset(dir(library))  # transformers takes half a second to make it
+def _names(module: str) -> frozenset[str]:
+    """What an imported module has."""
+    return frozenset(dir(sys.modules[module]))  # transformers takes half a second to make it
 
 
 def pipeline_module(library: str) -> Any:
@@ -160,10 +162,10 @@ def _has(library: str, name: str) -> bool:
     except ImportError:
         return library in _LIBRARIES  # without it nothing can be loaded either
     if library == "diffusers":
-        return name in _names(diffusers)
+        return name in _names(diffusers.__name__)
     module = pipeline_module(library)
     if module is not None:  # stable_diffusion has the safety checker
-        return name in _names(module)
+        return name in _names(module.__name__)
     if library != "transformers":
         return False
     try:
@@ -172,7 +174,7 @@ def _has(library: str, name: str) -> bool:
         return True
     # diffusers takes an image processor for the feature extractor that older folders name.
     if any(
-        found in _names(transformers)
+        found in _names(transformers.__name__)
         for found in (name, name.replace("FeatureExtractor", "ImageProcessor"))
     ):
         return True

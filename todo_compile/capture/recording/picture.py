@@ -116,7 +116,7 @@ class _Noise(TorchFunctionMode):
                 return torch.ones_like(value)
             case "rows":
                 place = torch.arange(rows, dtype=value.dtype)[:, None]
-            case "columns":
+            case _:
                 place = torch.arange(columns, dtype=value.dtype)[None]
         return place.expand(value.shape).clone()
 
