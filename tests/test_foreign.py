@@ -122,7 +122,7 @@ def test_every_reader_goes_through_the_gate() -> None:
     ours = {
         "models/registry.py": "a file of this package",
         "models/loading.py": "what was dumped two lines before",
-        "build/many/memory.py": "what was dumped two lines before",
+        "build/model_job.py": "what was dumped two lines before",
         "build/many/running.py": "what our own child printed",
         "export/_child.py": "what our own child printed",
         "export/_tensorrt_worker.py": "what our own parent wrote",

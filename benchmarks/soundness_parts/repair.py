@@ -14,10 +14,11 @@ from soundness_parts.sources import ORDERS, SOURCES
 
 def repair(case: Case) -> Case:
     """`case` with what does not fit replaced; a repaired case stays as it is."""
-    for step in (_sizes, _sides, _blocks, _masks, _spellings, _projections, _writes, _rest):
-        changes = step(case)
-        if changes:
-            case = replace(case, **changes)
+    before = None
+    while case != before:  # what a late step changes may concern an early one
+        before = case
+        for step in (_sizes, _sides, _blocks, _masks, _spellings, _projections, _writes, _rest):
+            case = replace(case, **step(case))
     return case
 
 

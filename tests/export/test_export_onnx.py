@@ -16,7 +16,8 @@ import torch
 from export_helpers import Recorder, TinyNet, random_input
 from torch import Tensor, nn
 
-from todo_compile.errors import BundleError, ExportError
+from todo_compile import packages
+from todo_compile.errors import BundleError, ExportError, MissingPackageError
 from todo_compile.export._lower import lowered
 from todo_compile.export.onnx import data_name, export_onnx
 
@@ -268,10 +269,8 @@ def test_opset_out_of_range(tmp_path: Path, progress: Recorder, opset: int):
 
 def test_absent_package(tmp_path: Path, progress: Recorder, monkeypatch: pytest.MonkeyPatch):
     program = capture(Function(lambda x: x + 1), random_input())
-    monkeypatch.setattr(
-        "todo_compile.export.onnx.find_spec", lambda name: None if name == "onnxscript" else 1
-    )
-    with pytest.raises(ExportError, match=r"onnxscript.*\n.*todo-compile\[onnx\]"):
+    monkeypatch.setattr(packages, "installed", lambda name: name != "onnxscript")
+    with pytest.raises(MissingPackageError, match=r"onnxscript.*\n.*todo-compile\[onnx\]"):
         export(program, tmp_path / "m.onnx", progress)
 
 

@@ -87,11 +87,11 @@ def test_hub_id_that_cannot_be_reached() -> None:
 
 
 def test_file_instead_of_folder(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
+    file = tmp_path / "config.json"
     file.touch()
-    with pytest.raises(ModelError, match="is a file") as caught:
+    with pytest.raises(ModelError, match="is a file, and not a safetensors file") as caught:
         resolve(str(file))
-    assert "--weights" in (caught.value.remedy or "")
+    assert "checkpoint" in (caught.value.remedy or "")
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def expand(document: Document) -> tuple[list[Build], list[Mistake]]:
     builds: list[Build] = []
     for entry in document.builds:
         mistakes = _unknown(entry)
-        values = {**document.defaults.values, **entry.values}
+        # An unknown default has been said; builds are looked at without it.
+        defaults = {k: v for k, v in document.defaults.values.items() if k in _OPTIONS}
+        values = {**defaults, **entry.values}
         axes = {k: v for k, v in values.items() if isinstance(v.data, list)}
         mistakes += [
             Mistake(v.line, f"{entry.name}: {k} is an empty list.", "Give a value, or remove it.")
