@@ -19,8 +19,15 @@ def _tried(out: Path, *words: str) -> dict[str, Any]:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
+def test_two_faults(tmp_path: Path) -> None:
+    """A single file, killed and ended by a scheduler, each at a phase that the seed chose."""
+    found = _tried(tmp_path / "found.json", "--cells", "2", "--kinds", "file")
+    assert found["wrong"] == []
+    assert {row["fault"] for row in found["rows"]} == {"SIGKILL", "SIGTERM"}
+
+
+@pytest.mark.slow
 def test_every_fault_once(tmp_path: Path) -> None:
-    """A single file: each fault at one phase, seeded."""
     found = _tried(tmp_path / "found.json", "--cells", "8", "--kinds", "file")
     assert found["wrong"] == []
     assert {row["fault"]: row["tried"] for row in found["rows"]} == dict.fromkeys(
