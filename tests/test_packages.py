@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -104,3 +106,23 @@ def test_a_broken_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     with pytest.raises(MissingPackageError, match="cannot be imported: no backend") as caught:
         packages.load("matplotlib", "A test")
     assert "Install it anew" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("command", [c for c, _, _ in COMMANDS if c[0] != "drift"][::2])
+def test_a_bare_installation(command: list[str], tmp_path: Path) -> None:
+    """Where the modules really cannot be imported: no traceback, nothing said but this."""
+    hidden = [m for modules in packages.EXTRAS.values() for m in modules]
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({hidden!r}))\n"
+        "from todo_compile.cli.app import main\n"
+        f"sys.exit(main({command!r}))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == MissingPackageError.exit_code, found.stderr
+    assert found.stderr.startswith("error: ")
+    assert "pip install" in found.stderr
+    assert found.stdout == ""
+    assert not list(tmp_path.iterdir())

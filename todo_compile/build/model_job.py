@@ -141,8 +141,6 @@ def prepare_component(
     if request.precision is not None:
         dtype_of(request.precision)
     resolution = models.Resolution.parse(request.res[0])
-    packages.need("models", "Reading a model")
-    packages.need("onnx", "Writing ONNX")
     assert request.model is not None
     source = models.resolve_component(request.model, component)
     source = with_habits(models.with_text_tokens(source, request.text_tokens))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ValidationError, model_validator
 
+from todo_compile import packages
 from todo_compile.build.fields import BuildOptions
 from todo_compile.build.option import Option, option_of
 from todo_compile.errors import ConfigError
@@ -140,6 +141,9 @@ class BuildRequest(BuildOptions):
             from todo_compile.build.module_job import prepare_module
 
             return prepare_module(self, progress, look=look)
+        # Here, since what follows imports what they bring.
+        packages.need("models", "Reading a model")
+        packages.need("onnx", "Writing ONNX")
         if self.bundle:
             from todo_compile.build.bundles import prepare_bundle
 

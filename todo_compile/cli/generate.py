@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from todo_compile import packages
 from todo_compile.cli.screen import stderr
 from todo_compile.errors import ConfigError
 
@@ -84,6 +85,8 @@ def generate_command(
 ) -> None:
     """Draw a picture with a bundle: on the CPU, or on a GPU."""
     from todo_compile.cli.console import ConsoleProgress, print_json
+
+    packages.need("generate", "Drawing")  # before torch, which warns of an absent numpy
     from todo_compile.runtime import generate as drawing
 
     if (bundle is None) == (model is None):

@@ -11,7 +11,6 @@ import typer
 from todo_compile.build.request import BuildRequest
 from todo_compile.cli.screen import stderr
 from todo_compile.errors import ConfigError
-from todo_compile.options import PlanOptions
 
 if TYPE_CHECKING:
     from todo_compile.cli.console import ConsoleProgress
@@ -65,15 +64,6 @@ Verbose = Annotated[
         rich_help_panel="Output",
     ),
 ]
-
-
-def plan_options(
-    kv_tokens: int | None, factors: str | None, sampling: str | None, preset: str | None
-) -> PlanOptions:
-    """How factors are chosen."""
-    return PlanOptions.create(
-        kv_tokens=kv_tokens, factors=factors, sampling=sampling, preset=preset
-    )
 
 
 def make_progress(quiet: bool, verbose: int) -> ConsoleProgress:
