@@ -223,6 +223,8 @@ def _same(after: Tensors, before: Tensors) -> bool:
 
 
 AVERAGING = ("average", "blend:0.5")
+LARGE_MASKS = ("window_1e4", "text_outer", "alibi_steep")
+"""They add −1e4 to scores of an image's keys, in rows where no key is left without."""
 
 
 def close(got: Tensors, wanted: Tensors, case: Case) -> bool:
@@ -244,6 +246,9 @@ def close(got: Tensors, wanted: Tensors, case: Case) -> bool:
         elif "half" in (case.key_map, case.value_map) and case.sampling in AVERAGING:
             # The mean of rounded numbers, or the rounded mean: half a unit in fp16's last place.
             rtol, atol = 2e-3, 2e-3 * max(1.0, largest)
+        elif case.mask in LARGE_MASKS and case.dtype == "float32":
+            # Scores beside −1e4 have no digit finer than 2^-10: log n is rounded to that.
+            rtol, atol = 2e-3, 1e-3
         atol *= max(1.0, largest / 10)
         if not torch.allclose(a.double(), b.double(), rtol=rtol, atol=atol):
             return False
