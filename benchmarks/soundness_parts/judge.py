@@ -224,7 +224,7 @@ def _same(after: Tensors, before: Tensors) -> bool:
 
 AVERAGING = ("average", "blend:0.5")
 LARGE_MASKS = ("window_1e4", "text_outer", "alibi_steep")
-"""They add −1e4 to scores of an image's keys, in rows where no key is left without."""
+"""They add −1e4 or so to scores of image keys."""
 
 
 def close(got: Tensors, wanted: Tensors, case: Case) -> bool:
