@@ -130,7 +130,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     drawn: dict[str, Drawn] = {}
     for name, path in paths.items():
-        unet = todo_compile.load(path, provider="cpu", threads=args.threads)
+        unet = todo_compile.load(path, device="cpu", threads=args.threads)
         drawn[name] = draw(pipe, unet, args.prompts, res=args.res, steps=args.steps, seed=args.seed)
         print(f"{name}: {drawn[name].seconds:.2f} s a picture in the network")
     sheet = compose(drawn["dense"], drawn["downsampled"], args.prompts, "downsampled")

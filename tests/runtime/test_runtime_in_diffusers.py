@@ -83,7 +83,7 @@ def test_offloading(bundle: Path) -> None:
 def test_moving(pipe: Any, bundle: Path) -> None:
     """To where it is; elsewhere it says what to do, by the kind of file."""
     assert pipe.to("cpu", torch.float32) is pipe
-    with pytest.raises(InputError, match=r'cannot be moved to meta[\s\S]*provider="meta"'):
+    with pytest.raises(InputError, match=r'cannot be moved to meta[\s\S]*device="meta"'):
         pipe.to("meta")
     with pytest.raises(InputError, match=r"cannot be moved[\s\S]*--precision that you need"):
         pipe.unet.rewritten.half()

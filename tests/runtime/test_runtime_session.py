@@ -114,7 +114,7 @@ def test_moving_is_tolerated_where_it_changes_nothing(unet) -> None:
     assert unet.to("cpu", torch.float32).eval().requires_grad_(False) is unet
     for says, move in (
         ("--precision", unet.half),
-        ("provider=", lambda: unet.to("meta")),
+        ("device=", lambda: unet.to("meta")),
         ("--precision", lambda: unet.to(torch.bfloat16)),
     ):
         with pytest.raises(InputError, match="cannot be moved") as caught:
@@ -200,8 +200,8 @@ def test_hidden_states_that_are_not_there(bundle: Path) -> None:
 def test_options_that_do_not_go(bundle: Path) -> None:
     path = bundle / "unet.onnx"
     for options, says in (
-        ({"provider": "cuda"}, "no CUDA provider"),
-        ({"provider": "tpu"}, "Unknown provider"),
+        ({"device": "cuda"}, "no CUDA provider"),
+        ({"device": "tpu"}, "Unknown device"),
     ):
         with pytest.raises(EngineError, match=says):
             todo_compile.load(path, **options)

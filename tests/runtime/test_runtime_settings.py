@@ -40,9 +40,9 @@ def draw(*arguments: object, out: Path) -> int:
         (("--seed", "9" * 23), "is no seed"),
         (("--guidance", "nan"), "is no strength"),
         (("--guidance", "inf"), "is no strength"),
-        (("--provider", "foo"), "Unknown provider 'foo'"),
-        (("--provider", "cuda:x"), "Unknown provider 'cuda:x'"),
-        (("--provider", "cuda:99"), "no"),
+        (("--device", "foo"), "Unknown device 'foo'"),
+        (("--device", "cuda:x"), "Unknown device 'cuda:x'"),
+        (("--device", "cuda:99"), "no"),
     ],
 )
 def test_refused_before_loading(

@@ -39,7 +39,7 @@ class Small:
         sampling = studio.Sampling(4, 3.0, None, 2)
         size = models.Resolution.parse("64")
         source = models.resolve("demo")
-        return self.studio(source, size, sampling, provider=None, precision="fp32")
+        return self.studio(source, size, sampling, device=None, precision="fp32")
 
     def again(self, budget: str, scores: Path | None = None, **changes: Any) -> TunedPlan:
         """The same run for another budget; its scores are known."""

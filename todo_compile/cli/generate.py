@@ -60,7 +60,7 @@ def generate_command(
         str | None,
         typer.Option(help="ddim, euler, euler-a, dpm++, heun, … \\[default: the model's own]"),
     ] = None,
-    provider: Annotated[
+    device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N. \\[default: a GPU where there is one]")
     ] = None,
     verify: Annotated[
@@ -108,17 +108,17 @@ def generate_command(
         "guidance": guidance,
         "seed": seed,
     }
-    shared: dict[str, Any] = {"scheduler": scheduler, "provider": provider}
+    shared: dict[str, Any] = {"scheduler": scheduler, "device": device}
     with progress.step("load"):
         if bundle is not None:
             shared["verify"] = verify
-            _check_bundle(bundle, scheduler, provider, steps)
+            _check_bundle(bundle, scheduler, device, steps)
             ours, dense, size = _from_bundle(bundle, dense_bundle, res, compare, shared)
         else:
             assert model is not None
             if res is None:
                 raise ConfigError("--model needs --res.", remedy="For example --res 1024")
-            source = _check_model(model, scheduler, provider, steps)
+            source = _check_model(model, scheduler, device, steps)
             batch = 2 if guidance > 1 else 1
             ours, dense, size = _from_model(source, res, precision, compare, batch, plan, shared)
     options["resolution"] = size
@@ -156,7 +156,7 @@ def generate_command(
             stderr.print(line)
 
 
-def _check_bundle(bundle: Path, scheduler: str | None, provider: str | None, steps: int) -> None:
+def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps: int) -> None:
     """Refuse before hashing and loading, which take minutes for big models."""
     from todo_compile.bundle.bundle import inside, read_bundle
     from todo_compile.runtime.onnx_session import choose_device
@@ -164,20 +164,20 @@ def _check_bundle(bundle: Path, scheduler: str | None, provider: str | None, ste
 
     described = read_bundle(bundle)
     if described.kind == "onnx":
-        choose_device(provider)
+        choose_device(device)
     if any(extra.name.startswith("scheduler/") for extra in described.extras):
         folder = bundle if bundle.is_dir() else bundle.parent
         check_steps(make_scheduler(scheduler, inside(folder, "scheduler")), steps)
 
 
-def _check_model(model: str, scheduler: str | None, provider: str | None, steps: int) -> Source:
+def _check_model(model: str, scheduler: str | None, device: str | None, steps: int) -> Source:
     """As `_check_bundle`; what is no pipeline is refused when it is loaded."""
     from todo_compile.models import resolve_component
     from todo_compile.models.components import pipeline_folder
     from todo_compile.runtime.in_process import torch_device
     from todo_compile.runtime.schedulers import check_steps, make_scheduler
 
-    torch_device(provider)
+    torch_device(device)
     source = resolve_component(model)
     folder = pipeline_folder(source)
     if source.file is not None:

@@ -114,7 +114,7 @@ def tune_command(
     precision: Annotated[
         str, typer.Option(help="fp32, bf16 or fp16.", rich_help_panel="Measure")
     ] = "fp32",
-    provider: Annotated[
+    device: Annotated[
         str | None,
         typer.Option(
             help="cpu, cuda or cuda:N. \\[default: a GPU where there is one]",
@@ -173,7 +173,7 @@ def tune_command(
         batch=batch,
         pairs=pairs,
         precision=precision,
-        provider=provider,
+        device=device,
         quick=quick_look,
         progress=progress,
     )

@@ -126,7 +126,7 @@ class Component(Compiled):
                 "memory, and do without offloading."
             )
         return (
-            f'Load it with provider="{moved.device}", and do without offloading: a compiled '
+            f'Load it with device="{moved.device}", and do without offloading: a compiled '
             "component stays where it was loaded."
         )
 

@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from todo_compile.tuning.plan_file import TunedPlan
 
 
-def torch_device(provider: str | None) -> torch.device:
+def torch_device(device: str | None) -> torch.device:
     """Where torch shall run: ``cpu``, ``cuda`` or ``cuda:N``; None for a GPU where there is one.
 
     Raises:
         EngineError: torch has no such device.
     """
-    if provider is None:
+    if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = provider.partition(":")
+    kind, _, index = device.partition(":")
     if kind == "cpu" and not index:
         return torch.device("cpu")
-    if kind != "cuda" or not (index.isdigit() or provider == "cuda"):
-        raise EngineError(f"Unknown provider {provider!r}.", remedy="Known: cpu, cuda, cuda:N.")
+    if kind != "cuda" or not (index.isdigit() or device == "cuda"):
+        raise EngineError(f"Unknown device {device!r}.", remedy="Known: cpu, cuda, cuda:N.")
     if int(index or 0) >= torch.cuda.device_count():
         raise EngineError(
-            f"torch finds {torch.cuda.device_count()} NVIDIA GPUs in this machine, no {provider}.",
-            remedy="Take --provider cpu, or install a CUDA build of torch and the driver.",
+            f"torch finds {torch.cuda.device_count()} NVIDIA GPUs in this machine, no {device}.",
+            remedy="Take --device cpu, or install a CUDA build of torch and the driver.",
         )
-    return torch.device(provider)
+    return torch.device(device)
 
 
 def rewrite_pipeline(

@@ -28,7 +28,7 @@ def load(
     path: str | Path,
     *,
     component: str = "unet",
-    provider: str | None = None,
+    device: str | None = None,
     verify: Verify = "full",
     batching: Batching = "split",
     cast: bool = False,
@@ -51,7 +51,7 @@ def load(
         path: engine, ONNX file or manifest; or a bundle, of which `component` is taken.
         component: only for a bundle: ``unet``, ``transformer``, ``vae_decoder``, ``text_encoder``,
             ``text_encoder_2``. A denoiser with a dense twin comes as a `SwitchedDenoiser`.
-        provider: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one.
         verify: ``full`` hashes every file first (about a second a gigabyte); ``size`` compares
             sizes only: for files that were checked before.
         batching: ``split`` runs other batches in pieces, ``strict`` refuses them.
@@ -70,7 +70,7 @@ def load(
     """
     path = given_path(path, "path")
     options: dict[str, Any] = {
-        "provider": provider,
+        "device": device,
         "verify": verify,
         "batching": batching,
         "cast": cast,
@@ -114,7 +114,7 @@ def _module(output: Output, options: Mapping[str, Any]) -> CompiledModule:
                 f"{name} is for components of pipelines, and {output.path.name} is a module.",
                 remedy="Leave it out.",
             )
-    own = ("provider", "threads", "cuda_graph", "runtime_cache")
+    own = ("device", "threads", "cuda_graph", "runtime_cache")
     session = open_session(output, **{name: options[name] for name in own})
     return CompiledModule(session, output.manifest, output.path.name)
 
@@ -137,7 +137,7 @@ def wrap_pair(
 def wrap(
     outputs: Sequence[Output],
     *,
-    provider: str | None = None,
+    device: str | None = None,
     verify: Verify = "full",
     threads: int | None = None,
     cuda_graph: bool = False,
@@ -166,7 +166,7 @@ def wrap(
                 cache = cache.with_name(f"{output.path.name}.cache")
         return open_session(
             output,
-            provider=provider,
+            device=device,
             threads=threads,
             cuda_graph=cuda_graph,
             runtime_cache=cache,
@@ -217,7 +217,7 @@ def adapt(
 def open_session(
     output: Output,
     *,
-    provider: str | None = None,
+    device: str | None = None,
     threads: int | None = None,
     cuda_graph: bool = False,
     runtime_cache: Path | None = None,
@@ -232,7 +232,7 @@ def open_session(
         from todo_compile.runtime.tensorrt_session import TensorRTSession
 
         return TensorRTSession(
-            output, provider=provider, cuda_graph=cuda_graph, runtime_cache=runtime_cache
+            output, device=device, cuda_graph=cuda_graph, runtime_cache=runtime_cache
         )
     if cuda_graph or runtime_cache is not None:
         raise ConfigError(
@@ -241,4 +241,4 @@ def open_session(
         )
     from todo_compile.runtime.onnx_session import OnnxSession
 
-    return OnnxSession(output, provider=provider, threads=threads)
+    return OnnxSession(output, device=device, threads=threads)

@@ -88,7 +88,7 @@ class CompiledModule(nn.Module):
         if moved.device != self.device:
             raise InputError(
                 f"A compiled module cannot be moved to {moved.device}.",
-                remedy=f'Load it with provider="{moved.device}".',
+                remedy=f'Load it with device="{moved.device}".',
             )
         return super()._apply(fn, recurse)
 
@@ -141,7 +141,7 @@ class CompiledModule(nn.Module):
             raise InputError(
                 f"{path} lies on {value.device}, and {self.name} on {self.device}.",
                 remedy=f'Move it: {path}.to("{self.device}"); or load with '
-                f'provider="{value.device}".',
+                f'device="{value.device}".',
             )
 
 

@@ -38,7 +38,7 @@ class OnnxSession:
 
     Args:
         output: checked, see `files.open_output`.
-        provider: ``cpu``, ``cuda`` or ``cuda:N``; None takes the GPU if onnxruntime and torch both
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None takes the GPU if onnxruntime and torch both
             have one, else the CPU.
         threads: of the CPU provider; None for one a core.
 
@@ -50,13 +50,13 @@ class OnnxSession:
     """
 
     def __init__(
-        self, output: Output, *, provider: str | None = None, threads: int | None = None
+        self, output: Output, *, device: str | None = None, threads: int | None = None
     ) -> None:
         self._output = output
         manifest = output.manifest
         self._inputs = {spec.name: spec for spec in manifest.inputs}
         self._outputs = {spec.name: spec for spec in manifest.outputs}
-        self._device = choose_device(provider)
+        self._device = choose_device(device)
         self._stream = _own_stream(self._device)
         self._session = _create(output, self._device, self._stream, threads)
         _check_signature(self._session, output)
@@ -112,11 +112,11 @@ class OnnxSession:
         except Exception as error:  # onnxruntime's errors have no common base but Exception
             raise EngineError(
                 f"onnxruntime failed on {self._output.path.name}: {first_line(error)}",
-                remedy="If memory ran out: a smaller batch or resolution, or another provider.",
+                remedy="If memory ran out: a smaller batch or resolution, or another device.",
             ) from error
 
 
-def choose_device(provider: str | None) -> torch.device:
+def choose_device(device: str | None) -> torch.device:
     """Where onnxruntime shall run.
 
     Raises:
@@ -126,22 +126,22 @@ def choose_device(provider: str | None) -> torch.device:
 
     ort = _onnxruntime()
     has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-    if provider is None:
-        provider = "cuda" if has_cuda and torch.cuda.is_available() else "cpu"
-    kind, _, index = provider.partition(":")
+    if device is None:
+        device = "cuda" if has_cuda and torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
     if kind == "cpu" and not index:
         return torch.device("cpu")
     if kind != "cuda" or not (index.isdigit() or not index):
-        raise EngineError(f"Unknown provider {provider!r}.", remedy="Known: cpu, cuda, cuda:N.")
+        raise EngineError(f"Unknown device {device!r}.", remedy="Known: cpu, cuda, cuda:N.")
     if not has_cuda:
         raise EngineError(
             "This onnxruntime has no CUDA provider.",
-            remedy='Install onnxruntime-gpu instead of onnxruntime, or take provider="cpu".',
+            remedy='Install onnxruntime-gpu instead of onnxruntime, or take device="cpu".',
         )
     if not torch.cuda.is_available():
         raise EngineError(
             "torch finds no NVIDIA GPU in this machine.",
-            remedy='Take provider="cpu", or install a CUDA build of torch and the driver.',
+            remedy='Take device="cpu", or install a CUDA build of torch and the driver.',
         )
     return torch.device("cuda", int(index) if index else torch.cuda.current_device())
 

@@ -30,7 +30,7 @@ def load_pipeline(
     *,
     scheduler: Any = None,
     pipeline_class: Any = None,
-    provider: str | None = None,
+    device: str | None = None,
     verify: Verify = "full",
     batching: Batching = "split",
     cast: bool = False,
@@ -50,7 +50,7 @@ def load_pipeline(
             …) or a class name of diffusers; None takes the bundle's own.
         pipeline_class: another one for the same components: a class or its name in diffusers, such
             as ``StableDiffusionImg2ImgPipeline``.
-        provider, verify, batching, cast, threads, cuda_graph, res: as for `load`.
+        device, verify, batching, cast, threads, cuda_graph, res: as for `load`.
         encoder: torch VAE whose encoder image-to-image uses.
         runtime_cache: folder for one cache file a component; see `load`.
         dense: run the denoiser's dense twin alone, from the first step on. The VAE decoder stays
@@ -89,7 +89,7 @@ def load_pipeline(
             continue
         cache = Path(runtime_cache) / f"{outputs[0].path.name}.cache" if runtime_cache else None
         options: dict[str, Any] = {
-            "provider": provider,
+            "device": device,
             "verify": verify,
             "batching": batching,
             "cast": cast,

@@ -115,7 +115,7 @@ def check_feeds(
             raise InputError(
                 f"{name} lies on {value.device}, the engine on {device}; {built_for}.",
                 remedy=f'Move the pipeline, pipe.to("{device}"), or load the engine with '
-                f'provider="{value.device}".',
+                f'device="{value.device}".',
             )
         if value.requires_grad and torch.is_grad_enabled():
             raise InputError(

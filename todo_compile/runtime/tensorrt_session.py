@@ -30,7 +30,7 @@ class TensorRTSession:
 
     Args:
         output: checked, see `files.open_output`.
-        provider: ``cuda`` or ``cuda:N``; None for torch's current GPU.
+        device: ``cuda`` or ``cuda:N``; None for torch's current GPU.
         cuda_graph: record the kernels once and replay them. Inputs and outputs then pass through
             buffers that keep their addresses (copied on the GPU). A recording is for one batch: of
             an engine with a range, a call with another batch than the last one records anew.
@@ -47,7 +47,7 @@ class TensorRTSession:
         self,
         output: Output,
         *,
-        provider: str | None = None,
+        device: str | None = None,
         cuda_graph: bool = False,
         runtime_cache: Path | None = None,
     ) -> None:
@@ -60,7 +60,7 @@ class TensorRTSession:
         with output.path.open("rb") as file:
             header = file.read(int(getattr(self._runtime, "engine_header_size", 0)))
         self._check_header(trt, header)
-        self._device = _choose_gpu(output, provider)
+        self._device = _choose_gpu(output, device)
         import torch
 
         with torch.cuda.device(self._device):
@@ -272,7 +272,7 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _choose_gpu(output: Output, provider: str | None) -> torch.device:
+def _choose_gpu(output: Output, device: str | None) -> torch.device:
     """The GPU to run on, if the engine is for it.
 
     Raises:
@@ -280,10 +280,10 @@ def _choose_gpu(output: Output, provider: str | None) -> torch.device:
     """
     import torch
 
-    kind, _, index = (provider or "cuda").partition(":")
+    kind, _, index = (device or "cuda").partition(":")
     if kind != "cuda" or not (index.isdigit() or not index):
         raise EngineError(
-            f"A TensorRT engine cannot run with provider {provider!r}.",
+            f"A TensorRT engine cannot run with device {device!r}.",
             remedy="Known: cuda, cuda:N. For the CPU, compile to ONNX (--out FILE.onnx).",
         )
     if not torch.cuda.is_available():
@@ -292,10 +292,10 @@ def _choose_gpu(output: Output, provider: str | None) -> torch.device:
             remedy="Install a CUDA build of torch and the driver, or compile to ONNX "
             "(--out FILE.onnx), which runs on the CPU.",
         )
-    device = torch.device("cuda", int(index) if index else torch.cuda.current_device())
-    major, minor = torch.cuda.get_device_capability(device)
+    gpu = torch.device("cuda", int(index) if index else torch.cuda.current_device())
+    major, minor = torch.cuda.get_device_capability(gpu)
     check_gpu(output, f"sm{major}{minor}")
-    return device
+    return gpu
 
 
 def _check_signature(engine: Any, output: Output) -> None:

@@ -24,7 +24,7 @@ _LIGHT = (".json", ".txt", ".model")
 
 
 def torch_pipeline(
-    source: Source, *, precision: str, scheduler: Any = None, provider: str | None = None
+    source: Source, *, precision: str, scheduler: Any = None, device: str | None = None
 ) -> Any:
     """The pipeline of a model, as it is.
 
@@ -32,7 +32,7 @@ def torch_pipeline(
         source: of the denoising model, from `models.resolve_component`.
         precision: ``fp16``, ``bf16`` or ``fp32``.
         scheduler: as for `make_scheduler`.
-        provider: ``cpu``, ``cuda``, ``cuda:N``; None for a GPU where torch has one.
+        device: ``cpu``, ``cuda``, ``cuda:N``; None for a GPU where torch has one.
 
     Raises:
         ModelError: it is no whole pipeline, says what `models.trust` refuses, or cannot be had.
@@ -41,7 +41,7 @@ def torch_pipeline(
     from todo_compile.precision import dtype_of
     from todo_compile.runtime.in_process import torch_device
 
-    place = torch_device(provider)
+    place = torch_device(device)
     dtype = dtype_of(precision)
     if source.file is not None:
         pipeline = _from_file(source, dtype)

@@ -71,7 +71,7 @@ def tune(
     batch: int | None = None,
     pairs: int | None = None,
     precision: str = "fp32",
-    provider: str | None = None,
+    device: str | None = None,
     quick: bool = False,
     progress: Progress | None = None,
 ) -> TunedPlan:
@@ -98,7 +98,7 @@ def tune(
         steps, guidance, scheduler: of the drawings, as for ``generate``.
         batch: pictures at once; None takes 4 below 1024 latent cells, else 1.
         pairs: held-out pairs; None takes 16 (6 if `quick`).
-        precision, provider: as for ``generate``.
+        precision, device: as for ``generate``.
         quick: fewer pairs and parts: a first look.
         progress: receives steps and remarks; None is silent.
 
@@ -143,7 +143,7 @@ def tune(
             source,
             resolution,
             Sampling(steps, guidance, scheduler, batch),
-            provider=provider,
+            device=device,
             precision=precision,
         )
     fit_prompts, held_prompts = split(lines)

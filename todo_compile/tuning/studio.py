@@ -79,7 +79,7 @@ class Studio:
         source: of the denoising model of a whole pipeline.
         resolution: of the pictures.
         sampling: how they are drawn.
-        provider: as for `torch_device`.
+        device: as for `torch_device`.
         precision: of all components.
 
     Attributes:
@@ -99,12 +99,12 @@ class Studio:
         resolution: Resolution,
         sampling: Sampling,
         *,
-        provider: str | None = None,
+        device: str | None = None,
         precision: str = "fp32",
     ) -> None:
         self.resolution, self.sampling = resolution, sampling
         self.pipeline = torch_pipeline(
-            source, precision=precision, scheduler=sampling.scheduler, provider=provider
+            source, precision=precision, scheduler=sampling.scheduler, device=device
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.captured = CapturedDenoiser(self.pipeline, source, resolution, batch=sampling.rows)
