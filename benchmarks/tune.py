@@ -1,21 +1,24 @@
 r"""Tuned plans against uniform ones of the same speed: pictures, dense against each, same seeds.
 
-    python benchmarks/tune.py --sides 128 --pairs 24
+    python benchmarks/tune.py --sides 128,256,512 --pairs 64
 
 Scores are measured on every second prompt of the model, plans are drawn on the others. For the
 speed of uniform factor 4 and factor 8 on the largest grid the best plan is chosen for one phase and
-for three, and drawn; so are all uniform plans. Scores are kept in ``build/tune`` and taken up
-again. Writes ``results/tune.json``.
+for three, and drawn; so are the uniform plans. Scores and pictures are kept in ``build/tune`` and
+taken up again, so that a run may be stopped at any time. Writes ``results/tune.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import DEMO, save
 from fidelity_parts.intervals import paired
@@ -39,6 +42,7 @@ from todo_compile.tuning.studio import Pair, Sampling, Studio, make_pairs
 from todo_compile.tuning.wishes import DEFAULT_CANDIDATES, choice_text, parse_candidates
 
 ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "build" / "tune"
 SPEEDS = ("nearest:4", "nearest:8")
 
 
@@ -48,9 +52,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sides", default="128", help="pixels, e.g. 128,256")
     parser.add_argument("--pairs", type=int, default=24, help="held-out pairs of prompt and seed")
     parser.add_argument("--fit", type=int, default=8, help="pairs that scores are measured with")
+    parser.add_argument("--parts", type=int, default=8, help="of the schedule, for the scores")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4, help="pictures at once; 1 above 256 px")
     parser.add_argument("--name", default="tune", help="of the results")
     return parser.parse_args()
 
@@ -58,6 +63,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, choose, draw, write."""
     given = arguments()
+    KEPT.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     sizes = [one_size(int(side), given) for side in given.sides.split(",")]
     path = save(
@@ -77,21 +83,22 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
     """Rows of one size."""
     source = models.resolve("demo")
     resolution = models.Resolution.parse(side)
-    sampling = Sampling(given.steps, given.guidance, None, given.batch)
-    studio = Studio(source, resolution, sampling)
+    batch = given.batch if side <= 256 else 1
+    sampling = Sampling(given.steps, given.guidance, None, batch)
+    studio = _Kept(source, resolution, sampling)
     fit_prompts, held_prompts = split(read_prompts(None, DEMO, resolution))
     fit = make_pairs(fit_prompts, given.fit, 0)
     held = make_pairs(held_prompts, given.pairs, 10_000)
     options, saved = allowed(studio, parse_candidates([DEFAULT_CANDIDATES]), frozenset())
-    parts = schedule_parts(given.steps, 8)
+    parts = schedule_parts(given.steps, given.parts)
     key = {
         "side": side,
         "sampling": dataclasses.asdict(sampling),
         "fit": [[p.prompt, p.seed] for p in fit],
+        "parts": given.parts,
         "candidates": {site: [choice_text(c) for c in row] for site, row in options.items()},
     }
-    place = ROOT / "build" / "tune" / f"scores-{side}.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
+    place = KEPT / f"scores-{side}.json"
     known = Scores.load(place, key, strict=False)
     progress = _Said()
     effort = dataclasses.replace(QUICK, fit=given.fit, pairs=given.pairs)
@@ -111,7 +118,9 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
         return Search(studio, problem, held, progress)
 
     by_phases = {phases: search(phases) for phases in (1, 3)}
-    uniform = by_phases[1].uniform()
+    # Above that size drawing takes minutes a plan: only those whose speed something is held to.
+    wanted = None if side <= 128 else [f"uniform {text}, level 1" for text in SPEEDS]
+    uniform = by_phases[1].uniform(only=wanted)
     rows = [row(point) for point in uniform]
     for text in SPEEDS:
         level = next((p for p in uniform if p.name == f"uniform {text}, level 1"), None)
@@ -147,6 +156,32 @@ def row(point: Point) -> dict[str, Any]:
         "measured": None if point.measured is None else point.measured.model_dump(mode="json"),
         "plan": [{"start": p.start, "sites": p.sites} for p in point.phases],
     }
+
+
+class _Kept(Studio):
+    """Finds the pictures that a run before this one drew."""
+
+    def draw(self, phases: Any, pairs: Any, tick: Any = None) -> list[Any]:
+        size = self.sampling.batch
+        for start in range(0, len(pairs), size):
+            group = pairs[start : start + size]
+            place = self._place(phases, group)
+            key = tuple((phase.start, phase.options) for phase in phases)
+            if place.is_file():
+                for pair, picture in zip(group, np.load(place), strict=True):
+                    self._pictures[key, pair] = picture
+            else:
+                np.save(place, np.stack(super().draw(phases, group)))
+        return super().draw(phases, pairs, tick)
+
+    def _place(self, phases: Any, group: Any) -> Path:
+        said = [
+            dataclasses.asdict(self.sampling),
+            [[p.start, sorted(p.sites.items())] for p in phases],
+            [[p.prompt, p.seed] for p in group],
+        ]
+        name = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+        return KEPT / f"{self.resolution}-{name}.npy"
 
 
 class _Said(SilentProgress):

@@ -127,8 +127,15 @@ class Search:
         choice = self._problem.best(self._problem.dense_flops / speedup)
         return None if choice is None else self._tuned(choice)
 
-    def uniform(self, step: Step | None = None) -> list[Point]:
-        """Each candidate at the sites of the largest grid, and at all that have room for it."""
+    def uniform(
+        self, step: Step | None = None, *, only: Sequence[str] | None = None
+    ) -> list[Point]:
+        """Each candidate at the sites of the largest grid, and at all that have room for it.
+
+        Args:
+            step: is told how far it is.
+            only: names of those that are wanted; None draws all.
+        """
         options, sites = self._problem.options, self._studio.sites
         largest = max(s.rows * s.columns for s in sites)
         top = {s.name for s in sites if s.rows * s.columns == largest}
@@ -142,8 +149,11 @@ class Search:
             for where, chosen in (("level 1", level), ("all levels", everywhere)):
                 if not chosen or (where == "all levels" and chosen == level):
                     continue
+                name = f"uniform {text}, {where}"
+                if only is not None and name not in only:
+                    continue
                 phase = Phase(start=0.0, sites=chosen, flops=0)
-                found.append(self._point(f"uniform {text}, {where}", (phase,), self._sum(phase)))
+                found.append(self._point(name, (phase,), self._sum(phase)))
         return found
 
     def _sum(self, phase: Phase) -> float:
