@@ -17,6 +17,7 @@ from todo_compile.batches import Batch, halved, parse_batch
 from todo_compile.build.assembly import DENSE, LOCK, Assembly
 from todo_compile.build.job import SUFFIXES
 from todo_compile.build.model_job import check_used, prepare_component
+from todo_compile.build.planned import Planned
 from todo_compile.errors import BundleError, ConfigError
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress, SilentProgress
@@ -51,6 +52,7 @@ def prepare_bundle(
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
     loras = [parse_lora(text) for text in request.lora]
     names = _components(request, progress)
+    planned = _planned(request, names[0])
     jobs: dict[str, ModelJob] = {}
     if any(name.startswith("text_encoder") for name in names):
         packages.need("transformers", "A text encoder")  # before the weights of others are read
@@ -58,12 +60,36 @@ def prepare_bundle(
         for name in names if number == 0 else [n for n in names if n in SIZED]:
             stem = name if number == 0 else f"{name}.{size}"
             part = _part(request, name, size, folder / f"{stem}{SUFFIX[kind]}", name == names[0])
-            jobs[stem] = prepare_component(part, name, loras, progress, look=look)
+            jobs[stem] = prepare_component(
+                part,
+                name,
+                loras,
+                progress,
+                look=look,
+                planned=planned if name == names[0] else None,
+            )
         if request.dense_after is not None:
             stem = names[0] if number == 0 else f"{names[0]}.{size}"
             jobs[f"{stem}{DENSE}"] = _dense_job(jobs[stem], request.dense_after)
     check_used(loras, list(jobs.values()))
     return Assembly(request, kind, jobs, _extras(jobs, progress), progress)
+
+
+def _planned(request: BuildRequest, first: str) -> Planned | None:
+    """What a tuned plan asks of the denoising model.
+
+    Raises:
+        ConfigError: the bundle lacks that.
+    """
+    from todo_compile.models.components import OTHERS
+
+    tuned = request.tuned
+    if tuned is not None and first in OTHERS:
+        raise ConfigError(
+            "--plan is for the denoising model, which this bundle lacks.",
+            remedy="Leave it out, or build all components.",
+        )
+    return None if tuned is None else Planned.whole(tuned)
 
 
 def _part(
@@ -201,7 +227,7 @@ def _batch(name: str, batch: Batch) -> Batch:
 
 def _options(name: str, request: BuildRequest) -> PlanOptions | None:
     """How a component's factors are chosen; None for its defaults."""
-    options = request.plan
+    options = request.downsampling
     if name.startswith("text_encoder"):
         return None
     if name != "vae_decoder":

@@ -146,6 +146,7 @@ def build(
             model=job.facts(),
             sites=[site_facts(s) for s in report.to_dict()["sites"]],
             totals=report.to_dict()["totals"],
+            plan=None if job.planned is None else job.planned.facts,
             files=entries,
             inputs=as_built(built.inputs, inputs) if built else inputs,
             outputs=as_built(built.outputs, outputs) if built else outputs,
@@ -205,6 +206,8 @@ def _rewritten(
         )
         program.validate()
         step.note(report.summary())
+    if job.planned is not None:
+        job.planned.check_report(report)
     if why := report.why_none():
         job.progress.warn(why)
     return program, dense, report, example

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
-from todo_compile.build.option import Batch, Factors, Option, Several, path_named
+from todo_compile.build.option import Batch, Factors, Option, Plan, Several, path_named
 from todo_compile.options import PRESETS, SAMPLINGS, PlanOptions
 
 _WHAT, _DOWN, _ENGINE, _OUTPUT = "What", "Downsampling", "Engine", "Output"
@@ -168,6 +168,18 @@ class BuildOptions(BaseModel):
     preset: Annotated[
         str | None,
         Option(f"Published settings by name: {', '.join(PRESETS)}.", _DOWN, decides="plan"),
+    ] = None
+    plan: Annotated[
+        Plan | None,
+        Option(
+            "A plan from `todo-compile tune`, in place of the options for factors: for the model, "
+            "weights and size that it was tuned for.",
+            _DOWN,
+            metavar="FILE",
+            only="model",
+            decides="plan",
+            file=True,
+        ),
     ] = None
     masks: Annotated[
         str | None,

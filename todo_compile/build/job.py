@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from todo_compile.build.compiler import CompileResult
+    from todo_compile.build.planned import Planned
     from todo_compile.build.request import BuildRequest
     from todo_compile.capture.inputs import ExampleInputs
     from todo_compile.export.library import Library
@@ -41,6 +42,7 @@ class Job(ABC):
         options: how factors are chosen.
         library, targets: of the engine; None for ONNX.
         identity: what the manifest keeps as ``request``; equal ones make equal outputs.
+        planned: what a tuned plan asks of it; None without one.
     """
 
     request: BuildRequest
@@ -53,6 +55,7 @@ class Job(ABC):
     targets: Targets | None
     progress: Progress
     identity: dict[str, Any]
+    planned: Planned | None = field(default=None, kw_only=True)
 
     @property
     def parts(self) -> Sequence[Job]:

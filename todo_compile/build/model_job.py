@@ -19,6 +19,7 @@ from todo_compile.build.job import (
     plain_batch,
     versions,
 )
+from todo_compile.build.planned import check_weights
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.options import PlanOptions
 from todo_compile.precision import dtype_of
@@ -27,6 +28,7 @@ from todo_compile.progress import Progress, SilentProgress, Step
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from todo_compile.build.planned import Planned
     from todo_compile.build.request import BuildRequest
     from todo_compile.capture.inputs import ExampleInputs, InputSpec
     from todo_compile.models import Lora, Resolution, Source, Weights
@@ -106,13 +108,20 @@ def prepare(
     request: BuildRequest, progress: Progress | None = None, *, look: bool = False
 ) -> ModelJob:
     """The job of a request for a file; see `BuildRequest.resolve`."""
+    from todo_compile.build.planned import Planned
     from todo_compile.models import parse_lora
     from todo_compile.models.components import one_component
 
     check_output(request)
+    tuned = request.tuned
     loras = [parse_lora(text) for text in request.lora]
     job = prepare_component(
-        request, one_component(request.component), loras, progress or SilentProgress(), look=look
+        request,
+        one_component(request.component),
+        loras,
+        progress or SilentProgress(),
+        look=look,
+        planned=None if tuned is None else Planned.whole(tuned),
     )
     check_used(loras, [job])
     return job
@@ -125,6 +134,7 @@ def prepare_component(
     progress: Progress,
     *,
     look: bool,
+    planned: Planned | None = None,
 ) -> ModelJob:
     """The job for one component of a model, of a request for a file.
 
@@ -133,6 +143,7 @@ def prepare_component(
             ``text_encoder_2``.
         loras: of them those are taken that have layers for the component.
         request, progress, look: see `BuildRequest.resolve`.
+        planned: in place of the request's options for factors.
     """
     from todo_compile import models
     from todo_compile.capture.inputs import input_specs, inputs_identity, with_habits
@@ -152,16 +163,23 @@ def prepare_component(
         from todo_compile.models.controlnet import with_controlnet
 
         source = with_controlnet(source)
-    options = check_options(source, request.plan)
+    if planned is not None:
+        planned.check(source, resolution)
+        if request.controlnet:
+            progress.warn("the plan was tuned without a ControlNet: its drift says nothing of one")
+    options = check_options(source, planned.options if planned else request.downsampling)
     precision = _precision(source, request.precision, progress)
     dtype = dtype_of(precision)
     batch = check_batch(source, request.batch)
     specs = input_specs(source, resolution, batch=batch, dtype=dtype)  # it can take them
     _check_factors(source, options, specs)
     library, targets = builder(request, progress)
-    weights = models.find_weights(source, models.WeightsChoice.parse(request.weights), dtype=dtype)
+    choice = models.WeightsChoice.parse(request.weights)
+    weights = models.find_weights(source, choice, dtype=dtype)
     progress.info(f"weights        {weights.description}")
     digest = "" if look else _weights_hash(weights, progress)
+    if planned is not None and not look:
+        check_weights(planned.plan, source, choice, dtype)
     adapters = tuple(lora for lora in loras if lora.of(source.component))
     models.check_loras(source, adapters)
     text = source.component.startswith("text_encoder")
@@ -176,14 +194,21 @@ def prepare_component(
         "res": str(resolution),
         "batch": plain_batch(batch),
         "precision": precision,
-        "plan": {**options.describe(), "native_kv_tokens": source.native.kv_tokens},
+        "plan": plan_identity(source, options, planned),
         "versions": versions("transformers") if text else versions(),
         **format_facts(request, library, targets),
     }
     return ModelJob(
         request, path, batch, precision, opset_of(request), options, library, targets, progress,
         request.identity(resolved), source, resolution, weights, digest, adapters,
+        planned=planned,
     )  # fmt: skip
+
+
+def plan_identity(source: Source, options: PlanOptions, planned: Planned | None) -> dict[str, Any]:
+    """What manifests keep of how factors are chosen."""
+    more = {} if planned is None else planned.identity
+    return {**options.describe(), "native_kv_tokens": source.native.kv_tokens, **more}
 
 
 def default_batch(source: Source) -> int:

@@ -127,7 +127,7 @@ def prepare_module(
         )
     else:
         check_address(address)
-    options = request.plan
+    options = request.downsampling
 
     def made() -> tuple[nn.Module, Sequence[Any], Mapping[str, Any]]:
         if address is not None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, InstanceOf
 
 from todo_compile.batches import BatchRange, parse_batch
 from todo_compile.errors import given_path
+from todo_compile.tuning.plan_file import TunedPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,14 @@ def path_named(name: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _plan(value: object) -> object:
+    """A plan, or the path of its file as text."""
+    if value is None or isinstance(value, TunedPlan):
+        return value
+    return str(given_path(value, "plan"))
+
+
+Plan = Annotated[str | InstanceOf[TunedPlan], BeforeValidator(_plan)]
 Text = Annotated[str, BeforeValidator(_text)]
 Several = Annotated[tuple[Text, ...], BeforeValidator(_several)]
 Batch = Annotated[Text, BeforeValidator(lambda value: _text(_batch(value)))]

@@ -55,7 +55,7 @@ def plan_request(request: BuildRequest) -> Report:
         models.Resolution.parse(size),
         batch=check_batch(source, request.batch),
         precision=request.precision or "fp16",
-        options=check_options(source, request.plan),
+        options=check_options(source, request.downsampling),
         dump=request.dump,
     )
 
@@ -121,7 +121,7 @@ def _plan_module(
     program = capture_module(module, args, kwargs).program
     return rewrite_graph(
         program.graph_module,
-        request.plan,
+        request.downsampling,
         native_kv_tokens=request.native_kv_tokens,
         token_grids=check_token_grids(request.token_grids),
         constants=constants_of(program),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from todo_compile.build.assembly import Assembly
     from todo_compile.build.job import Job
     from todo_compile.progress import Progress
+    from todo_compile.tuning.plan_file import TunedPlan
 
 
 class BuildRequest(BuildOptions):
@@ -61,8 +62,32 @@ class BuildRequest(BuildOptions):
         return is_folder_output(Path(self.out), self.out)
 
     @property
-    def plan(self) -> PlanOptions:
-        """How factors are chosen.
+    def tuned(self) -> TunedPlan | None:
+        """The tuned plan, read from its file; None if none was given.
+
+        Raises:
+            ConfigError: it cannot be read, or something else says too what it says.
+        """
+        if self.plan is None:
+            return None
+        others = ("kv_tokens", "factors", "sampling", "preset", "masks", "options", "dense_after")
+        if said := [name for name in others if getattr(self, name) is not None]:
+            raise ConfigError(
+                f"plan and {said[0]} both say how factors are chosen.",
+                remedy="Give one of them.",
+            )
+        if self.lora:
+            raise ConfigError(
+                "A plan says nothing of a model with a LoRA: its drift was measured without.",
+                remedy="Leave --lora or --plan out.",
+            )
+        from todo_compile.tuning.plan_file import read_plan
+
+        return read_plan(self.plan)
+
+    @property
+    def downsampling(self) -> PlanOptions:
+        """How factors are chosen where there is no tuned plan, or it does not say.
 
         Raises:
             ConfigError: it is said twice, or cannot be.

@@ -22,6 +22,7 @@ from todo_compile.bundle.tensors import Tensor
 from todo_compile.disk import disk_errors, flush, format_bytes
 from todo_compile.errors import BundleError
 from todo_compile.foreign import ForeignError, open_regular, parse_object, read_bytes
+from todo_compile.tuning.plan_file import PlanFacts
 
 FORMAT = 1
 _MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
@@ -68,6 +69,7 @@ class Manifest(_Frozen):
         request: everything that decides whether the output can be reused.
         versions: of the software that made it.
         model: identity, configuration, and whether the weights are random.
+        plan: the tuned plan that it follows, with what was measured; None if it follows none.
         sites: decision for every attention site.
         totals: predicted FLOPs and bytes, dense and rewritten.
         files: main file first.
@@ -88,6 +90,7 @@ class Manifest(_Frozen):
     model: dict[str, Any]
     sites: list[dict[str, Any]]
     totals: dict[str, int]
+    plan: PlanFacts | None = None
     files: Annotated[list[FileEntry], Field(min_length=1)]
     inputs: list[Tensor]
     outputs: list[Tensor]
@@ -110,6 +113,7 @@ class Manifest(_Frozen):
             + f", batch {model.get('batch')}, {model.get('precision')}",
             f"weights        {model.get('weights')}",
             f"attention      {counts}",
+            *(self.plan.lines() if self.plan is not None else ()),
         ]
         if self.library is not None:
             lines.append(f"engine         {self.library} for {', '.join(self.targets)}")

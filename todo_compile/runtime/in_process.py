@@ -106,7 +106,7 @@ def check_plan(plan: TunedPlan, source: Source, resolution: Resolution, *, dtype
         ConfigError: says what differs.
     """
     from todo_compile import models
+    from todo_compile.build.planned import check_weights
 
     plan.check(component=source.component, resolution=str(resolution))
-    found = models.find_weights(source, models.WeightsChoice.parse("auto"), dtype=dtype)
-    plan.check(component=source.component, weights=models.weights_hash(found))
+    check_weights(plan, source, models.WeightsChoice.parse("auto"), dtype)

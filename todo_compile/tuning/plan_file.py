@@ -23,6 +23,8 @@ FORMAT = "todo-compile plan"
 MAX_PHASES = 16
 _MAX_SITES = 4096
 _MAX_POINTS = 1024
+_DRAWN = ("precision", "steps", "guidance", "scheduler")
+"""Settings of the drawings that a reader of a manifest must know."""
 _TUNE = "Run `todo-compile tune` for this model and size, or leave the plan out."
 
 Name = Annotated[str, Field(min_length=1, max_length=500)]
@@ -128,6 +130,58 @@ class Point(_Part):
     phases: Annotated[tuple[Phase, ...], Field(min_length=1, max_length=MAX_PHASES)]
 
 
+class PlanFacts(_Part):
+    """What a manifest says of the plan that its output was built by.
+
+    Attributes:
+        digest: of the plan, see `TunedPlan.digest`.
+        budget, resolution, weights, cost, speedup: the plan's.
+        predicted: drift as the scores add up.
+        measured: drift as it was drawn, before anything was compiled.
+        settings: how it was drawn: precision, steps, guidance, scheduler.
+        starts: for each phase of the plan the share of the schedule before it.
+        phases: those that the output runs in, counted from 1.
+    """
+
+    digest: Annotated[str, Field(max_length=100)]
+    budget: Annotated[str, Field(max_length=60)]
+    resolution: Annotated[str, Field(max_length=20)]
+    weights: Name
+    cost: Annotated[str, Field(max_length=200)]
+    speedup: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    predicted: Number | None
+    measured: Measured | None
+    settings: dict[str, str | int | float | None]
+    starts: Annotated[list[Share], Field(min_length=1, max_length=MAX_PHASES)]
+    phases: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if max(self.phases) > len(self.starts):
+            raise ValueError("there is no such phase")
+        return self
+
+    def lines(self) -> list[str]:
+        """For people."""
+        count = len(self.starts)
+        ends = [*self.starts[1:], 1.0]
+        parts = [f"{self.starts[n - 1]:.0%} – {ends[n - 1]:.0%}" for n in self.phases]
+        which = ", ".join(map(str, self.phases))
+        here = f"; phase {which} of {count} ({', '.join(parts)} of the steps)" if count > 1 else ""
+        predicted = "" if self.predicted is None else f"; {self.predicted:.1e} predicted"
+        found = self.measured
+        drift = (
+            "not measured"
+            if found is None
+            else f"{found.drift.mean:.1e} [{found.drift.low:.1e}, {found.drift.high:.1e}] when it "
+            f"was tuned, {found.pairs} pairs of {found.prompts} prompts"
+        )
+        return [
+            f"plan           tuned for {self.budget}: {self.speedup:.3f}× ({self.cost}){here}",
+            f"drift          {drift}{predicted}",
+        ]
+
+
 class TunedPlan(_Part):
     """A plan that was chosen for a budget, with everything that was compared on the way.
 
@@ -205,19 +259,26 @@ class TunedPlan(_Part):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
-    def facts(self) -> dict[str, Any]:
-        """What a manifest says of the plan that its output was built by."""
-        measured = self.chosen.measured
-        return {
-            "digest": self.digest,
-            "budget": self.budget,
-            "resolution": self.resolution,
-            "weights": self.weights,
-            "speedup": self.speedup,
-            "predicted_drift": self.chosen.predicted,
-            "measured": None if measured is None else measured.model_dump(mode="json"),
-            "starts": list(self.starts),
-        }
+    def facts(self, phases: Sequence[int]) -> PlanFacts:
+        """What a manifest says of it.
+
+        Args:
+            phases: that an output runs in, counted from 1.
+        """
+        kept = {name: self.settings.get(name) for name in _DRAWN}
+        return PlanFacts(
+            digest=self.digest,
+            budget=self.budget,
+            resolution=self.resolution,
+            weights=self.weights,
+            cost=self.cost,
+            speedup=self.speedup,
+            predicted=self.chosen.predicted,
+            measured=self.chosen.measured,
+            settings={k: v for k, v in kept.items() if isinstance(v, (str, int, float))},
+            starts=list(self.starts),
+            phases=list(phases),
+        )
 
     def check(
         self, *, component: str, resolution: str | None = None, weights: str | None = None
@@ -314,8 +375,8 @@ def single_phase(plan: TunedPlan, what: str) -> PlanOptions:
     if len(plan.phases) > 1:
         raise ConfigError(
             f"The plan has {len(plan.phases)} phases, and {what} has one graph for all steps.",
-            remedy="Tune it with --phases 1, or draw with it: generate --model … --plan, "
-            "accelerate(pipe, plan=…).",
+            remedy="Tune it with --phases 1, or give it to what switches by step: a bundle "
+            "(compile --out FOLDER/), generate --model … --plan, accelerate(pipe, plan=…).",
         )
     return plan.options[0]
 
