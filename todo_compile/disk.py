@@ -50,13 +50,20 @@ def disk_errors(target: Path, *, needs: int = 0) -> Generator[None]:
         if error.errno in FULL:
             raise disk_full(target, needs) from error
         # Only what concerns the output: the body may also read files elsewhere.
-        ours = error.filename is not None and target.parent in Path(str(error.filename)).parents
+        named = Path(str(error.filename or ""))
+        ours = bool(error.filename) and target.parent in (named, *named.parents)
         if ours and error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
             raise read_only(target.parent) from error
         if error.errno == errno.EFBIG:
             raise BundleError(
                 f"{target} would be larger than this file system or the process's limit allows.",
                 remedy="Choose another disk, or raise the limit (ulimit -f).",
+            ) from error
+        if ours:
+            raise BundleError(
+                f"{error.filename}: {error.strerror}.",
+                remedy="Something changes this place during the build: run it again, or choose "
+                "another output.",
             ) from error
         raise
 

@@ -3,14 +3,17 @@
     PYTHONPATH=. python tests/faults/matrix.py benchmarks/results/faults.json
 
 Phases are the events of the code's own progress, taken from a run without faults, so a new step of
-the work is covered by itself. Each cell is a forked process that meets its fault at its event; then
-the place is looked at, the same command is run once more, and the place is looked at again.
+the work is covered by itself; of a file of builds they are the starts, lines and ends of its child
+processes. Each cell is a forked process that meets its fault at its event, where nothing stood
+before, an output of another model, or one of an older version. Then the place is looked at, nothing
+may be running any more, the same command is run once more, and the place is looked at again.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import itertools
 import json
@@ -28,8 +31,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
+from todo_compile.build.many import running
 from todo_compile.bundle.bundle import check_bundle, is_bundle, read_bundle
 from todo_compile.bundle.manifest import check_files, read
 from todo_compile.cli import app, console
@@ -41,6 +46,7 @@ from tiny_pipeline import make_rest, make_unet
 NOBODY = 65534
 _REAL_STEP = console.ConsoleProgress.step
 HANGS, ESCAPED = -999, 99
+STOOD = ("nothing", "another model's", "an older version's")
 LIMIT = 240  # seconds that a run may take before it counts as hanging
 
 
@@ -65,7 +71,7 @@ KINDS = {
              "--dense-after", "0.5", "--component", "unet,vae-decoder"),
             "b",
         ),
-        Kind("builds of a file", ("builds.yaml",), "."),
+        Kind("builds of a file", ("builds.yaml", "--jobs", "1"), "."),
     )
 }  # fmt: skip
 
@@ -117,7 +123,7 @@ class Cell:
     kind: str
     fault: str
     event: str
-    stood: bool
+    stood: str
     status: int = 0
     wrong: list[str] = field(default_factory=list[str])
 
@@ -160,7 +166,7 @@ class Matrix:
     def command(self, kind: Kind, model: int) -> list[str]:
         """The command line; of a file of builds the file is written."""
         if kind.name.startswith("builds"):
-            return ["build", "builds.yaml", "-q"]
+            return ["build", *kind.arguments, "-q"]
         return ["compile", "-m", str(self.models[model]), *kind.arguments, "-q"]
 
     def place(self, kind: Kind, work: Path, model: int) -> None:
@@ -189,29 +195,33 @@ class Matrix:
 
     def events(self, kind: Kind) -> list[str]:
         """Names of all events of a build, in their order."""
-        work = self._fresh(kind, stood=False)
+        work = self._fresh(kind, stood="nothing")
         log = work.parent / "events"
         log.unlink(missing_ok=True)
         run(self.command(kind, 1), work, log=log)
         return log.read_text(encoding="utf-8").splitlines()
 
-    def _fresh(self, kind: Kind, *, stood: bool) -> Path:
+    def _fresh(self, kind: Kind, *, stood: str) -> Path:
         work = self.folder / "cell" / "work"
         if work.parent.exists():
             for path in (work.parent, *work.parent.rglob("*")):
                 if path.is_dir():
                     path.chmod(0o777)
             shutil.rmtree(work.parent)
-        if stood:
-            shutil.copytree(self.finished(kind)[0], work)
-        else:
+        if stood == "nothing":
             work.mkdir(parents=True)
+        else:
+            shutil.copytree(self.finished(kind)[0], work)
+        if stood == "an older version's":
+            for path in work.rglob("*.json"):
+                text = path.read_text(encoding="utf-8")
+                path.write_text(text.replace('"format": ', '"format": 9'), encoding="utf-8")
         self.place(kind, work, 1)
         for path in (work.parent, work, *work.rglob("*")):
             path.chmod(0o777 if path.is_dir() else 0o666)
         return work
 
-    def cell(self, kind: Kind, fault: str, number: int, event: str, *, stood: bool) -> Cell:
+    def cell(self, kind: Kind, fault: str, number: int, event: str, *, stood: str) -> Cell:
         """Try one: `number` is the event's place in the order."""
         found = Cell(kind.name, fault, event, stood)
         work = self._fresh(kind, stood=stood)
@@ -225,7 +235,7 @@ class Matrix:
 
         found.status = run(arguments, work, at=number, meet=meet, drop=fault == "read-only")
         old, new = (content(folder, kind) for folder in self.finished(kind))
-        allowed = [new, *([old] if stood else [{}])]
+        allowed = [new, *([old] if stood == STOOD[1] else [{}])]
         self._check(found, kind, work, allowed)
         for path in (work, *work.rglob("*")):
             if path.is_dir():
@@ -256,7 +266,7 @@ class Matrix:
                     found.wrong.append(f"{name} is neither old nor new")
         elif seen not in allowed and seen:
             found.wrong.append(f"neither old nor new: {_differences(seen, allowed[0])}")
-        elif not seen and found.stood and kind.out != "b":
+        elif not seen and found.stood == STOOD[1] and kind.out != "b":
             found.wrong.append("the old output is lost")
 
 
@@ -317,6 +327,7 @@ def run(
         drop: run without root's rights, which no permission binds.
         log: write the events' names there.
     """
+    before = set(psutil.Process().children())
     # Words go through a pipe: where the disk is full, a file would not take them.
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
@@ -329,7 +340,7 @@ def run(
     while status is None and time.monotonic() < until:
         done, ended = os.waitpid(child, os.WNOHANG)
         if done:
-            _end_group(child)
+            _end_orphans(before)
             status = os.waitstatus_to_exitcode(ended)
         with contextlib.suppress(BlockingIOError):
             words += os.read(reader, 2**20)
@@ -343,19 +354,25 @@ def run(
     return status
 
 
-def _end_group(group: int) -> None:
-    """Wait for what the child started: an orphan that goes on by itself is a fault of ours."""
+def adopt_orphans() -> None:
+    """Let what a killed run started become a child of this process (Linux), wherever it is."""
+    subreaper = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+    if ctypes.CDLL(None, use_errno=True).prctl(subreaper, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _end_orphans(before: set[psutil.Process]) -> None:
+    """Wait for what the run started: an orphan that goes on by itself is a fault of ours."""
     until = time.monotonic() + LIMIT
-    while time.monotonic() < until:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-group, os.WNOHANG)
-        try:
-            os.killpg(group, 0)
-        except (ProcessLookupError, PermissionError):
-            return
+    while left := [p for p in psutil.Process().children() if p not in before]:
+        for one in left:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(one.pid, os.WNOHANG)
+        if time.monotonic() > until:
+            for one in left:
+                one.kill()
+            raise RuntimeError(f"{left} go on after the run has ended")
         time.sleep(0.05)
-    os.killpg(group, signal.SIGKILL)
-    raise RuntimeError(f"process group {group} goes on after its leader ended")
 
 
 def said(work: Path, most: int = 400) -> str:
@@ -419,22 +436,51 @@ def _watch(at: int | None, meet: Callable[[], None] | None, log: Path | None) ->
             event(f"{name}: ends")
 
     console.ConsoleProgress.step = step
+    _watch_children(event)
 
 
-def cells(matrix: Matrix, kinds: Sequence[str]) -> list[tuple[Kind, str, int, str, bool]]:
+def _watch_children(event: Callable[[str], None]) -> None:
+    """Tell of the children of a file of builds: their starts, the lines they say, their ends."""
+    start, measure, outcome = running._start, running.Running.measure, running.Running.outcome  # pyright: ignore[reportPrivateUsage]
+    seen: Counter[Path] = Counter()
+
+    def lines(one: running.Running) -> None:
+        said = one.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in said[seen[one.log] :]:
+            event(f"{one.build.out}: {line.split('  ')[0]}")
+        seen[one.log] = len(said)
+
+    def starts(build: Any, *rest: Any) -> running.Running:
+        one = start(build, *rest)
+        event(f"{build.out}: starts")
+        return one
+
+    def measures(self: running.Running) -> None:
+        measure(self)
+        lines(self)
+
+    def ends(self: running.Running, *, stopped: bool = False) -> running.Outcome:
+        lines(self)
+        event(f"{self.build.out}: ends")
+        return outcome(self, stopped=stopped)
+
+    running._start = starts  # pyright: ignore[reportPrivateUsage]
+    running.Running.measure, running.Running.outcome = measures, ends
+
+
+def cells(matrix: Matrix, kinds: Sequence[str]) -> list[tuple[Kind, str, int, str, str]]:
     """All that there are of some kinds."""
-    found: list[tuple[Kind, str, int, str, bool]] = []
+    found: list[tuple[Kind, str, int, str, str]] = []
     for kind in (KINDS[name] for name in kinds):
         for number, event in enumerate(matrix.events(kind)):
             for fault in FAULTS:
-                # A fault before anything stood, and one where an older output stands.
-                found += [(kind, fault, number, event, stood) for stood in (False, True)]
+                found += [(kind, fault, number, event, stood) for stood in STOOD]
     return found
 
 
 def drawn(
-    all_cells: list[tuple[Kind, str, int, str, bool]], count: int, seed: int
-) -> list[tuple[Kind, str, int, str, bool]]:
+    all_cells: list[tuple[Kind, str, int, str, str]], count: int, seed: int
+) -> list[tuple[Kind, str, int, str, str]]:
     """At most `count` cells, every fault as often as any other."""
     mixed = random.Random(seed).sample(all_cells, len(all_cells))
     by_fault = [[cell for cell in mixed if cell[1] == fault] for fault in FAULTS]
@@ -453,6 +499,7 @@ def main() -> None:
     bad: list[Cell] = []
     tried: Counter[tuple[str, str]] = Counter()
     there = 0
+    adopt_orphans()
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(Path(folder))
         Path(folder).chmod(0o777)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DENSE = ".dense"
 """Ends the name of a dense twin."""
 LOCK = ".building"
-_PARTS = ".parts"
+PARTS = ".parts"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ class Assembly:
         Raises:
             TodoError: whatever the user can mend; an older bundle then stands as it was.
         """
-        with only_one(self.folder):
+        from todo_compile.bundle.bundle import BUNDLE_JSON
+        from todo_compile.disk import disk_errors
+
+        with only_one(self.folder), disk_errors(self.folder / BUNDLE_JSON):
             return self.run()
 
     def run(self) -> BundleResult:
@@ -101,7 +104,7 @@ class Assembly:
         bundle = self._describe(results)
         if old is not None and old == bundle.model_copy(update={"created": old.created}):
             self.progress.info(f"{self.folder} is up to date: every component is equal; kept.")
-            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+            shutil.rmtree(self.folder / PARTS, ignore_errors=True)
             return BundleResult(self.folder, old, results, reused=True)
         self._finish(bundle, results)
         moved = {
@@ -118,7 +121,7 @@ class Assembly:
         Raises:
             BundleError: there is one.
         """
-        parts = self.folder / _PARTS
+        parts = self.folder / PARTS
         inner = list(parts.rglob("*")) if parts.is_dir() and not parts.is_symlink() else []
         for path in (parts, *inner, *(self.folder / n.split("/")[0] for n in self.extras)):
             if path.is_symlink() and (path.is_dir() or path in (parts, *inner)):
@@ -136,7 +139,7 @@ class Assembly:
         from todo_compile.bundle.files import sweep
         from todo_compile.bundle.manifest import find_reusable, read
 
-        part = self.folder / _PARTS / job.out.name
+        part = self.folder / PARTS / job.out.name
         shared = self._shared(job)
         forced = self.request.force and job.out.exists()
         reasons = asked_for(force=True, verify=False) if forced else ()
@@ -252,33 +255,31 @@ class Assembly:
         from todo_compile.bundle.bundle import BUNDLE_JSON, write_bundle
         from todo_compile.bundle.files import staged
         from todo_compile.bundle.manifest import manifest_path
-        from todo_compile.disk import disk_errors
 
         target = self.folder / BUNDLE_JSON
         stale = self._files()
         placed: set[str] = set()
-        with disk_errors(target):
-            target.unlink(missing_ok=True)
-            for result in results.values():
-                names = [entry.name for entry in result.manifest.files]
-                if result.path.parent != self.folder:
-                    # The manifest last: a component that lacks its manifest is built again.
-                    for name in (*names, manifest_path(result.path).name):
-                        if name in placed:
-                            continue  # shared weights
-                        placed.add(name)
-                        _place(result.path.with_name(name), self.folder / name)
-                stale -= {*names, manifest_path(result.path).name}
-            for name in stale - set(self.extras):
-                (self.folder / name).unlink(missing_ok=True)
-            for name, content in self.extras.items():
-                path = self.folder / name
-                path.parent.mkdir(exist_ok=True)
-                with staged(path) as stage:
-                    stage.publish(path.name).write_bytes(content)
-            with staged(target) as stage:
-                write_bundle(bundle, stage.publish(BUNDLE_JSON))
-            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+        target.unlink(missing_ok=True)
+        for result in results.values():
+            names = [entry.name for entry in result.manifest.files]
+            if result.path.parent != self.folder:
+                # The manifest last: a component that lacks its manifest is built again.
+                for name in (*names, manifest_path(result.path).name):
+                    if name in placed:
+                        continue  # shared weights
+                    placed.add(name)
+                    _place(result.path.with_name(name), self.folder / name)
+            stale -= {*names, manifest_path(result.path).name}
+        for name in stale - set(self.extras):
+            (self.folder / name).unlink(missing_ok=True)
+        for name, content in self.extras.items():
+            path = self.folder / name
+            path.parent.mkdir(exist_ok=True)
+            with staged(path) as stage:
+                stage.publish(path.name).write_bytes(content)
+        with staged(target) as stage:
+            write_bundle(bundle, stage.publish(BUNDLE_JSON))
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
 
     def _files(self) -> set[str]:
         """Files of the bundle that stands, by its own word."""
@@ -326,17 +327,12 @@ def _held(folder: Path) -> int:
 
     path = folder / LOCK
     while True:
-        try:
-            with disk_errors(path):
+        with disk_errors(path):
+            try:
                 folder.mkdir(exist_ok=True)
                 lock = hold(path)
-        except FileNotFoundError:
-            continue  # another build that failed removed the folder just now
-        except OSError as error:
-            raise BundleError(
-                f"{path} cannot be opened: {error.strerror}.",
-                remedy="Remove it, or name another folder.",
-            ) from error
+            except FileNotFoundError:
+                continue  # another build that failed removed the folder just now
         if lock is None:
             raise BundleError(
                 f"Another process is building into {folder}.",

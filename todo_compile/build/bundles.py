@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from todo_compile import packages
 from todo_compile.batches import Batch, halved, parse_batch
-from todo_compile.build.assembly import DENSE, LOCK, Assembly
+from todo_compile.build.assembly import DENSE, LOCK, PARTS, Assembly
 from todo_compile.build.job import SUFFIXES
 from todo_compile.build.model_job import check_used, prepare_component
 from todo_compile.build.planned import Planned
@@ -181,7 +181,7 @@ def check_folder(folder: Path) -> None:
     check_target(folder / BUNDLE_JSON if folder.is_dir() else folder)
     if folder.is_dir():
         names = {p.name for p in folder.iterdir()}
-        if names and not names & {BUNDLE_JSON, LOCK}:
+        if names - {PARTS} and not names & {BUNDLE_JSON, LOCK}:
             raise BundleError(
                 f"{folder} holds other files and is no bundle.",
                 remedy=f"Name an empty or a new folder: {folder / 'bundle'}/",

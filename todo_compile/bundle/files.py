@@ -199,7 +199,7 @@ def staged(target: Path, *, needs: int = 0) -> Generator[Stage]:
                 stage.settle()
         finally:
             # The lock file cannot be removed on Windows while it is open. In the gap another
-            # sweep may take the folder: it is ours to lose by now.
+            # sweep may take the folder, which is not needed any more.
             os.close(lock)
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from todo_compile.errors import EngineError
+
 _WORKER = "todo_compile.export._tensorrt_worker"
 
 
@@ -66,6 +68,11 @@ def run_worker(
             stderr=sink,
             env={**os.environ, "PYTHONUTF8": "1", "GLIBC_TUNABLES": _tunables()},
         )
+    except OSError as error:
+        raise EngineError(
+            f"The builder's process does not start: {error}.",
+            remedy="It is this Python once more; the limits on processes and memory decide.",
+        ) from error
     finally:
         if not isinstance(sink, int):
             sink.close()

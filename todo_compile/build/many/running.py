@@ -24,6 +24,7 @@ import psutil
 from todo_compile.build.many.checking import Plan, make_folder
 from todo_compile.build.many.matrix import Build
 from todo_compile.build.many.schedule import startable
+from todo_compile.errors import ConfigError
 
 Status = Literal["built", "kept", "failed", "stopped"]
 _WORKER = "todo_compile.build.many.worker"
@@ -136,7 +137,7 @@ def run(
         What became of each, in order; and whether all of it was interrupted.
 
     Raises:
-        ConfigError: the folder for logs cannot be made.
+        ConfigError: the folder for logs cannot be made, or no process can be started.
     """
     make_folder(logs, "Name another for logs: --logs DIR.")
     waiting = dict(enumerate(plan.needs))
@@ -189,12 +190,6 @@ def size_of(out: Path, *, bundle: bool) -> int:
     return sum(p.stat().st_size for p in files if p.is_file())
 
 
-def _command(build: Build) -> list[str]:
-    del build
-    # -P: nothing of the working directory is imported.
-    return [sys.executable, "-P", "-m", _WORKER]
-
-
 def _asked(build: Build, force: bool) -> bytes:
     """The build's request as its child reads it."""
     request = build.request.model_copy(update={"force": True}) if force else build.request
@@ -204,17 +199,26 @@ def _asked(build: Build, force: bool) -> bytes:
 def _start(build: Build, log: Path, force: bool) -> Running:
     answer = tempfile.TemporaryFile()  # noqa: SIM115 (`outcome` closes it)
     environment: Mapping[str, str] = {**os.environ, "PYTHONUTF8": "1"}
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            _command(build),
-            stdin=subprocess.PIPE,
-            stdout=answer,
-            stderr=sink,
-            env=environment,
-            # Apart from our group: a Ctrl-C is for us, who tell the children in order.
-            start_new_session=os.name != "nt",
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
+    try:
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                # -P: nothing of the working directory is imported.
+                [sys.executable, "-P", "-m", _WORKER],
+                stdin=subprocess.PIPE,
+                stdout=answer,
+                stderr=sink,
+                env=environment,
+                # Apart from our group: a Ctrl-C is for us, who tell the children in order.
+                start_new_session=os.name != "nt",
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
+    except OSError as error:
+        answer.close()
+        raise ConfigError(
+            f"The process of {build.out} does not start: {error}.",
+            remedy="Fewer at once (--jobs), more room for processes and memory, or a folder for "
+            "logs that may be written (--logs).",
+        ) from error
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it is gone already; its status says why
         process.stdin.write(_asked(build, force))
