@@ -76,6 +76,62 @@ def inductor_options() -> frozenset[str]:
     return frozenset(config.get_config_copy())
 
 
+class MissingSettingError(Exception):
+    """Inductor has no option of this name."""
+
+
+def compiled_ahead(
+    program: torch.export.ExportedProgram, folder: str, settings: dict[str, Any]
+) -> list[str]:
+    """Compile a program for the CPU with AOTInductor into `folder`; the files that a package needs.
+
+    Raises:
+        MissingSettingError: this torch lacks one of the `settings`.
+        Exception: whatever Inductor, or the C++ compiler, has to say.
+    """
+    from torch._inductor import aot_compile
+
+    if unknown := settings.keys() - inductor_options():
+        raise MissingSettingError(", ".join(sorted(unknown)))
+    assert program.example_inputs is not None
+    args, kwargs = program.example_inputs
+    own = {"aot_inductor.package": True, "aot_inductor.output_path": f"{folder}/"}
+    module: Any = program.module()
+    found: Any = aot_compile(module, args, kwargs, options={**settings, **own})
+    return [str(one) for one in found]
+
+
+def package_ahead(files: Sequence[str], path: str) -> None:
+    """Put what `compiled_ahead` gave into one ``.pt2`` file."""
+    from torch._inductor.package.package import package_aoti
+
+    package_aoti(path, list(files))
+
+
+def load_ahead(path: str) -> Callable[..., Any]:
+    """What a ``.pt2`` file holds, to be called as the program was.
+
+    Raises:
+        RuntimeError: it cannot be loaded.
+    """
+    from torch._inductor import aoti_load_package
+
+    return aoti_load_package(path)
+
+
+def vector_flags() -> list[str]:
+    """The compiler's switches for the widest vectors that Inductor writes code for here.
+
+    Raises:
+        RuntimeError: there is no C++ compiler.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    get_cpp_compiler()  # without one, no vectors would be found either
+    return pick_vec_isa().build_arch_flags().split()
+
+
 def dynamo_backend(name: str) -> Callable[..., Any]:
     """A registered backend.
 

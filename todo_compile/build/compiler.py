@@ -1,6 +1,7 @@
 """From a model to an engine: the whole pipeline as a table of contents.
 
     weights → load → capture → passes → ONNX → (prove sites, verify) → engine → manifest
+                                      → AOTInductor package (prove sites, verify) → manifest
 
 Everything is made in a stage beside the output and moved there at the end, so that a failure or a
 kill leaves the old output or none.
@@ -35,7 +36,7 @@ class CompileResult:
     """What a job made or found.
 
     Attributes:
-        path: the engine or ONNX file.
+        path: the engine, ONNX file or package.
         manifest: its manifest, see `todo_compile.bundle.manifest`.
         reused: an equal output existed and was kept.
         reasons: why it was rebuilt, where an output existed.
@@ -92,30 +93,23 @@ def build(
             equal.
         shared: other ONNX files share its weights, or it theirs; they go to a file of their own.
     """
+    from todo_compile.build.translation import translate
     from todo_compile.bundle import manifest as manifests
     from todo_compile.bundle.files import staged
     from todo_compile.bundle.tensors import tensors
-    from todo_compile.export.onnx import EXTERNAL_OVER, SHARED_OVER, data_name, export_onnx
+    from todo_compile.export.onnx import data_name
 
-    engine = job.library is not None
+    engine = job.format == "tensorrt"
     with staged(job.out) as stage:
         program, dense, report, example = _rewritten(job)
-        onnx = stage.folder / ("model.onnx" if engine else job.out.name)
-        info = export_onnx(
-            program,
-            onnx,
-            opset=job.opset,
-            input_names=example.input_names,
-            output_names=example.output_names,
-            progress=job.progress,
-            external_over=SHARED_OVER if shared else EXTERNAL_OVER,
-        )
+        file = stage.folder / ("model.onnx" if engine else job.out.name)
+        info = translate(job, program, file, example, job.progress, shared=shared)
         verification = None
         if job.request.verify:
             from todo_compile.build.verification import verify
 
             assert dense is not None
-            verification = verify(job, program, dense, report, onnx, example)
+            verification = verify(job, program, dense, report, file, example)
         inputs = tensors(example.specs, example.batches)
         outputs = output_tensors(job, program, example.output_names)
         del program, dense, example
@@ -123,13 +117,13 @@ def build(
         built = None
         lent: tuple[Path, ...] = ()
         if engine:
-            built = _engine(job, stage, onnx)
+            built = _engine(job, stage, file)
             files: tuple[str, ...] = (job.out.name,)
             for name in info.files:
                 stage.discard(name)
         else:
             files = info.files  # weights first: whoever finds the model finds what it refers to
-            lent = _share(twin, onnx) if twin is not None and len(files) > 1 else ()
+            lent = _share(twin, file) if twin is not None and len(files) > 1 else ()
             files = tuple(name for name in files if (stage.folder / name).exists())
             for name in files:
                 stage.publish(name)
@@ -150,8 +144,8 @@ def build(
             files=entries,
             inputs=as_built(built.inputs, inputs) if built else inputs,
             outputs=as_built(built.outputs, outputs) if built else outputs,
-            library=f"{built.library} {built.version}" if built else None,
-            targets=list(built.targets) if built else [],
+            library=f"{job.library.name} {job.library.version}" if job.library else None,
+            targets=list(job.targets.names) if job.targets else [],
             memory=manifests.MemoryUse(
                 activation=built.memory.activation,
                 scratch=built.memory.scratch,
@@ -159,7 +153,7 @@ def build(
             )
             if built
             else None,
-            onnx={"opset": info.opset, "ops": info.ops, "weight_bytes_inside": info.inside},
+            onnx=info.facts,
             verification=verification,
             seconds=_passed(since or {}, job.progress.seconds),
             peak_rss_bytes=built.peak_rss_bytes if built else None,

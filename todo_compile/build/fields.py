@@ -64,8 +64,9 @@ class BuildOptions(BaseModel):
     out: Annotated[
         Out,
         Option(
-            "FILE.plan or .engine: TensorRT; FILE.onnx: ONNX. A manifest, FILE.….json, is written "
-            "beside it. FOLDER/: a bundle with all components.",
+            "FILE.plan or .engine: TensorRT; FILE.onnx: ONNX; FILE.pt2: AOTInductor, for this "
+            "machine's CPU. A manifest, FILE.….json, is written beside it. FOLDER/: a bundle with "
+            "all components.",
             _OUTPUT,
             "-o",
             decides="",
@@ -232,6 +233,7 @@ class BuildOptions(BaseModel):
             "ONNX opset, 18 to 23. 23 keeps attention whole and needs 4x less scratch memory in "
             "TensorRT. [default: 23]",
             _ENGINE,
+            only="onnx",
         ),
     ] = None
     target: Annotated[
@@ -264,7 +266,8 @@ class BuildOptions(BaseModel):
         bool,
         Option(
             "Prove it on these weights: every rewritten site against subsampling at the site, and "
-            "the ONNX file in onnxruntime against the rewritten graph. Builds anew.",
+            "the ONNX file in onnxruntime (or the package in torch) against the rewritten graph. "
+            "Builds anew.",
             _OUTPUT,
             decides="",
         ),

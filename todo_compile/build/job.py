@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,8 +26,21 @@ if TYPE_CHECKING:
     from todo_compile.export.library import Library
     from todo_compile.export.targets import Targets
 
-ENGINE_SUFFIXES = (".plan", ".engine")
-SUFFIXES = (*ENGINE_SUFFIXES, ".onnx")
+FORMATS: Mapping[str, str] = {
+    ".plan": "tensorrt",
+    ".engine": "tensorrt",
+    ".onnx": "onnx",
+    ".pt2": "aotinductor",
+}
+SUFFIXES = tuple(FORMATS)
+# Format → the kinds of options (`Option.only`) that say nothing about it.
+_FOREIGN: Mapping[str, Sequence[str]] = {
+    "tensorrt": (),
+    "onnx": ("engine",),
+    "aotinductor": ("engine", "onnx"),
+}
+_CALLED = {"engine": "TensorRT engines", "onnx": "ONNX files and engines"}
+_IS = {"onnx": "an ONNX file", "aotinductor": "an AOTInductor package"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class Job(ABC):
         batch: that the output is called with.
         precision: of the weights.
         options: how factors are chosen.
-        library, targets: of the engine; None for ONNX.
+        library, targets: of an engine or a package; None for ONNX.
         identity: what the manifest keeps as ``request``; equal ones make equal outputs.
         planned: what a tuned plan asks of it; None without one.
     """
@@ -56,6 +69,11 @@ class Job(ABC):
     progress: Progress
     identity: dict[str, Any]
     planned: Planned | None = field(default=None, kw_only=True)
+
+    @property
+    def format(self) -> str:
+        """Of the output, see `FORMATS`."""
+        return FORMATS[self.out.suffix.lower()]
 
     @property
     def parts(self) -> Sequence[Job]:
@@ -101,9 +119,26 @@ def opset_of(request: BuildRequest) -> int:
     return 23 if request.opset is None else request.opset
 
 
-def is_engine(out: str) -> bool:
-    """Whether a file becomes an engine."""
-    return Path(out).suffix.lower() in ENGINE_SUFFIXES
+def format_of(out: str) -> str | None:
+    """The format of a file, by its suffix; None if that says nothing."""
+    return FORMATS.get(Path(out).suffix.lower())
+
+
+def foreign_kinds(format: str | None) -> Sequence[str]:
+    """Kinds of options (`Option.only`) that are for other formats."""
+    return _FOREIGN.get(format or "", ())
+
+
+def need_packages(request: BuildRequest) -> None:
+    """Check that what writes the output is installed.
+
+    Raises:
+        MissingPackageError: it is not.
+    """
+    from todo_compile import packages
+
+    if request.bundle or format_of(request.out) != "aotinductor":
+        packages.need("onnx", "Writing ONNX")
 
 
 def check_output(request: BuildRequest) -> Path:
@@ -116,11 +151,12 @@ def check_output(request: BuildRequest) -> Path:
     from todo_compile.export.targets import parse_targets
 
     path = Path(request.out)
-    if path.suffix.lower() not in SUFFIXES:
+    kind = format_of(request.out)
+    if kind is None:
         raise ConfigError(
             f"The suffix of {path.name!r} says nothing about the format.",
-            remedy="End --out in .plan or .engine (TensorRT) or .onnx (ONNX); end it in / for a "
-            "folder with all components.",
+            remedy="End --out in .plan or .engine (TensorRT), .onnx (ONNX) or .pt2 (AOTInductor); "
+            "end it in / for a folder with all components.",
         )
     for option in request.given("bundle") + (["A second --res"] if len(request.res) > 1 else []):
         raise ConfigError(
@@ -130,26 +166,37 @@ def check_output(request: BuildRequest) -> Path:
     if not 18 <= opset_of(request) <= 23:
         raise ConfigError(f"Opset {request.opset} is not supported.", remedy="Choose 18 to 23.")
     parse_targets(request.target)
-    for option in request.given("engine") if not is_engine(request.out) else ():
-        raise ConfigError(
-            f"{option} is for TensorRT engines, and {path.name} is an ONNX file.",
-            remedy="Leave it out, or end --out in .plan (of a bundle: --format tensorrt).",
-        )
+    for only in foreign_kinds(kind):
+        for option in request.given(only):
+            raise ConfigError(
+                f"{option} is for {_CALLED[only]}, and {path.name} is {_IS[kind]}.",
+                remedy="Leave it out, or end --out in .plan (of a bundle: --format tensorrt).",
+            )
     if request.dump is not None:
         check_new_folder(request.dump, "--dump")
     return path
 
 
 def builder(request: BuildRequest, progress: Progress) -> tuple[Library | None, Targets | None]:
-    """What builds an engine, and for which GPUs; (None, None) for ONNX.
+    """What builds an engine, and for which GPUs, or a package, and for which processors; (None,
+    None) for ONNX.
 
     Raises:
         EngineError: it is absent, or cannot build for them.
+        ExportError: packages cannot be built here.
     """
     from todo_compile.export.library import choose_library, current_gpu
     from todo_compile.export.targets import parse_targets, resolve_targets
 
-    if not is_engine(request.out):
+    kind = format_of(request.out)
+    if kind == "aotinductor":
+        from todo_compile.export import package
+        from todo_compile.export.library import Library
+        from todo_compile.export.targets import Targets
+
+        here = Targets(package.needed_features(), current=True, reason="this machine's CPU")
+        return Library(package.NAME, package.version(), ()), here
+    if kind != "tensorrt":
         return None, None
     gpu = current_gpu()
     library = choose_library(request.library, gpu=gpu)
@@ -163,8 +210,8 @@ def format_facts(
 ) -> dict[str, Any]:
     """What an output's format adds to its identity."""
     return {
-        "opset": opset_of(request),
-        "format": "onnx" if library is None else "tensorrt",
+        "opset": None if format_of(request.out) == "aotinductor" else opset_of(request),
+        "format": format_of(request.out),
         "library": None if library is None else f"{library.name} {library.version}",
         "target": [] if targets is None else list(targets.names),
         "sources": sources_hash(),

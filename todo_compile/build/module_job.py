@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from todo_compile import packages
 from todo_compile.batches import BatchRange, parse_batch
 from todo_compile.build.factory import check_address, check_module, make_module
 from todo_compile.build.job import (
@@ -21,6 +20,7 @@ from todo_compile.build.job import (
     builder,
     check_output,
     format_facts,
+    need_packages,
     opset_of,
     plain_batch,
     versions,
@@ -116,7 +116,7 @@ def prepare_module(
             remedy="Give one, 1..4; without, the batch is that of the example inputs.",
         )
     grids = check_token_grids(request.token_grids)
-    packages.need("onnx", "Writing ONNX")
+    need_packages(request)
     address = request.module if isinstance(request.module, str) else None
     if address is None:
         check_module(request.module, request.args, request.kwargs or {})

@@ -23,7 +23,8 @@ class Option:
         panel: heading in the help. "" for what only Python takes.
         short: of the command line, ``-m``.
         metavar: what stands for the value in the help.
-        only: what it is for, an output (``bundle``, ``engine``) or what is built (``model`` by
+        only: what it is for, an output (``bundle``, ``engine``, ``onnx`` and what is made of it)
+            or what is built (``model`` by
             name, ``module`` of the user's own); elsewhere it is refused.
         decides: key in a manifest's ``request``, which says what an output is: None is the option's
             own name, "" is for what changes nothing about the output. What a job resolves under the
@@ -37,7 +38,7 @@ class Option:
     panel: str = ""
     short: str = ""
     metavar: str | None = None
-    only: Literal["bundle", "engine", "model", "module", ""] = ""
+    only: Literal["bundle", "engine", "onnx", "model", "module", ""] = ""
     decides: str | None = None
     joined: bool = False
     file: bool = False

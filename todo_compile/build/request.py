@@ -134,7 +134,7 @@ class BuildRequest(BuildOptions):
         deciding = {
             option.decides or name: name
             for name, option in self.described().items()
-            if option.decides != "" and option.only in ("", "engine", kind)
+            if option.decides != "" and option.only in ("", "engine", "onnx", kind)
         }
         own = {key: name for key, name in deciding.items() if key not in resolved}
         values = self.model_dump(mode="json", include=set(own.values()))
@@ -162,13 +162,15 @@ class BuildRequest(BuildOptions):
         Raises:
             TodoError: whatever the user can mend.
         """
+        from todo_compile.build.job import need_packages
+
         if self.is_module():
             from todo_compile.build.module_job import prepare_module
 
             return prepare_module(self, progress, look=look)
         # Here, since what follows imports what they bring.
         packages.need("models", "Reading a model")
-        packages.need("onnx", "Writing ONNX")
+        need_packages(self)
         if self.bundle:
             from todo_compile.build.bundles import prepare_bundle
 
@@ -206,7 +208,7 @@ class BuildRequest(BuildOptions):
         if module and self.bundle:
             raise ConfigError(
                 f"A module makes one file, and {self.out} is a folder.",
-                remedy="End --out in .onnx or .plan.",
+                remedy="End --out in .onnx, .plan or .pt2.",
             )
         if not module and not self.res:
             raise ConfigError("res is missing.", remedy="Give --res 1024, or 2048x1152.")

@@ -1,7 +1,7 @@
-"""Prove a build on its own weights: the rewritten graph, then the ONNX file against it, on the CPU.
+"""Prove a build on its own weights: the rewritten graph, then the file against it, on the CPU.
 
-Every rewritten site is compared with subsampling at the site (`site_proof`), then onnxruntime runs
-the exported file against the rewritten graph.
+Every rewritten site is compared with subsampling at the site (`site_proof`), then the exported file
+runs against the rewritten graph: ONNX in onnxruntime, a package in torch.
 
 onnxruntime's CPU provider materialises QKᵀ, so high resolutions do not fit into memory. Then the
 same model is captured, rewritten and exported once more at the largest resolution that fits, with
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 # Largest error of a site relative to its largest element: what rounds is one projection and one
 # attention. Tokens of another place differ by about 1.
-SITE_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
+SITE_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1.6e-1}
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,23 @@ def run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     return [torch.from_numpy(o) for o in outputs]
 
 
+def run_package(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Outputs of an AOTInductor package.
+
+    Raises:
+        ExportError: torch cannot load or run it.
+    """
+    from todo_compile._torch import load_ahead
+
+    try:
+        found: Any = load_ahead(str(path))(*inputs.values())
+    except RuntimeError as error:
+        raise ExportError(
+            f"torch cannot run {path.name}: {first_line(error)}", remedy="Report it."
+        ) from error
+    return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
 def score_bytes(report: Report) -> int:
     """Bytes of the largest QKᵀ in fp32, in which the CPU provider computes it, before and after
     the softmax."""
@@ -115,17 +132,17 @@ def verify(
     program: ExportedProgram,
     dense: GraphModule,
     report: Report,
-    onnx: Path,
+    file: Path,
     example: Any,
 ) -> dict[str, Any]:
-    """Verify a job's graph and ONNX file; returns what the manifest records.
+    """Verify a job's graph and file; returns what the manifest records.
 
     Args:
         job: what was built.
         program: rewritten, with its weights.
         dense: `site_proof.dense_copy` of the program from before the passes.
         report: of the passes.
-        onnx: the exported program.
+        file: the exported program: ONNX, or a package.
         example: inputs to run it with.
 
     Raises:
@@ -133,7 +150,7 @@ def verify(
         ExportError: the outputs differ by more than the precision explains, or bf16, which the
             CPU provider cannot run.
     """
-    if job.precision == "bf16":
+    if job.precision == "bf16" and job.format != "aotinductor":
         raise ExportError(
             "onnxruntime's CPU provider has no bf16 kernels, so bf16 cannot be verified here.",
             remedy="Verify with --precision fp32, which has the same graph, or leave out --verify.",
@@ -143,7 +160,7 @@ def verify(
     if score_bytes(report) <= budget:
         job.progress.info(f"verify         at {size_of(job)}, {expected_time(report)}")
         sites = _sites(job, program, dense, report, example)
-        return _checked(job, program, onnx, example, size_of(job), sites)
+        return _checked(job, program, file, example, size_of(job), sites)
     if not isinstance(job, ModelJob):
         raise ExportError(
             f"There is not enough free memory to verify this on the CPU: "
@@ -157,7 +174,7 @@ def verify(
         f"CPU; verifying the same weights, passes and factors at {smaller} instead, "
         f"{expected_time(planned)}"
     )
-    return _at(job, smaller, options, onnx.parent)
+    return _at(job, smaller, options, file.parent)
 
 
 def size_of(job: Job) -> str:
@@ -225,9 +242,9 @@ def _at(job: ModelJob, resolution: Any, options: PlanOptions, stage: Path) -> di
     """Capture, rewrite and export once more at `resolution`, and verify that."""
     from todo_compile import models
     from todo_compile.build.site_proof import dense_copy
+    from todo_compile.build.translation import translate
     from todo_compile.capture.inputs import example_inputs
     from todo_compile.capture.trace import capture, constants_of
-    from todo_compile.export.onnx import export_onnx
     from todo_compile.passes.pipeline import rewrite_graph
     from todo_compile.precision import dtype_of
     from todo_compile.progress import SilentProgress
@@ -249,16 +266,10 @@ def _at(job: ModelJob, resolution: Any, options: PlanOptions, stage: Path) -> di
     )
     sites = _sites(job, program, dense, report, example)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=stage) as folder:
-        onnx = Path(folder) / "model.onnx"
-        export_onnx(
-            program,
-            onnx,
-            opset=job.opset,
-            input_names=example.input_names,
-            output_names=example.output_names,
-            progress=SilentProgress(),
-        )
-        return _checked(job, program, onnx, example, str(resolution), sites)
+        suffix = ".pt2" if job.format == "aotinductor" else ".onnx"
+        file = Path(folder) / f"model{suffix}"
+        translate(job, program, file, example, SilentProgress())
+        return _checked(job, program, file, example, str(resolution), sites)
 
 
 def _sites(
@@ -302,7 +313,7 @@ def worst_site(proofs: Sequence[SiteProof]) -> str:
 def _checked(
     job: Job,
     program: ExportedProgram,
-    onnx: Path,
+    file: Path,
     example: Any,
     resolution: str,
     sites: Sequence[SiteProof],
@@ -311,20 +322,21 @@ def _checked(
     with job.progress.step("verify") as step:
         module = program.module()
         calls = [example.rows(batch) for batch in batches] or [example.args]
-        found = [one for args in calls for one in _errors(module, onnx, example, args)]
+        found = [one for args in calls for one in _errors(module, file, example, args)]
+        ran = "the package" if job.format == "aotinductor" else "onnxruntime"
         # The worst output speaks for all; NaN is worse than any number.
         of = f", batches {' and '.join(map(str, batches))}" if batches else ""
         errors = max(found, key=lambda e: (math.isnan(e.relative_l2), e.relative_l2))
         summary = (
-            f"onnxruntime against torch at {resolution}{of}: max {errors.max_abs:.2e}, "
+            f"{ran} against torch at {resolution}{of}: max {errors.max_abs:.2e}, "
             f"mean {errors.mean_abs:.2e}, relative L2 {errors.relative_l2:.2e}"
         )
         step.note(summary)
     tolerance = TOLERANCES[job.precision]
     if not errors.relative_l2 <= tolerance:  # also for NaN
         raise ExportError(
-            f"The ONNX file does not reproduce the graph: {summary} (allowed {tolerance:g}).",
-            remedy="Nothing was written. Try another --opset or --precision, and report it.",
+            f"The file does not reproduce the graph: {summary} (allowed {tolerance:g}).",
+            remedy="Nothing was written. Try another --precision (or --opset), and report it.",
         )
     return {
         "resolution": resolution,
@@ -336,7 +348,7 @@ def _checked(
     }
 
 
-def _errors(module: Any, onnx: Path, example: Any, args: Sequence[Tensor]) -> list[Errors]:
+def _errors(module: Any, file: Path, example: Any, args: Sequence[Tensor]) -> list[Errors]:
     """Errors of each output for one call."""
     import torch
 
@@ -344,5 +356,6 @@ def _errors(module: Any, onnx: Path, example: Any, args: Sequence[Tensor]) -> li
         expected = module(*args)
     if not isinstance(expected, (tuple, list)):
         expected = (expected,)
+    run = run_package if file.suffix == ".pt2" else run_onnx
     feeds = dict(zip(example.input_names, args, strict=True))
-    return [compare(*pair) for pair in zip(run_onnx(onnx, feeds), expected, strict=True)]
+    return [compare(*pair) for pair in zip(run(file, feeds), expected, strict=True)]

@@ -57,7 +57,8 @@ class Inspection:
             if s.get("action") == "refused"
         ]
         counts = sorted(manifest.onnx.get("ops", {}).items(), key=lambda item: -item[1])
-        lines.append("ONNX nodes     " + ", ".join(f"{n} {op}" for op, n in counts[:8]))
+        if counts:
+            lines.append("ONNX nodes     " + ", ".join(f"{n} {op}" for op, n in counts[:8]))
         lines.append(
             "versions       " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
         )
@@ -88,11 +89,11 @@ def inspect(
     """
     if not path.exists():
         raise BundleError(
-            f"{path} does not exist.", remedy="Give the .plan, .engine or .onnx file."
+            f"{path} does not exist.", remedy="Give the .plan, .engine, .onnx or .pt2 file."
         )
     if path.is_dir():
         raise BundleError(
-            f"{path} is a folder.", remedy="Give the .plan, .engine or .onnx file in it."
+            f"{path} is a folder.", remedy="Give the .plan, .engine, .onnx or .pt2 file in it."
         )
     manifest = read(path)
     main = path.parent / manifest.files[0 if manifest.library else -1].name
@@ -103,6 +104,8 @@ def inspect(
         note = "not read: the file is damaged"
     elif layers is not None and manifest.library is None:
         note = "an ONNX file has operators, listed above"
+    elif layers is not None and manifest.packaged:
+        note = "an AOTInductor package is machine code"
     elif layers is not None:
         try:
             found = layers(main, manifest.library or "")

@@ -74,8 +74,9 @@ class Manifest(_Frozen):
         totals: predicted FLOPs and bytes, dense and rewritten.
         files: main file first.
         inputs, outputs: its tensors; see `Tensor.shape` where it takes a range of batches.
-        library: builder of the engine with version; None for ONNX.
-        targets: GPU architectures; empty for ONNX.
+        library: builder of the engine or package with version; None for ONNX.
+        targets: GPU architectures of an engine; system and instructions that a package needs;
+            empty for ONNX.
         memory: as the builder reports it; None for ONNX.
         onnx: opset and operator counts.
         verification: result of ``--verify``, with the error of every site; None if not asked for.
@@ -102,6 +103,11 @@ class Manifest(_Frozen):
     seconds: dict[str, float]
     peak_rss_bytes: int | None = None
 
+    @property
+    def packaged(self) -> bool:
+        """Whether this is an AOTInductor package."""
+        return (self.library or "").startswith("aotinductor ")
+
     def summary(self) -> list[str]:
         """The manifest in a few lines for people."""
         actions = [s.get("action") for s in self.sites]
@@ -116,7 +122,8 @@ class Manifest(_Frozen):
             *(self.plan.lines() if self.plan is not None else ()),
         ]
         if self.library is not None:
-            lines.append(f"engine         {self.library} for {', '.join(self.targets)}")
+            kind = "package" if self.packaged else "engine"
+            lines.append(f"{kind:<14} {self.library} for {', '.join(self.targets)}")
         if self.memory is not None:
             parts = (
                 ("activations", self.memory.activation),

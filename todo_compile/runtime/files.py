@@ -111,11 +111,11 @@ def open_output(path: Path, verify: Verify = "full") -> Output:
     if path.is_dir():
         raise BundleError(
             f"{path} is a folder.",
-            remedy="Give a .plan, .engine or .onnx file, or load a bundle with load_pipeline.",
+            remedy="Give a .plan, .onnx or .pt2 file, or load a bundle with load_pipeline.",
         )
     main = path.with_name(path.name.removesuffix(".json"))
     if not main.exists():
-        raise BundleError(f"{main} does not exist.", remedy="Give the .plan or .onnx file.")
+        raise BundleError(f"{main} does not exist.", remedy="Give the .plan, .onnx or .pt2 file.")
     manifest = read(main)
     names = [entry.name for entry in manifest.files]
     if main.name not in names:

@@ -48,7 +48,8 @@ def load(
     its base. It serves the resolution that it was compiled for.
 
     Args:
-        path: engine, ONNX file or manifest; or a bundle, of which `component` is taken.
+        path: engine, ONNX file, package (``.pt2``) or manifest; or a bundle, of which `component`
+            is taken.
         component: only for a bundle: ``unet``, ``transformer``, ``vae_decoder``, ``text_encoder``,
             ``text_encoder_2``. A denoiser with a dense twin comes as a `SwitchedDenoiser`.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one.
@@ -222,12 +223,21 @@ def open_session(
     cuda_graph: bool = False,
     runtime_cache: Path | None = None,
 ) -> Session:
-    """What runs an output: TensorRT for engines, onnxruntime for ONNX.
+    """What runs an output: TensorRT for engines, onnxruntime for ONNX, torch for packages.
 
     Raises:
         EngineError: it is absent, or refuses the output here.
-        ConfigError: options of TensorRT for an ONNX file.
+        ConfigError: options of TensorRT for another file.
     """
+    if output.manifest.packaged:
+        if cuda_graph or runtime_cache is not None:
+            raise ConfigError(
+                "cuda_graph and runtime_cache are for TensorRT engines.",
+                remedy=f"Leave them out: {output.path.name} runs in torch.",
+            )
+        from todo_compile.runtime.package_session import PackageSession
+
+        return PackageSession(output, provider=provider, threads=threads)
     if output.manifest.library is not None:
         from todo_compile.runtime.tensorrt_session import TensorRTSession
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from todo_compile.build.job import foreign_kinds, format_of
 from todo_compile.build.many.document import Document, Entry, Mistake, Value
 from todo_compile.build.request import BuildRequest
 from todo_compile.errors import TodoError
@@ -179,11 +180,11 @@ def _build(
             values[key] = _filled(entry, key, values, chosen[key].line, wrong)
     if wrong:
         return wrong
-    if str(values["out"]).endswith(".onnx") or values.get("format") == "onnx":
-        # What the defaults say about engines is for the file's engines.
-        values = {
-            k: v for k, v in values.items() if _OPTIONS[k].only != "engine" or k in entry.values
-        }
+    # What the defaults say about engines is for the file's engines.
+    foreign = foreign_kinds(format_of(str(values["out"])) or str(values.get("format")))
+    values = {
+        k: v for k, v in values.items() if _OPTIONS[k].only not in foreign or k in entry.values
+    }
     try:
         return Build(entry.name, entry.line, BuildRequest.model_validate(values), axes)
     except TodoError as error:
