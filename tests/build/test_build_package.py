@@ -166,7 +166,7 @@ def test_changed_for(built: tuple[Path, Handing, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"provider": "cuda"}, EngineError, "compiled for the CPU, not for cuda"),
+        ({"device": "cuda"}, EngineError, "compiled for the CPU, not for cuda"),
         ({"threads": 2}, ConfigError, "takes torch's threads"),
         ({"cuda_graph": True}, ConfigError, "for TensorRT engines"),
         ({"cast": True}, ConfigError, "for components of pipelines"),

@@ -237,7 +237,7 @@ def open_session(
             )
         from todo_compile.runtime.package_session import PackageSession
 
-        return PackageSession(output, provider=provider, threads=threads)
+        return PackageSession(output, device=device, threads=threads)
     if output.manifest.library is not None:
         from todo_compile.runtime.tensorrt_session import TensorRTSession
 

@@ -24,7 +24,7 @@ class PackageSession:
 
     Args:
         output: checked, see `files.open_output`.
-        provider: ``cpu`` or None.
+        device: ``cpu`` or None.
         threads: must be None.
 
     Raises:
@@ -33,7 +33,7 @@ class PackageSession:
     """
 
     def __init__(
-        self, output: Output, *, provider: str | None = None, threads: int | None = None
+        self, output: Output, *, device: str | None = None, threads: int | None = None
     ) -> None:
         self._output = output
         manifest = output.manifest
@@ -42,10 +42,10 @@ class PackageSession:
                 "threads is for onnxruntime, and a package takes torch's threads.",
                 remedy="Leave it out, and call torch.set_num_threads.",
             )
-        if provider not in (None, "cpu"):
+        if device not in (None, "cpu"):
             raise EngineError(
-                f"{output.path.name} was compiled for the CPU, not for {provider}.",
-                remedy='Leave provider out. For a GPU: torch.compile(backend="todo_inductor"), '
+                f"{output.path.name} was compiled for the CPU, not for {device}.",
+                remedy='Leave device out. For a GPU: torch.compile(backend="todo_inductor"), '
                 "ONNX, or an engine.",
             )
         check_library(output, package.NAME, package.version())
