@@ -33,8 +33,7 @@ def test_dense_twin_shares_the_weights(
     assert main(arguments(pipeline, out, *only)) == 0  # the twin comes later
     assert main(arguments(pipeline, out, *only, "--dense-after", "0.7")) == 0
     found = read_bundle(out)
-    assert found.dense_after == 0.7
-    assert found.dense["unet"].file == "unet.dense.onnx"
+    assert [(p.start, p.file) for p in found.phases] == [(0.7, "unet.dense.onnx")]
     assert sorted(p.name for p in out.iterdir() if p.suffix == ".data") == ["unet.onnx.data"]
     assert damage(out) == []
     feeds = {
@@ -55,7 +54,7 @@ def test_dense_twin_shares_the_weights(
     started = refuse_build(monkeypatch)
     assert main(arguments(pipeline, out, *only, "--dense-after", "0.8")) == 0
     assert started == []  # when to switch is no reason to build
-    assert read_bundle(out).dense_after == 0.8
+    assert [p.start for p in read_bundle(out).phases] == [0.8]
     # Other weights: the twin that shares them must go with them.
     assert main(arguments(pipeline, out, *only, "--dense-after", "0.8", "--weights", "random")) == 0
     assert started == ["unet", "unet"]

@@ -161,7 +161,7 @@ def test_pictures_equal_torch(ranged: Path, images: int, guidance: float, runs: 
     options = {"num_images_per_prompt": images, "guidance_scale": guidance}
     ours = todo_compile.load_pipeline(ranged)
     ours.set_progress_bar_config(disable=True)
-    ours.unet = ours.unet.rewritten
+    ours.unet = ours.unet.parts[0]
     inner, seen = ours.unet.session, []
 
     class Watched:

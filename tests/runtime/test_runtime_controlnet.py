@@ -109,7 +109,7 @@ def test_manifests(controlled: Path) -> None:
 def test_rewritten_equals_torch_on_the_oracle(controlled: Path) -> None:
     net = controlnet(tiny.unet())
     pipe = ours(controlled, net)
-    pipe.unet = pipe.unet.rewritten
+    pipe.unet = pipe.unet.parts[0]
     expected = tiny.picture(torch_pipeline(with_oracle(tiny.sd()), net), image=hint())
     assert distance(tiny.picture(pipe, image=hint()), expected) < TOLERANCE
     without = tiny.picture(with_oracle(tiny.sd()))
@@ -126,8 +126,8 @@ def test_pair_and_dense_alone(controlled: Path) -> None:
     assert distance(tiny.picture(dense, image=hint()), expected) < TOLERANCE
     calls: list[str] = []
     pair = ours(controlled, net)
-    for name in ("rewritten", "dense"):
-        getattr(pair.unet, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    for name, part in zip(("rewritten", "dense"), pair.unet.parts, strict=True):
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
     tiny.picture(pair, image=hint(), steps=4)
     assert calls == ["rewritten", "rewritten", "dense", "dense"]
 
@@ -144,7 +144,7 @@ def test_pair_and_dense_alone(controlled: Path) -> None:
 def test_options_of_the_pipeline(controlled: Path, options: dict[str, Any]) -> None:
     net = controlnet(tiny.unet())
     pipe = ours(controlled, net)
-    pipe.unet = pipe.unet.rewritten
+    pipe.unet = pipe.unet.parts[0]
     options = {"image": hint(), "steps": 2, **options}
     expected = tiny.picture(torch_pipeline(with_oracle(tiny.sd()), net), **options)
     assert distance(tiny.picture(pipe, **options), expected) < TOLERANCE
@@ -154,7 +154,7 @@ def test_several_controlnets(controlled: Path) -> None:
     unet = tiny.unet()
     nets = MultiControlNetModel([controlnet(unet), controlnet(unet, seed=12)])
     pipe = ours(controlled, nets)
-    pipe.unet = pipe.unet.rewritten
+    pipe.unet = pipe.unet.parts[0]
     options: dict[str, Any] = {
         "image": [hint(), 1 - hint()],
         "controlnet_conditioning_scale": [0.7, 0.3],
@@ -168,14 +168,14 @@ def test_pooled_residuals_are_spread(controlled: Path) -> None:
     """``global_pool_conditions`` makes residuals of 1×1, which torch broadcasts."""
     net = controlnet(tiny.unet(), global_pool_conditions=True)
     pipe = ours(controlled, net)
-    pipe.unet = pipe.unet.rewritten
+    pipe.unet = pipe.unet.parts[0]
     expected = tiny.picture(torch_pipeline(with_oracle(tiny.sd()), net), image=hint(), steps=2)
     assert distance(tiny.picture(pipe, image=hint(), steps=2), expected) < TOLERANCE
 
 
 def test_no_residuals_are_zeros(controlled: Path) -> None:
     pipe = todo_compile.load_pipeline(controlled)
-    pipe.unet = pipe.unet.rewritten
+    pipe.unet = pipe.unet.parts[0]
     assert distance(tiny.picture(pipe), tiny.picture(with_oracle(tiny.sd()))) < TOLERANCE
 
 

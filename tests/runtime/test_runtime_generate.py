@@ -76,7 +76,7 @@ def test_compare_with_a_dense_bundle(
     words = said(capsys)
     assert "MSE" in words and "PSNR" in words and "HPF" in words
     assert call("-b", folder, *arguments) == 2
-    assert "has no dense twin" in said(capsys)
+    assert "has no dense denoiser" in said(capsys)
     other = make_bundle(folder, model, files, resolution="64x64")
     assert call("-b", bundle, *arguments, "--dense-bundle", other) == 2
     assert "built for 64x64" in said(capsys)

@@ -41,13 +41,13 @@ def test_a_copy_draws_the_same(pipe: Any) -> None:
     expected = tiny.picture(pipe, steps=2)
     copied = copy.deepcopy(pipe)
     assert copied.unet is not pipe.unet
-    assert copied.unet.rewritten.session is pipe.unet.rewritten.session
+    assert copied.unet.parts[0].session is pipe.unet.parts[0].session
     # The copy's schedule is its own: the pair must not look at the other's.
     pipe.scheduler.set_timesteps(7)
     assert tiny.picture(copied, steps=2).equal(expected)
     copied.scheduler.set_timesteps(9)
     assert tiny.picture(pipe, steps=2).equal(expected)
-    assert copy.copy(pipe.unet).rewritten is pipe.unet.rewritten
+    assert copy.copy(pipe.unet).parts[0] is pipe.unet.parts[0]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_moving(pipe: Any, bundle: Path) -> None:
     with pytest.raises(InputError, match=r'cannot be moved to meta[\s\S]*device="meta"'):
         pipe.to("meta")
     with pytest.raises(InputError, match=r"cannot be moved[\s\S]*--precision that you need"):
-        pipe.unet.rewritten.half()
+        pipe.unet.parts[0].half()
     unet = todo_compile.load(bundle / "unet.onnx")
     # As from a GPU, which there is not everywhere.
     assert "do without offloading" in unet._instead(torch.empty(0))

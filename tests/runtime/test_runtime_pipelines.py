@@ -49,7 +49,7 @@ def test_text_to_image_equals_torch_on_the_oracle(
 
     ours = todo_compile.load_pipeline(bundle, scheduler=scheduler)
     ours.set_progress_bar_config(disable=True)
-    ours.unet = ours.unet.rewritten  # the pair is tested below
+    ours.unet = ours.unet.parts[0]  # the pair is tested below
     assert type(ours.scheduler) is type(torch_pipe.scheduler)
     found = tiny.picture(ours)
     assert distance(found, expected) < TOLERANCE
@@ -72,7 +72,7 @@ def test_image_to_image(bundle: Path) -> None:
     ours = todo_compile.load_pipeline(
         bundle, pipeline_class="StableDiffusionImg2ImgPipeline", encoder=tiny.vae()
     )
-    ours.unet = ours.unet.rewritten
+    ours.unet = ours.unet.parts[0]
     pictures: list[Any] = [
         pipe(
             "a red cat",
@@ -98,7 +98,7 @@ def test_inpainting(bundle: Path) -> None:
     ours = todo_compile.load_pipeline(
         bundle, pipeline_class="StableDiffusionInpaintPipeline", encoder=tiny.vae()
     )
-    ours.unet = ours.unet.rewritten
+    ours.unet = ours.unet.parts[0]
     options = {"image": start, "mask_image": mask, "strength": 1.0}
     pictures = [tiny.picture(pipe, **options) for pipe in (ours, expected)]
     assert distance(*pictures) < TOLERANCE
@@ -107,7 +107,7 @@ def test_inpainting(bundle: Path) -> None:
 
 def test_several_pictures_and_no_guidance_are_cut_and_filled_up(bundle: Path) -> None:
     ours = todo_compile.load_pipeline(bundle)
-    ours.unet = ours.unet.rewritten
+    ours.unet = ours.unet.parts[0]
     oracle = with_oracle(tiny.sd())
     options = {"prompt": ["a cat", "two dogs", "x"], "steps": 2}
     # Batch 6 on an engine of 2, a decoder and a text encoder of 1.
@@ -121,8 +121,8 @@ def test_the_pair_switches_half_way(bundle: Path) -> None:
     """Half of four steps on the oracle, half dense, by hand."""
     ours = todo_compile.load_pipeline(bundle, scheduler="ddim")
     calls: list[str] = []
-    for name in ("rewritten", "dense"):
-        getattr(ours.unet, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    for name, part in zip(("rewritten", "dense"), ours.unet.parts, strict=True):
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
     found = tiny.picture(ours, steps=4)
     assert calls == ["rewritten", "rewritten", "dense", "dense"]
 

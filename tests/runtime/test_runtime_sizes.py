@@ -83,7 +83,7 @@ def test_what_lies_there(sized: Path) -> None:
         "unet": "unet.48x16.onnx",
         "vae_decoder": "vae_decoder.48x16.onnx",
     }
-    assert second.dense["unet"].file == "unet.48x16.dense.onnx"
+    assert [(p.start, p.file) for p in second.phases] == [(0.5, "unet.48x16.dense.onnx")]
     # One weights' file a component, whatever the number of sizes and twins.
     assert sorted(p.name for p in sized.glob("*.data")) == [
         "text_encoder.onnx.data",
@@ -96,7 +96,7 @@ def test_what_lies_there(sized: Path) -> None:
 def test_pictures_of_every_size(model: Path, sized: Path, size: str) -> None:
     ours = todo_compile.load_pipeline(sized)
     for part in ("unet",):  # no switching: the twin has a test of its own
-        setattr(ours, part, ours.unet.rewritten)
+        setattr(ours, part, ours.unet.parts[0])
     torch_pipe = type(tiny.sd()).from_pretrained(model)
     torch_pipe.set_progress_bar_config(disable=True)
     plain = picture(torch_pipe, size)
@@ -117,8 +117,8 @@ def test_dense_twins_of_every_size(model: Path, sized: Path, size: str) -> None:
     # And in turn within one run: two steps of which the second is dense.
     pair = todo_compile.load_pipeline(sized)
     calls: list[str] = []
-    for name in ("rewritten", "dense"):
-        getattr(pair.unet, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    for name, part in zip(("rewritten", "dense"), pair.unet.parts, strict=True):
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
     picture(pair, size, steps=2)
     assert calls == ["rewritten", "dense"]
 
@@ -130,7 +130,7 @@ def test_other_sizes_are_refused(sized: Path) -> None:
 
 
 def test_engines_are_opened_when_needed(sized: Path) -> None:
-    unet = todo_compile.load(sized, verify="size").rewritten
+    unet = todo_compile.load(sized, verify="size").parts[0]
     feeds = {"timestep": torch.tensor([500.0]), "encoder_hidden_states": torch.randn(2, 77, 24)}
     opened = unet.session._sessions
     assert list(opened) == [(16, 16)]
@@ -152,7 +152,7 @@ def test_every_engine_has_a_cache_of_its_own(
     monkeypatch.setattr(loading, "open_session", recorded)
     pair = todo_compile.load(sized, verify="size", runtime_cache=tmp_path / "unet.cache")
     feeds = {"timestep": torch.tensor([500.0]), "encoder_hidden_states": torch.randn(2, 77, 24)}
-    for one in (pair.rewritten, pair.dense):
+    for one in (pair.parts[0], pair.dense):
         one(torch.randn(2, 4, 8, 24), **feeds)
     assert seen == {
         "unet.onnx": "unet.cache",
@@ -163,7 +163,7 @@ def test_every_engine_has_a_cache_of_its_own(
 
 
 def test_one_size_alone(sized: Path) -> None:
-    unet = todo_compile.load(sized, res="48x16").rewritten
+    unet = todo_compile.load(sized, res="48x16").parts[0]
     assert unet.session.inputs["sample"].shape == (2, 4, 8, 24)
     pipe = todo_compile.load_pipeline(sized, res="48x16")
     assert pipe.vae.session.inputs["latent_sample"].shape == (1, 4, 8, 24)

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from torch import nn
 
 from todo_compile.errors import ConfigError, InputError
-from todo_compile.runtime.switching import SwitchedDenoiser
+from todo_compile.runtime.switching import PhasedDenoiser
 
 
 class Named(nn.Module):
@@ -31,8 +31,8 @@ class Pipeline:
         self.scheduler = scheduler
 
 
-def pair(scheduler, share: float) -> tuple[SwitchedDenoiser, Pipeline]:
-    made = SwitchedDenoiser(Named("r"), Named("d"), share)
+def pair(scheduler, share: float) -> tuple[PhasedDenoiser, Pipeline]:
+    made = PhasedDenoiser([Named("r"), Named("d")], [0, share])
     pipeline = Pipeline(scheduler)
     made.follow(pipeline)
     return made, pipeline
@@ -84,12 +84,24 @@ def test_runs_may_break_off_and_change() -> None:
 
 
 def test_without_a_schedule_it_says_what_to_do() -> None:
-    alone = SwitchedDenoiser(Named("r"), Named("d"), 0.5)
+    alone = PhasedDenoiser([Named("r"), Named("d")], [0, 0.5])
     with pytest.raises(InputError, match="does not know the schedule") as caught:
         alone(None, 1)
     assert "follow(pipe)" in str(caught.value.remedy)
-    with pytest.raises(ConfigError, match=r"1\.5"):
-        SwitchedDenoiser(Named("r"), Named("d"), 1.5)
+    for starts in ([0, 1.5], [0, 0.5, 0.2], [0.1, 0.5], [0], []):
+        with pytest.raises(ConfigError):
+            PhasedDenoiser([Named("r")] * max(2, len(starts)), starts)
+
+
+def test_more_phases_than_two_and_parts_that_return() -> None:
+    scheduler = DDIMScheduler()
+    one, two = Named("1"), Named("2")
+    made = PhasedDenoiser([one, two, one], [0, 0.25, 0.75], dense=1)
+    assert made.dense is two
+    made.follow(pipeline := Pipeline(scheduler))
+    scheduler.set_timesteps(8)
+    assert "".join(made(None, t) for t in scheduler.timesteps) == "11222211"
+    assert pipeline.scheduler is scheduler
 
 
 def test_the_schedule_outlives_its_pipeline() -> None:

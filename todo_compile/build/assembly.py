@@ -15,7 +15,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from todo_compile.build.compiler import CompileResult, asked_for, build
 from todo_compile.errors import BundleError
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from todo_compile.build.request import BuildRequest
     from todo_compile.bundle.bundle import Bundle
 
-DENSE = ".dense"
-"""Ends the name of a dense twin."""
 LOCK = ".building"
 PARTS = ".parts"
 
@@ -40,8 +38,8 @@ class BundleResult:
     Attributes:
         folder: the bundle.
         bundle: what its ``bundle.json`` says.
-        results: of the outputs by name: ``unet``, its dense twin ``unet.dense``, at a further
-            resolution ``unet.2048x1152`` and ``unet.2048x1152.dense``.
+        results: of the outputs by name: ``unet``, those of later phases ``unet.phase2`` and
+            ``unet.dense``, at a further resolution ``unet.2048x1152``, ``unet.2048x1152.dense``.
         reused: nothing had to be built or moved.
     """
 
@@ -59,12 +57,14 @@ class Assembly:
         request: what was asked for.
         kind: of the outputs, ``onnx`` or ``tensorrt``.
         jobs: by the output's name.
+        denoisers: for each resolution (start, output's name) of every phase of the schedule.
         extras: light files by name.
     """
 
     request: BuildRequest
     kind: str
     jobs: Mapping[str, ModelJob]
+    denoisers: Mapping[str, Sequence[tuple[float, str]]]
     extras: Mapping[str, bytes]
     progress: Progress
 
@@ -133,8 +133,8 @@ class Assembly:
     def _component(self, job: ModelJob, twin: CompileResult | None) -> CompileResult:
         """Find the component in its place or among the parts, or build it there.
 
-        A twin (dense, or for another resolution) comes after the model whose weights it shares,
-        and only fits those.
+        A twin (for another phase or resolution) comes after the model whose weights it shares, and
+        only fits those.
         """
         from todo_compile.bundle.files import sweep
         from todo_compile.bundle.manifest import find_reusable, read
@@ -212,19 +212,29 @@ class Assembly:
     def _describe(self, results: Mapping[str, CompileResult]) -> Bundle:
         import hashlib
 
-        from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile
+        from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile, PhaseEntry
         from todo_compile.bundle.manifest import file_sha256, manifest_path, now
 
         main = next(iter(self.jobs.values()))
-        # (components, dense twins) by resolution; what serves all stands with the first.
-        sizes: dict[str, tuple[dict[str, ComponentEntry], dict[str, ComponentEntry]]] = {}
-        for name, result in results.items():
-            job = self.jobs[name]
-            places = sizes.setdefault(str(job.resolution), ({}, {}))
-            places[name.endswith(DENSE)][job.source.component] = ComponentEntry(
+        entries = {
+            name: ComponentEntry(
                 file=result.path.name, manifest_sha256=file_sha256(manifest_path(result.path))
             )
-        entries, dense = sizes.pop(str(main.resolution))
+            for name, result in results.items()
+        }
+        later = {name for phases in self.denoisers.values() for _, name in phases[1:]}
+        first = {phases[0][1] for phases in self.denoisers.values()}
+        # By resolution; what serves all stands with the first one.
+        sizes: dict[str, dict[str, Any]] = {}
+        for name, entry in entries.items():
+            job = self.jobs[name]
+            size = sizes.setdefault(str(job.resolution), {"components": {}, "phases": []})
+            if name in first or name not in later:
+                size["components"][job.source.component] = entry
+        for resolution, phases in self.denoisers.items():
+            sizes[resolution]["phases"] = [
+                PhaseEntry(start=start, **entries[name].model_dump()) for start, name in phases[1:]
+            ]
         return Bundle.model_validate(
             {
                 "created": now(),
@@ -234,13 +244,8 @@ class Assembly:
                 "precision": main.precision,
                 "kind": self.kind,
                 "pipeline_class": main.source.pipeline or "StableDiffusionPipeline",
-                "components": entries,
-                "dense": dense,
-                "dense_after": self.request.dense_after,
-                "sizes": [
-                    {"resolution": size, "components": found, "dense": twins}
-                    for size, (found, twins) in sizes.items()
-                ],
+                **sizes.pop(str(main.resolution)),
+                "sizes": [{"resolution": size, **found} for size, found in sizes.items()],
                 "extras": [
                     ExtraFile(
                         name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
@@ -361,7 +366,7 @@ def _linked(output: Path) -> bool:
 
 
 def _fits(result: CompileResult, twin: CompileResult | None) -> bool:
-    """Whether the weights that a dense twin shares are those of the model as it is now."""
+    """Whether the weights that a twin shares are those of the model as it is now."""
     if twin is None:
         return True
     now = {entry.name: entry.sha256 for entry in twin.manifest.files}

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from todo_compile import packages
 from todo_compile.batches import Batch, halved, parse_batch
-from todo_compile.build.assembly import DENSE, LOCK, PARTS, Assembly
+from todo_compile.build.assembly import LOCK, PARTS, Assembly
 from todo_compile.build.job import SUFFIXES
 from todo_compile.build.model_job import check_used, prepare_component
-from todo_compile.build.planned import Planned
+from todo_compile.build.phases import DenoiserPhase, phase_job, phases_of
+from todo_compile.disk import format_bytes
 from todo_compile.errors import BundleError, ConfigError
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress, SilentProgress
@@ -52,8 +53,9 @@ def prepare_bundle(
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
     loras = [parse_lora(text) for text in request.lora]
     names = _components(request, progress)
-    planned = _planned(request, names[0])
+    phases = phases_of(request, names[0])
     jobs: dict[str, ModelJob] = {}
+    denoisers: dict[str, list[tuple[float, str]]] = {}
     if any(name.startswith("text_encoder") for name in names):
         packages.need("transformers", "A text encoder")  # before the weights of others are read
     for number, size in enumerate(sizes):
@@ -66,30 +68,35 @@ def prepare_bundle(
                 loras,
                 progress,
                 look=look,
-                planned=planned if name == names[0] else None,
+                planned=phases[0].planned if name == names[0] else None,
             )
-        if request.dense_after is not None:
-            stem = names[0] if number == 0 else f"{names[0]}.{size}"
-            jobs[f"{stem}{DENSE}"] = _dense_job(jobs[stem], request.dense_after)
+        stem = names[0] if number == 0 else f"{names[0]}.{size}"
+        for phase in phases:
+            if (name := f"{stem}{phase.ending}") not in jobs:
+                jobs[name] = phase_job(jobs[stem], phase)
+        denoisers[str(size)] = [(phase.start, f"{stem}{phase.ending}") for phase in phases]
     check_used(loras, list(jobs.values()))
-    return Assembly(request, kind, jobs, _extras(jobs, progress), progress)
+    _say_phases(phases, kind, jobs[names[0]], len(sizes), progress)
+    return Assembly(request, kind, jobs, denoisers, _extras(jobs, progress), progress)
 
 
-def _planned(request: BuildRequest, first: str) -> Planned | None:
-    """What a tuned plan asks of the denoising model.
-
-    Raises:
-        ConfigError: the bundle lacks that.
-    """
-    from todo_compile.models.components import OTHERS
-
-    tuned = request.tuned
-    if tuned is not None and first in OTHERS:
-        raise ConfigError(
-            "--plan is for the denoising model, which this bundle lacks.",
-            remedy="Leave it out, or build all components.",
+def _say_phases(
+    phases: Sequence[DenoiserPhase], kind: str, job: ModelJob, sizes: int, progress: Progress
+) -> None:
+    """What several denoisers mean for the disk."""
+    outputs = len({phase.ending for phase in phases})
+    if outputs == 1:
+        return
+    each = format_bytes(job.weight_bytes)
+    progress.info(
+        f"phases         {outputs} denoisers, switched by step: "
+        + (
+            f"their ONNX files share weights of {each}"
+            if kind == "onnx"
+            else f"each engine has weights of {each}, {format_bytes(job.weight_bytes * outputs)} "
+            "in all" + (" at each resolution" if sizes > 1 else "")
         )
-    return None if tuned is None else Planned.whole(tuned)
+    )
 
 
 def _part(
@@ -132,34 +139,6 @@ def _sizes(res: Sequence[str]) -> list[Resolution]:
             remedy=f"Give 1 to {MAX_SIZES}.",
         )
     return sizes
-
-
-def _dense_job(job: ModelJob, after: float) -> ModelJob:
-    """The dense twin of the denoising model's job; what was checked holds for it too."""
-    from todo_compile.models.components import OTHERS
-
-    if not 0 < after < 1:
-        raise ConfigError(
-            f"{after:g} is no share of the steps between 0 and 1.",
-            remedy="--dense-after 0.7: dense for the last 30 % of the steps.",
-        )
-    if job.source.component in OTHERS:
-        raise ConfigError(
-            "--dense-after is for the denoising model, which this bundle lacks.",
-            remedy="Leave it out, or build all components.",
-        )
-    options = replace(job.options, factors=(), kv_tokens=None, sites=())
-    stem, dump = job.out.stem, job.request.dump
-    plan = {**options.describe(), "native_kv_tokens": job.source.native.kv_tokens}
-    return replace(
-        job,
-        out=job.out.with_name(f"{stem}{DENSE}{job.out.suffix}"),
-        options=options,
-        request=job.request.model_copy(
-            update={"dump": dump and dump.with_name(f"{stem}{DENSE}"), "options": options}
-        ),
-        identity={**job.identity, "plan": plan},
-    )
 
 
 def is_folder_output(out: Path, text: str = "") -> bool:

@@ -14,9 +14,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from todo_compile.bundle.manifest import (
     Manifest,
@@ -30,6 +37,7 @@ from todo_compile.bundle.manifest import (
 from todo_compile.disk import disk_errors, flush, format_bytes
 from todo_compile.errors import BundleError
 from todo_compile.foreign import parse_object
+from todo_compile.tuning.plan_file import MAX_PHASES
 
 FORMAT = 1
 BUNDLE_JSON = "bundle.json"
@@ -37,6 +45,7 @@ Component = Literal["unet", "transformer", "vae_decoder", "text_encoder", "text_
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 """Names that components can have, in the order in which they are built."""
 Denoiser = Literal["unet", "transformer"]
+DENOISERS: tuple[Denoiser, ...] = get_args(Denoiser)
 SizedComponent = Literal["unet", "transformer", "vae_decoder"]
 SIZED: tuple[SizedComponent, ...] = get_args(SizedComponent)
 """Components that are built for one resolution each; text has none."""
@@ -81,6 +90,16 @@ class ComponentEntry(_Frozen):
     manifest_sha256: Annotated[str, _HASH]
 
 
+class PhaseEntry(ComponentEntry):
+    """A denoiser that takes over from the one before; several may name one file.
+
+    Attributes:
+        start: share of the steps before it.
+    """
+
+    start: Annotated[float, Field(gt=0, lt=1)]
+
+
 class ExtraFile(_Frozen):
     """A light file copied along from the pipeline's folder."""
 
@@ -89,18 +108,21 @@ class ExtraFile(_Frozen):
     sha256: Annotated[str, _HASH]
 
 
+_Phases = Annotated[list[PhaseEntry], Field(max_length=MAX_PHASES - 1)]
+
+
 class Size(_Frozen):
     """What a bundle has for one more resolution; all else serves every resolution.
 
     Attributes:
         resolution: ``WIDTHxHEIGHT`` in pixels.
         components: the denoising model and the VAE decoder, as far as the bundle has them.
-        dense: dense twins by the component's name.
+        phases: the denoising model for later phases of the schedule.
     """
 
     resolution: _Pixels
     components: Annotated[dict[SizedComponent, ComponentEntry], Field(min_length=1)]
-    dense: dict[Denoiser, ComponentEntry] = {}
+    phases: _Phases = []
 
 
 class Bundle(_Frozen):
@@ -116,10 +138,9 @@ class Bundle(_Frozen):
         precision: of the denoising model; a component's manifest has its own.
         kind: what the components are.
         pipeline_class: the diffusers pipeline that they make up.
-        components: by name, see `COMPONENTS`.
-        dense: dense twins of components, by the component's name (``--dense-after``).
-        dense_after: share of the steps after which the dense twin takes over; None if there is
-            none.
+        components: by name, see `COMPONENTS`; the denoising model for the first steps.
+        phases: the denoising model for later phases of the schedule (``--plan``,
+            ``--dense-after``); they begin at the same steps at every resolution.
         sizes: components for further resolutions.
         extras: light files that were copied along.
     """
@@ -133,18 +154,36 @@ class Bundle(_Frozen):
     kind: Literal["onnx", "tensorrt"]
     pipeline_class: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,99}$")]
     components: Annotated[dict[Component, ComponentEntry], Field(min_length=1)]
-    dense: dict[Denoiser, ComponentEntry] = {}
-    dense_after: Annotated[float, Field(ge=0, le=1)] | None = None
+    phases: _Phases = []
     sizes: Annotated[list[Size], Field(max_length=MAX_SIZES - 1)] = []
     extras: Annotated[list[ExtraFile], Field(max_length=64)] = []
 
-    def entries(self) -> Iterator[tuple[Component, ComponentEntry]]:
-        """(component, entry) of every component and every dense twin, at every resolution."""
-        yield from self.components.items()
-        yield from self.dense.items()
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        starts = [phase.start for phase in self.phases]
+        if sorted(set(starts)) != starts:
+            raise ValueError("the phases do not begin one after the other")
+        if starts and self.denoiser is None:
+            raise ValueError("there are phases, but no denoising model")
         for size in self.sizes:
+            if [p.start for p in size.phases] != (starts if self.denoiser else []):
+                raise ValueError("the phases differ from resolution to resolution")
+            if self.denoiser is not None and self.denoiser not in size.components:
+                raise ValueError(f"there is no {self.denoiser} for {size.resolution}")
+        return self
+
+    @property
+    def denoiser(self) -> Denoiser | None:
+        """Name of the denoising model, if the bundle has one."""
+        return next((name for name in DENOISERS if name in self.components), None)
+
+    def entries(self) -> Iterator[tuple[Component, ComponentEntry]]:
+        """(component, entry) of every component in every phase, at every resolution."""
+        for size in (self, *self.sizes):
             yield from size.components.items()
-            yield from size.dense.items()
+            for phase in size.phases:
+                assert self.denoiser is not None  # else there are no phases
+                yield self.denoiser, phase
 
     @property
     def resolutions(self) -> list[str]:
@@ -156,10 +195,14 @@ class Bundle(_Frozen):
         lines = [
             f"bundle         {self.model} at {', '.join(self.resolutions)}, batch {self.batch}, "
             f"{self.kind}",
-            f"components     {', '.join(e.file for _, e in self.entries())}",
+            f"components     {', '.join(dict.fromkeys(e.file for _, e in self.entries()))}",
         ]
-        if self.dense_after is not None:
-            lines.append(f"dense          after {self.dense_after:.0%} of the steps")
+        if self.denoiser is not None and self.phases:
+            files = [(0.0, self.components[self.denoiser].file)]
+            files += [(phase.start, phase.file) for phase in self.phases]
+            lines.append(
+                "phases         " + ", ".join(f"{name} from {at:.0%}" for at, name in files)
+            )
         size = format_bytes(sum(extra.bytes for extra in self.extras))
         lines.append(
             f"pipeline       {self.pipeline_class}, {len(self.extras)} light files ({size})"
@@ -259,6 +302,44 @@ def component_manifest(folder: Path, component: Component, entry: ComponentEntry
     for file in manifest.files:
         inside(folder, file.name)
     return manifest
+
+
+def denoisers(bundle: Bundle, folder: Path) -> list[Manifest]:
+    """Manifests of the denoising model in every phase, at the first resolution.
+
+    Raises:
+        BundleError: one is absent or changed.
+    """
+    if (name := bundle.denoiser) is None:
+        return []
+    entries = [bundle.components[name], *bundle.phases]
+    return [component_manifest(folder, name, entry) for entry in entries]
+
+
+def details(bundle: Bundle, folder: Path) -> list[str]:
+    """What its manifests add to `Bundle.summary`: the plan, and what it takes on the disk.
+
+    Raises:
+        BundleError: a manifest is absent or changed.
+    """
+    whole: dict[str, int] = {extra.name: extra.bytes for extra in bundle.extras}
+    plain = dict(whole)
+    for size in (bundle, *bundle.sizes):
+        for name, entry in size.components.items():
+            files = component_manifest(folder, name, entry).files
+            plain |= {file.name: file.bytes for file in files}
+    whole |= plain
+    for component, entry in bundle.entries():
+        files = component_manifest(folder, component, entry).files
+        whole |= {file.name: file.bytes for file in files}
+    total, more = sum(whole.values()), sum(whole.values()) - sum(plain.values())
+    said = f", of which later phases {format_bytes(more)}" if bundle.phases else ""
+    plan = next((m.plan for m in denoisers(bundle, folder) if m.plan is not None), None)
+    every = None if plan is None else range(1, len(plan.starts) + 1)
+    return [
+        *(plan.lines(every) if plan is not None else ()),
+        f"disk           {format_bytes(total)}{said}",
+    ]
 
 
 def check_bundle(bundle: Bundle, folder: Path, *, hashes: bool = True) -> list[str]:

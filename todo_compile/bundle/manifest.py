@@ -108,6 +108,11 @@ class Manifest(_Frozen):
         """Whether this is an AOTInductor package."""
         return (self.library or "").startswith("aotinductor ")
 
+    @property
+    def dense(self) -> bool:
+        """Whether it downsamples nothing."""
+        return all(site.get("action") != "rewritten" for site in self.sites)
+
     def summary(self) -> list[str]:
         """The manifest in a few lines for people."""
         actions = [s.get("action") for s in self.sites]

@@ -113,6 +113,7 @@ def _proofs(result: CompileResult, verbose: int) -> list[str]:
 def _print_bundle(
     found: BundleResult, progress: ConsoleProgress, *, json: bool, quiet: bool, verbose: int
 ) -> None:
+    from todo_compile.bundle.bundle import details
     from todo_compile.cli.console import print_json
 
     if json:
@@ -138,6 +139,6 @@ def _print_bundle(
         for line in (*result.manifest.summary(), *_proofs(result, verbose)):
             progress.console.print(f"  {line}")
     progress.console.print()
-    for line in found.bundle.summary():
+    for line in (*found.bundle.summary(), *details(found.bundle, found.folder)):
         progress.console.print(line)
     progress.console.print(f"{'kept' if found.reused else 'wrote'} {found.folder}")

@@ -71,9 +71,9 @@ def generate_command(
         typer.Option(
             "--compare",
             help="Draw dense and rewritten from the same seed, side by side, with their "
-            "difference and MSE, PSNR, HPF. The dense one is the bundle's twin (--dense-after), "
-            "--dense-bundle, or with --model the model as it is. The twin is the denoiser's: both "
-            "pictures are decoded by the bundle's decoder.",
+            "difference and MSE, PSNR, HPF. The dense one is the bundle's dense phase "
+            "(--dense-after, or a plan's), --dense-bundle, or with --model the model as it is. "
+            "With the bundle's own, both pictures are decoded by the bundle's decoder.",
         ),
     ] = False,
     dense_bundle: Annotated[
@@ -195,19 +195,21 @@ def _from_bundle(
     shared: dict[str, Any],
 ) -> tuple[Any, Any, Resolution]:
     from todo_compile import load_pipeline
-    from todo_compile.bundle.bundle import read_bundle
+    from todo_compile.bundle.bundle import denoisers, read_bundle
     from todo_compile.models import Resolution
 
     described = read_bundle(bundle)
     size = Resolution.parse(res or described.resolution)
     # One alone: engines of other sizes would only take memory. A size that is absent is refused.
     shared["res"] = str(size)
-    if compare and dense_bundle is None and not described.dense:
-        raise ConfigError(
-            f"{bundle} has no dense twin to compare with.",
-            remedy="Build it with --dense-after, or build another bundle with --factors off and "
-            "give it as --dense-bundle.",
-        )
+    if compare and dense_bundle is None:
+        folder = bundle if bundle.is_dir() else bundle.parent
+        if len({manifest.dense for manifest in denoisers(described, folder)}) < 2:
+            raise ConfigError(
+                f"{bundle} has no dense denoiser to compare another with.",
+                remedy="Build it with --dense-after, or build another bundle with --factors off "
+                "and give it as --dense-bundle.",
+            )
     if dense_bundle is not None:
         others = read_bundle(dense_bundle).resolutions
         if str(size) not in others:
@@ -220,8 +222,8 @@ def _from_bundle(
         return ours, None, size
     if dense_bundle is not None:
         return ours, load_pipeline(dense_bundle, **shared), size
-    # The twin is loaded already, and everything else is the same.
-    dense = type(ours)(**{**_parts(ours), **_twins(ours)})
+    # The dense phase is loaded already, and everything else is the same.
+    dense = type(ours)(**{**_parts(ours), **_dense_parts(ours)})
     return ours, dense, size
 
 
@@ -234,7 +236,7 @@ def _parts(pipeline: Any) -> dict[str, Any]:
     return {**pipeline.components, **settings}
 
 
-def _twins(pipeline: Any) -> dict[str, Any]:
+def _dense_parts(pipeline: Any) -> dict[str, Any]:
     found = {name: getattr(pipeline, name, None) for name in ("unet", "transformer")}
     return {name: dense for name, part in found.items() if (dense := getattr(part, "dense", None))}
 

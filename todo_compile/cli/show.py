@@ -55,7 +55,7 @@ def _refuse_damage(path: Path, damage: Sequence[str]) -> None:
 
 
 def _inspect_bundle(path: Path, *, json: bool) -> None:
-    from todo_compile.bundle.bundle import BUNDLE_JSON, check_bundle, read_bundle
+    from todo_compile.bundle.bundle import BUNDLE_JSON, check_bundle, details, read_bundle
     from todo_compile.cli.console import print_json
 
     folder = path.parent if path.name == BUNDLE_JSON else path
@@ -64,7 +64,8 @@ def _inspect_bundle(path: Path, *, json: bool) -> None:
     if json:
         print_json({"bundle": bundle.model_dump(mode="json"), "damage": damage})
     else:
-        for line in (*bundle.summary(), f"intact         {'; '.join(damage) or 'yes'}"):
+        more = () if damage else details(bundle, folder)
+        for line in (*bundle.summary(), *more, f"intact         {'; '.join(damage) or 'yes'}"):
             stdout().print(line)
     _refuse_damage(folder, damage)
 

@@ -3,8 +3,8 @@
     sample of 128 × 128 latent cells → unet.onnx
     sample of 144 × 256              → unet.2048x1152.onnx
 
-What runs is read from the size of the call's first input, so a component, a pair with a dense twin
-and a pipeline need not know that there are several.
+What runs is read from the size of the call's first input, so a component, a denoiser of several
+phases and a pipeline need not know that there are several.
 """
 
 from __future__ import annotations

@@ -153,6 +153,24 @@ def check_again(output: Output, verify: Verify = "full") -> None:
 
 
 @dataclass(frozen=True)
+class OpenPhase:
+    """The denoising model in one part of the schedule.
+
+    Attributes:
+        start: share of the steps before it.
+        outputs: one for every resolution.
+    """
+
+    start: float
+    outputs: tuple[Output, ...]
+
+    @property
+    def dense(self) -> bool:
+        """Whether it downsamples nothing."""
+        return all(output.manifest.dense for output in self.outputs)
+
+
+@dataclass(frozen=True)
 class OpenBundle:
     """A bundle whose files are what it says.
 
@@ -161,13 +179,18 @@ class OpenBundle:
         bundle: its description.
         components: by name; for each the outputs, one for every resolution that it is built for,
             the bundle's first resolution first.
-        dense: dense twins by the component's name, likewise.
+        phases: of the denoising model, the first one among them; empty if the bundle has none.
     """
 
     folder: Path
     bundle: Bundle
     components: dict[str, tuple[Output, ...]]
-    dense: dict[str, tuple[Output, ...]]
+    phases: tuple[OpenPhase, ...]
+
+    @property
+    def dense(self) -> OpenPhase | None:
+        """A phase that downsamples nothing, if there is one."""
+        return next((phase for phase in self.phases if phase.dense), None)
 
 
 def open_bundle(
@@ -191,7 +214,7 @@ def open_bundle(
     if wrong:
         raise BundleError(f"{folder} is not what was built: {'; '.join(wrong)}.", remedy=_REBUILD)
     components: dict[str, tuple[Output, ...]] = {}
-    dense: dict[str, tuple[Output, ...]] = {}
+    later: list[tuple[Output, ...]] = [()] * len(bundle.phases)
     chosen = None if res is None else str(Resolution.parse(res))
     if chosen is not None and chosen not in bundle.resolutions:
         raise ConfigError(
@@ -199,13 +222,21 @@ def open_bundle(
             remedy=f"It has {', '.join(bundle.resolutions)}.",
         )
     for size in (bundle, *bundle.sizes):
-        for found, entries in ((components, size.components), (dense, size.dense)):
-            for name, entry in entries.items():
-                if name in SIZED and chosen not in (None, size.resolution):
-                    continue
+        wanted = chosen in (None, size.resolution)
+        for name, entry in size.components.items():
+            if wanted or name not in SIZED:
                 output = Output(inside(folder, entry.file), component_manifest(folder, name, entry))
-                found[name] = (*found.get(name, ()), output)
-    return OpenBundle(folder, bundle, components, dense)
+                components[name] = (*components.get(name, ()), output)
+        for number, entry in enumerate(size.phases if wanted else ()):
+            assert bundle.denoiser is not None  # else there are no phases
+            manifest = component_manifest(folder, bundle.denoiser, entry)
+            later[number] = (*later[number], Output(inside(folder, entry.file), manifest))
+    phases: list[OpenPhase] = []
+    if bundle.denoiser is not None:
+        phases.append(OpenPhase(0.0, components[bundle.denoiser]))
+        starts = [phase.start for phase in bundle.phases]
+        phases += [OpenPhase(*pair) for pair in zip(starts, later, strict=True)]
+    return OpenBundle(folder, bundle, components, tuple(phases))
 
 
 def _hashes(verify: str) -> bool:

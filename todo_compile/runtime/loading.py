@@ -10,6 +10,7 @@ from todo_compile.bundle.bundle import is_bundle
 from todo_compile.errors import BundleError, ConfigError, given_path
 from todo_compile.runtime.by_size import SessionBySize
 from todo_compile.runtime.files import (
+    OpenPhase,
     Origin,
     Output,
     Verify,
@@ -51,7 +52,7 @@ def load(
         path: engine, ONNX file, package (``.pt2``) or manifest; or a bundle, of which `component`
             is taken.
         component: only for a bundle: ``unet``, ``transformer``, ``vae_decoder``, ``text_encoder``,
-            ``text_encoder_2``. A denoiser with a dense twin comes as a `SwitchedDenoiser`.
+            ``text_encoder_2``. A denoiser of several phases comes as a `PhasedDenoiser`.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one.
         verify: ``full`` hashes every file first (about a second a gigabyte); ``size`` compares
             sizes only: for files that were checked before.
@@ -95,12 +96,9 @@ def load(
         raise ConfigError(
             f"{path} has no {component}.", remedy=f"It has {', '.join(opened.components)}."
         )
-    return wrap_pair(
-        opened.components[component],
-        opened.dense.get(component, ()),
-        opened.bundle.dense_after,
-        **options,
-    )
+    if component == opened.bundle.denoiser:
+        return wrap_phases(opened.phases, **options)
+    return wrap(opened.components[component], **options)
 
 
 def _module(output: Output, options: Mapping[str, Any]) -> CompiledModule:
@@ -120,19 +118,24 @@ def _module(output: Output, options: Mapping[str, Any]) -> CompiledModule:
     return CompiledModule(session, output.manifest, output.path.name)
 
 
-def wrap_pair(
-    outputs: Sequence[Output], dense: Sequence[Output], dense_after: float | None, **options: Any
-) -> Any:
-    """`wrap`, with a dense twin that takes over late in the schedule if there is one."""
-    first = wrap(outputs, **options)
-    if not dense or dense_after is None:
-        return first
-    from todo_compile.runtime.switching import SwitchedDenoiser
-
+def wrap_phases(phases: Sequence[OpenPhase], **options: Any) -> Any:
+    """`wrap` for each phase of the schedule; one component if it is the same in all steps."""
+    made: dict[Path, Component] = {}
     cache = options.get("runtime_cache")
-    if cache is not None:  # one file for each engine
-        options["runtime_cache"] = cache.with_name(f"{dense[0].path.name}.cache")
-    return SwitchedDenoiser(first, wrap(dense, **options), dense_after)
+    for phase in phases:
+        path = phase.outputs[0].path
+        if path in made:
+            continue  # an earlier phase comes again
+        if made and cache is not None:  # one file for each engine
+            options["runtime_cache"] = cache.with_name(f"{path.name}.cache")
+        made[path] = wrap(phase.outputs, **options)
+    parts = [made[phase.outputs[0].path] for phase in phases]
+    if len(parts) == 1:
+        return parts[0]
+    from todo_compile.runtime.switching import PhasedDenoiser
+
+    dense = next((number for number, phase in enumerate(phases) if phase.dense), None)
+    return PhasedDenoiser(parts, [phase.start for phase in phases], dense=dense)
 
 
 def wrap(

@@ -11,7 +11,7 @@ from todo_compile.bundle.bundle import inside
 from todo_compile.errors import BundleError, ConfigError, ModelError, first_line, given_path
 from todo_compile.models.trust import INDEX, check_tokenizer, read_index
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
-from todo_compile.runtime.loading import wrap, wrap_pair
+from todo_compile.runtime.loading import wrap, wrap_phases
 from todo_compile.runtime.schedulers import make_scheduler
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def load_pipeline(
         device, verify, batching, cast, threads, cuda_graph, res: as for `load`.
         encoder: torch VAE whose encoder image-to-image uses.
         runtime_cache: folder for one cache file a component; see `load`.
-        dense: run the denoiser's dense twin alone, from the first step on. The VAE decoder stays
-            the bundle's, rewritten or not: it has no twin.
+        dense: run the denoiser of a dense phase alone, from the first step on. The VAE decoder
+            stays the bundle's, rewritten or not.
         components: stand in for the bundle's, or for what it lacks: ``text_encoder=…``,
             ``controlnet=…`` (of a bundle built with ``controlnet``).
 
@@ -65,9 +65,10 @@ def load_pipeline(
         MissingPackageError: diffusers or transformers is absent.
     """
     opened = open_bundle(given_path(path, "path"), verify, res=res)
-    if dense and not opened.dense:
+    if dense and opened.dense is None:
         raise ConfigError(
-            f"{path} has no dense twin.", remedy="Build the bundle with --dense-after."
+            f"{path} has no dense denoiser.",
+            remedy="Build the bundle with --dense-after, or with a plan that has a dense phase.",
         )
     made_of = _pipeline_class(pipeline_class or opened.bundle.pipeline_class)
     wanted = _signature(made_of)
@@ -98,11 +99,12 @@ def load_pipeline(
             "cuda_graph": cuda_graph,
             "runtime_cache": cache,
         }
-        twins = opened.dense.get(name, ()) if name in _DENOISERS else ()
-        if dense and twins:
-            parts[place] = wrap(twins, **options)
+        if name != opened.bundle.denoiser:
+            parts[place] = wrap(outputs, **options)
+        elif dense and opened.dense is not None:
+            parts[place] = wrap(opened.dense.outputs, **options)
         else:
-            parts[place] = wrap_pair(outputs, twins, opened.bundle.dense_after, **options)
+            parts[place] = wrap_phases(opened.phases, **options)
     pipeline = _construct(made_of, wanted, parts, opened)
     for name in _DENOISERS:
         follow = getattr(getattr(pipeline, name, None), "follow", None)

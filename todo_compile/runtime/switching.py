@@ -27,12 +27,15 @@ class PhasedDenoiser(Compiled):
         parts: in the order in which they run; equal ones may return.
         starts: for each the share of the schedule's distinct timesteps before it, ascending from
             0: with (0, 0.7) and 50 steps the first part runs steps 0 to 34, the second the rest.
+        dense: which part downsamples nothing; None if all do.
 
     Raises:
         ConfigError: the starts are no such shares.
     """
 
-    def __init__(self, parts: Sequence[Any], starts: Sequence[float]) -> None:
+    def __init__(
+        self, parts: Sequence[Any], starts: Sequence[float], *, dense: int | None = None
+    ) -> None:
         super().__init__()
         ascending = all(a <= b for a, b in pairwise(starts))
         if not parts or len(parts) != len(starts) or starts[0] != 0 or not ascending:
@@ -47,6 +50,7 @@ class PhasedDenoiser(Compiled):
             )
         self.parts = nn.ModuleList(parts)
         self.starts = tuple(starts)
+        self._dense = dense
         self._pipeline: weakref.ref[Any] | None = None
         self._scheduler: Any = None
         self._schedule: tuple[Tensor, Tensor] | None = None
@@ -62,7 +66,7 @@ class PhasedDenoiser(Compiled):
         self._scheduler = pipeline.scheduler
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """As `Compiled`; the pair of a copied pipeline follows the copy."""
+        """As `Compiled`; that of a copied pipeline follows the copy."""
         copied = super().__deepcopy__(memo)
         pipeline = self._pipeline() if self._pipeline is not None else None
         if pipeline is not None and id(pipeline) in memo:
@@ -76,6 +80,11 @@ class PhasedDenoiser(Compiled):
     @property
     def _first(self) -> Any:
         return self.parts[0]
+
+    @property
+    def dense(self) -> Any:
+        """The part that downsamples nothing, or None."""
+        return None if self._dense is None else self.parts[self._dense]
 
     @property
     def config(self) -> Any:
@@ -126,16 +135,16 @@ class PhasedDenoiser(Compiled):
             self._scheduler = pipeline.scheduler  # users exchange it
         if self._scheduler is None:
             raise InputError(
-                "The pair does not know the schedule that decides which of its denoisers runs.",
+                "The phased denoiser does not know the schedule that decides which part runs.",
                 remedy="Call pipe.unet.follow(pipe) once (load_pipeline does), or set "
-                "pipe.unet = pair.parts[0].",
+                "pipe.unet = pipe.unet.parts[0].",
             )
         distinct = self._distinct(self._scheduler)
         time = float(torch.as_tensor(timestep).reshape(-1)[0])
         # Below 1, so that whole timesteps are told apart; through fp16 fractional ones lose 1/2000.
         if float((distinct - time).abs().min()) > min(max(abs(time), 1.0) * 1e-3, 0.9):
             raise InputError(
-                f"Timestep {time:g} is not in the schedule that the pair follows, a "
+                f"Timestep {time:g} is not in the schedule that it follows, a "
                 f"{type(self._scheduler).__name__}'s.",
                 remedy="If another pipeline runs it now, call pipe.unet.follow(pipe) with that one "
                 "once.",
@@ -156,36 +165,3 @@ class PhasedDenoiser(Compiled):
             # On the CPU and once a schedule: a comparison on the GPU would wait for it each step.
             self._schedule = (timesteps, torch.unique(timesteps.double().cpu()))
         return self._schedule[1]
-
-
-class SwitchedDenoiser(PhasedDenoiser):
-    """The simplest such plan: a denoiser, and its dense twin for the last steps.
-
-    Args:
-        rewritten: runs first.
-        dense: takes over.
-        dense_after: share of the schedule's distinct timesteps that `rewritten` runs, 0 to 1.
-
-    Raises:
-        ConfigError: the share is not between 0 and 1.
-    """
-
-    def __init__(self, rewritten: Any, dense: Any, dense_after: float) -> None:
-        if not 0 <= dense_after <= 1:
-            raise ConfigError(f"dense_after is {dense_after}.", remedy="Give a share, 0 to 1.")
-        super().__init__((rewritten, dense), (0.0, dense_after))
-
-    @property
-    def rewritten(self) -> Any:
-        """The first part."""
-        return self.parts[0]
-
-    @property
-    def dense(self) -> Any:
-        """The dense twin."""
-        return self.parts[1]
-
-    @property
-    def dense_after(self) -> float:
-        """Share of the schedule before the dense twin."""
-        return self.starts[1]

@@ -161,13 +161,18 @@ class PlanFacts(_Part):
             raise ValueError("there is no such phase")
         return self
 
-    def lines(self) -> list[str]:
-        """For people."""
-        count = len(self.starts)
+    def lines(self, phases: Sequence[int] | None = None) -> list[str]:
+        """For people.
+
+        Args:
+            phases: those that are spoken of; None for the output's own.
+        """
+        count, shown = len(self.starts), self.phases if phases is None else list(phases)
         ends = [*self.starts[1:], 1.0]
-        parts = [f"{self.starts[n - 1]:.0%} – {ends[n - 1]:.0%}" for n in self.phases]
-        which = ", ".join(map(str, self.phases))
-        here = f"; phase {which} of {count} ({', '.join(parts)} of the steps)" if count > 1 else ""
+        parts = [f"{self.starts[n - 1]:.0%} – {ends[n - 1]:.0%}" for n in shown]
+        which = ", ".join(map(str, shown))
+        here = f"; phase {which} of {count} ({', '.join(parts)} of the steps)"
+        here = here if len(shown) < count else f"; {count} phases" if count > 1 else ""
         predicted = "" if self.predicted is None else f"; {self.predicted:.1e} predicted"
         found = self.measured
         drift = (
