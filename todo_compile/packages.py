@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tune": ("scipy",),
     "rtx": ("tensorrt_rtx",),
     "tensorrt": ("tensorrt",),
+    "ray": ("ray",),
     "generate": ("PIL", "transformers"),
 }
 # What has to be there beside an extra's own modules. (Drawing with an engine needs no onnx.)

@@ -11,8 +11,9 @@ from builds_helpers import builds, document, mistakes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from todo_compile.build.many.matrix import Build, collisions, expand
+from todo_compile.build.many.matrix import Build, choose, collisions, expand
 from todo_compile.build.request import BuildRequest
+from todo_compile.errors import ConfigError
 
 BASE = "defaults: {model: sd15, res: 512, out: 'x-{res}.plan'}\n"
 
@@ -204,3 +205,33 @@ def test_everything_is_everything() -> None:
     }
     written = {name for name, one in BuildRequest.described().items() if one.panel}
     assert given == written - {"module", "dynamic_batch"}  # those are for other requests
+
+
+NAMED = """
+builds:
+  - {model: demo, res: [128, 256], out: "x-{res}.onnx"}
+  - {model: demo, res: 128, out: "3"}
+  - {model: demo, res: 128, out: last.onnx}
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ((), [1, 2, 3, 4]),
+        (("2",), [2]),
+        (("4", "1", "4"), [1, 4]),
+        (("last.onnx",), [4]),
+        (("3",), [3]),  # a number, were there a build of this name elsewhere
+    ],
+)
+def test_a_build_is_called_by_its_number_or_its_output(
+    tmp_path: Path, names: tuple[str, ...], chosen: list[int]
+) -> None:
+    assert [build.number for build in choose(builds(tmp_path, NAMED), names)] == chosen
+
+
+def test_a_build_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no build 5") as caught:
+        choose(builds(tmp_path, NAMED), ["5"])
+    assert caught.value.remedy == "It has 1 to 4; --list shows them."

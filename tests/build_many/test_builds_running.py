@@ -135,7 +135,7 @@ def test_interrupted(plan: Callable[..., Plan], tmp_path: Path) -> None:
 def test_deaf_children_are_killed_with_theirs(
     plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "_STOP_SECONDS", 0.5)
+    monkeypatch.setattr(running, "STOP_SECONDS", 0.5)
     found, interrupted = running.run(plan(_DEAF), tmp_path, tick=interrupt_when(at_work))
     assert interrupted
     assert found[0].status == "stopped"

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from todo_compile.build.request import BuildRequest
 from todo_compile.bundle.bundle import check_bundle, read_bundle
 from todo_compile.bundle.manifest import check_files, read
 from todo_compile.cli.app import main
@@ -98,6 +99,47 @@ builds:
         ["out/bundle/", "kept"],
     ]
     assert "kept     out/unet-1.onnx" in captured.err
+
+
+def test_list_looks_at_the_file_alone(
+    written: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the machine that hands out the tasks of an array nothing else need be."""
+
+    def resolve(*_: object, **__: object) -> None:
+        raise AssertionError("a model was looked for")
+
+    monkeypatch.setattr(BuildRequest, "resolve", resolve)
+    file = written("builds: [{model: ./not-here, res: [512, 1024], out: 'x-{res}.onnx'}]")
+    assert main(["build", str(file), "--list"]) == 0
+    assert capsys.readouterr().out == "1\tx-512.onnx\n2\tx-1024.onnx\n"
+    assert main(["build", str(file), "--list", "--json", "--only", "2"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["builds"]
+    assert (found["id"], found["out"], found["options"]["res"]) == (2, "x-1024.onnx", ["1024"])
+    file.write_text("builds: [{model: sd15, res: [512, 1024], out: x.onnx}]", encoding="utf-8")
+    assert main(["build", str(file), "--list"]) == 2
+    assert "several of its builds go to x.onnx" in capsys.readouterr().err
+
+
+def test_only_one(
+    written: Callable[[str], Path], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are not even looked at."""
+    file = written(
+        f"""
+        builds:
+          - {{model: ./not-here, res: 64, out: first.onnx}}
+          - {{model: '{model}', res: 64, out: second.onnx}}
+        """
+    )
+    assert main(["build", str(file), "--only", "2", "--dry-run", "--json"]) == 0
+    assert [b["id"] for b in json.loads(capsys.readouterr().out)["builds"]] == [2]
+    assert main(["build", str(file), "--only", "first.onnx", "--dry-run"]) == 2
+    assert "not-here" in capsys.readouterr().err
+    assert main(["build", str(file), "--only", "0"]) == 2
+    assert "no build 0" in capsys.readouterr().err
 
 
 def test_dry_run(

@@ -441,7 +441,7 @@ def _watch(at: int | None, meet: Callable[[], None] | None, log: Path | None) ->
 
 def _watch_children(event: Callable[[str], None]) -> None:
     """Tell of the children of a file of builds: their starts, the lines they say, their ends."""
-    start, measure, outcome = running._start, running.Running.measure, running.Running.outcome  # pyright: ignore[reportPrivateUsage]
+    start, measure, outcome = running.start, running.Running.measure, running.Running.outcome
     seen: Counter[Path] = Counter()
 
     def lines(one: running.Running) -> None:
@@ -464,7 +464,7 @@ def _watch_children(event: Callable[[str], None]) -> None:
         event(f"{self.build.out}: ends")
         return outcome(self, stopped=stopped)
 
-    running._start = starts  # pyright: ignore[reportPrivateUsage]
+    running.start = starts
     running.Running.measure, running.Running.outcome = measures, ends
 
 

@@ -18,6 +18,7 @@ from todo_compile.foreign import printable
 
 if TYPE_CHECKING:
     from todo_compile.build.many.checking import Plan
+    from todo_compile.build.many.matrix import Build
     from todo_compile.build.many.running import Outcome, Running
 
 _HELP = """Build many engines, ONNX files and bundles from one file.
@@ -48,6 +49,10 @@ The whole file is checked before the first build starts. Builds run in
 processes of their own, as many as memory and --jobs allow; one that
 fails stops no other. What is finished is kept when the command is run
 again. The status is 1 if a build failed, 2 if the file has mistakes.
+
+On many machines that share a folder: --list shows every build's number,
+--only NUMBER is one task of an array of jobs, and --executor ray hands
+them to a Ray cluster, each where there is memory for it.
 """
 
 
@@ -72,6 +77,35 @@ def build_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the file and show its builds; build nothing.")
     ] = False,
+    listed: Annotated[
+        bool,
+        typer.Option(
+            "--list", help="Show the builds with their numbers, looking at the file alone."
+        ),
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="ID",
+            help="Build this one alone, by its number or its out; may be given several times.",
+        ),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ray[://HOST:PORT]",
+            help="Build on a Ray cluster whose machines share this folder: that of RAY_ADDRESS, or "
+            "the one named. \\[default: on this machine]",
+        ),
+    ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="On a cluster: how often a build that was killed is started again. \\[default: 2]",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build even what is equal.")] = False,
     allow_code: Annotated[
         bool,
@@ -89,13 +123,20 @@ def build_command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    from todo_compile.build.many.checking import check, make_folders
-    from todo_compile.build.many.running import run
+    from todo_compile.build.many.checking import builds_of, check, make_folders
+    from todo_compile.build.many.matrix import choose
+    from todo_compile.cli.build_executor import check_executor, run_builds
     from todo_compile.cli.console import print_json
 
+    if listed:
+        _print_list(choose(builds_of(file), only or ()), json=json)
+        return
+    check_executor(executor, jobs=jobs, memory=memory, retries=retries)
     with stderr.status("checking", spinner="line") as status:
         plan = check(
             file,
+            only=only or (),
+            elsewhere=executor is not None,
             memory=memory,
             jobs=jobs,
             report=lambda done, count, out: status.update(
@@ -117,8 +158,15 @@ def build_command(
     make_folders(plan.builds)
     folder = file.with_name(f"{file.stem}.logs") if logs is None else logs
     with _Watch(plan, quiet) as watch:
-        outcomes, interrupted = run(
-            plan, folder, force=force, started=watch.started, ended=watch.ended, tick=watch.tick
+        outcomes, interrupted = run_builds(
+            plan,
+            folder,
+            executor,
+            retries=retries,
+            force=force,
+            started=watch.started,
+            ended=watch.ended,
+            tick=watch.tick,
         )
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if json:
@@ -188,6 +236,21 @@ class _Watch:
             stderr.print(text, soft_wrap=True)
 
 
+def _print_list(builds: Sequence[Build], *, json: bool) -> None:
+    from todo_compile.cli.console import print_json
+
+    if json:
+        print_json({"builds": [_described(build) for build in builds]})
+        return
+    for build in builds:
+        print(f"{build.number}\t{printable(build.out)}")
+
+
+def _described(build: Build) -> dict[str, Any]:
+    options = build.request.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return {"id": build.number, "out": build.out, "line": build.line, "options": options}
+
+
 def _memory(count: float) -> str:
     from todo_compile.disk import format_bytes
 
@@ -203,10 +266,10 @@ def _print_plan(plan: Plan) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in ("", "out", "model", *axes, "memory"):
         table.add_column(header, overflow="fold")
-    for number, (build, need) in enumerate(zip(plan.builds, plan.needs, strict=True), start=1):
+    for build, need in zip(plan.builds, plan.needs, strict=True):
         values = [_value(build.request, axis) for axis in axes]
         subject = build.request.model or str(build.request.module)
-        table.add_row(str(number), build.out, subject, *values, _memory(need.bytes))
+        table.add_row(str(build.number), build.out, subject, *values, _memory(need.bytes))
     console = stdout()
     console.print(table)
     console.print(
@@ -226,11 +289,7 @@ def _planned(plan: Plan) -> dict[str, Any]:
     return {
         "builds": [
             {
-                "out": build.out,
-                "line": build.line,
-                "options": build.request.model_dump(
-                    mode="json", by_alias=True, exclude_defaults=True
-                ),
+                **_described(build),
                 "memory_bytes": None if math.isinf(need.bytes) else need.bytes,
             }
             for build, need in zip(plan.builds, plan.needs, strict=True)

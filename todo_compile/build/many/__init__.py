@@ -6,5 +6,6 @@ checking   all mistakes of a file at once, before any work
 memory     what a build will take
 schedule   which builds may start now
 running    child processes, and what became of them
+remote     the same on a Ray cluster
 worker     what runs in one: a build that ends with its parent
 """

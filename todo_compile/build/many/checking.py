@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from todo_compile.build.many.document import Document, Mistake, read_document
-from todo_compile.build.many.matrix import Build, collisions, expand
+from todo_compile.build.many.matrix import Build, choose, collisions, expand
 from todo_compile.build.many.memory import default_budget, need, parse_memory
 from todo_compile.build.many.schedule import Need
 from todo_compile.errors import ConfigError, TodoError
@@ -32,11 +32,31 @@ class Plan:
     jobs: int
 
 
+def builds_of(path: Path) -> list[Build]:
+    """The builds that a file describes. Nothing is known of their models, nor whether they can be.
+
+    Raises:
+        ConfigError: mistakes in its form, all of them.
+    """
+    _, builds, wrong = _read(path)
+    if wrong:
+        raise _refusal(path, wrong)
+    return builds
+
+
+def _read(path: Path) -> tuple[Document, list[Build], list[Mistake]]:
+    document = read_document(path)
+    builds, wrong = expand(document)
+    return document, builds, [*document.mistakes, *wrong, *collisions(builds)]
+
+
 def check(
     path: Path,
     *,
+    only: Sequence[str] = (),
     memory: str | None = None,
     jobs: int | None = None,
+    elsewhere: bool = False,
     report: Callable[[int, int, str], None] | None = None,
 ) -> Plan:
     """Read a build file and check every build as the command would, without doing its work.
@@ -45,16 +65,19 @@ def check(
 
     Args:
         path: of the file.
+        only: numbers or outputs of the builds that are meant; empty for all. Of the others only the
+            form is checked.
         memory: budget; None takes the file's, else a share of what is available.
         jobs: most builds at once; None takes the file's, else one for two processors.
+        elsewhere: they will not run here, so that the memory of this machine does not count.
         report: called with (done, all, out) while builds are checked.
 
     Raises:
         ConfigError: mistakes, all of them.
     """
-    document = read_document(path)
-    builds, wrong = expand(document)
-    wrong = [*document.mistakes, *wrong, *collisions(builds)]
+    document, builds, wrong = _read(path)
+    if not wrong:
+        builds = choose(builds, only)
     budget, most = _limits(document, memory, jobs, wrong)
     chosen = memory is not None or document.settings.get("memory") is not None
     needs: list[Need] = []
@@ -64,7 +87,8 @@ def check(
         try:
             _check_place(build)
             needs.append(need(build.request.resolve(look=True).parts))
-            _check_fits(needs[-1], budget, chosen)
+            if not elsewhere:
+                _check_fits(needs[-1], budget, chosen)
         except TodoError as error:
             remedy = error.remedy or ""
             wrong.append(Mistake(build.line, f"{build.entry}: {error.message}", remedy))

@@ -15,7 +15,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from todo_compile.build.job import foreign_kinds, format_of
 from todo_compile.build.many.document import Document, Entry, Mistake, Value
 from todo_compile.build.request import BuildRequest
-from todo_compile.errors import TodoError
+from todo_compile.errors import ConfigError, TodoError
 
 MAX_BUILDS = 1000
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -40,12 +40,14 @@ class Build:
         line: of the entry.
         request: what to build.
         axes: names of the options that the entry varies.
+        number: in the file, from 1; what it is called by (`choose`).
     """
 
     entry: str
     line: int
     request: BuildRequest
     axes: tuple[str, ...] = ()
+    number: int = 0
 
     @property
     def out(self) -> str:
@@ -84,11 +86,31 @@ def expand(document: Document) -> tuple[list[Build], list[Mistake]]:
         for chosen in _combinations(values):
             made = _build(entry, chosen, tuple(k for k, v in axes.items() if len(v.data) > 1))
             if isinstance(made, Build):
-                builds.append(made)
+                builds.append(replace(made, number=len(builds) + 1))
             else:
                 found.update({str(one): one for one in made})
         wrong += found.values()
     return builds, wrong
+
+
+def choose(builds: Sequence[Build], names: Sequence[str]) -> list[Build]:
+    """The builds that are called by their number or their ``out``; all where none is named.
+
+    Raises:
+        ConfigError: there is no such build.
+    """
+    if not names:
+        return list(builds)
+    known = {str(build.number): build for build in builds}
+    known |= {build.out: build for build in builds if build.out not in known}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"The file has no build {name}.",
+                remedy=f"It has 1 to {len(builds)}; --list shows them.",
+            )
+    chosen = {known[name].number for name in names}
+    return [build for build in builds if build.number in chosen]
 
 
 def collisions(builds: Sequence[Build]) -> list[Mistake]:

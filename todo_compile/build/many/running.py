@@ -28,8 +28,8 @@ from todo_compile.errors import ConfigError
 
 Status = Literal["built", "kept", "failed", "stopped"]
 _WORKER = "todo_compile.build.many.worker"
-_TICK_SECONDS = 0.2
-_STOP_SECONDS = 30.0
+TICK_SECONDS = 0.2
+STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,19 @@ class Outcome:
 
 @dataclass
 class Running:
-    """A child at work."""
+    """A child at work.
+
+    Attributes:
+        folder: where it runs, if not here.
+        said: bytes that the log had before.
+    """
 
     build: Build
     process: subprocess.Popen[bytes]
     answer: IO[bytes]
     log: Path
+    folder: Path | None = None
+    said: int = 0
     started: float = field(default_factory=time.monotonic)
     peak_bytes: int = 0
 
@@ -108,9 +115,11 @@ class Running:
             self.build,
             status,
             seconds=self.seconds,
-            bytes=size_of(Path(self.build.out), bundle=self.build.request.bundle),
+            bytes=size_of(
+                (self.folder or Path()) / self.build.out, bundle=self.build.request.bundle
+            ),
             peak_bytes=self.peak_bytes,
-            error=_error(self.log, code) if status == "failed" else "",
+            error=_error(_lines(self.log, self.said), code) if status == "failed" else "",
             log=self.log,
         )
 
@@ -155,9 +164,9 @@ def run(
             for number in startable(waiting, beside, budget=plan.budget, jobs=plan.jobs):
                 del waiting[number]
                 build = plan.builds[number]
-                running[number] = _start(build, _log(logs, number, build), force)
+                running[number] = start(build, log_of(logs, build), force)
                 started(build)
-            time.sleep(_TICK_SECONDS)
+            time.sleep(TICK_SECONDS)
             for number, one in list(running.items()):
                 one.measure()
                 if one.process.poll() is not None:
@@ -166,7 +175,7 @@ def run(
     except KeyboardInterrupt:
         interrupted = True
     finally:  # whatever happened: no child outlives us
-        _stop(running)
+        stop(list(running.values()))
     for number in list(running):
         finish(number, stopped=True)
     for number in waiting:
@@ -196,17 +205,35 @@ def _asked(build: Build, force: bool) -> bytes:
     return request.model_dump_json(exclude_defaults=True).encode() + b"\n"
 
 
-def _start(build: Build, log: Path, force: bool) -> Running:
+def _command(build: Build) -> list[str]:
+    del build
+    # -P: nothing of the working directory is imported.
+    return [sys.executable, "-P", "-m", _WORKER]
+
+
+def start(build: Build, log: Path, force: bool, *, folder: Path | None = None) -> Running:
+    """Start the child process of a build.
+
+    Args:
+        build: which.
+        log: what it says goes there; with a `folder`, after what the log has.
+        force: build even what is equal.
+        folder: where it runs, if not here.
+
+    Raises:
+        ConfigError: no process can be started.
+    """
     answer = tempfile.TemporaryFile()  # noqa: SIM115 (`outcome` closes it)
     environment: Mapping[str, str] = {**os.environ, "PYTHONUTF8": "1"}
     try:
-        with log.open("wb") as sink:
+        with log.open("wb" if folder is None else "ab") as sink:
+            said = sink.tell()
             process = subprocess.Popen(
-                # -P: nothing of the working directory is imported.
-                [sys.executable, "-P", "-m", _WORKER],
+                _command(build),
                 stdin=subprocess.PIPE,
                 stdout=answer,
                 stderr=sink,
+                cwd=folder,
                 env=environment,
                 # Apart from our group: a Ctrl-C is for us, who tell the children in order.
                 start_new_session=os.name != "nt",
@@ -223,14 +250,15 @@ def _start(build: Build, log: Path, force: bool) -> Running:
     with suppress(BrokenPipeError):  # it is gone already; its status says why
         process.stdin.write(_asked(build, force))
         process.stdin.flush()  # and left open: its closing tells the child to end
-    return Running(build, process, answer, log)
+    return Running(build, process, answer, log, folder, said)
 
 
-def _stop(running: Mapping[int, Running]) -> None:
-    for one in running.values():
+def stop(running: Sequence[Running]) -> None:
+    """End children, in order or else by force."""
+    for one in running:
         one.ask_to_end()
-    deadline = time.monotonic() + _STOP_SECONDS
-    for one in running.values():
+    deadline = time.monotonic() + STOP_SECONDS
+    for one in running:
         try:
             one.process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -238,14 +266,15 @@ def _stop(running: Mapping[int, Running]) -> None:
             one.kill()
 
 
-def _log(logs: Path, number: int, build: Build) -> Path:
+def log_of(logs: Path, build: Build) -> Path:
+    """Where in `logs` the log of a build goes."""
     name = re.sub(r"[^\w.-]+", "-", build.out).strip("-.")
-    return logs / f"{number + 1:03}-{name[-80:]}.log"
+    return logs / f"{build.number:03}-{name[-80:]}.log"
 
 
-def _error(log: Path, code: int) -> str:
+def _error(said: Sequence[str], code: int) -> str:
     """The first line of an error: ours if there is one, else the last that was said."""
-    lines = [line for line in _lines(log) if line.strip()]
+    lines = [line for line in said if line.strip()]
     ours = next((line for line in lines if line.startswith("error: ")), None)
     if ours is not None:
         return ours.removeprefix("error: ")
@@ -254,9 +283,9 @@ def _error(log: Path, code: int) -> str:
     return lines[-1].strip() if lines else f"ended with status {code}"
 
 
-def _lines(log: Path) -> list[str]:
+def _lines(log: Path, since: int = 0) -> list[str]:
     with suppress(OSError):
-        return log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return log.read_bytes()[since:].decode("utf-8", errors="replace").splitlines()
     return []
 
 
