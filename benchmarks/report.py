@@ -15,12 +15,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "tune.md")
-_SPEEDS = (
-    ("speed-sd15-cpu-bf16-inductor", "bf16"),
-    ("speed-sd15-cpu-bf16-inductor-2048", "bf16"),
-    ("speed-sd15-cpu-fp32-inductor", "fp32, no bf16 units"),
-    ("speed-sd15-cpu-fp32-inductor-2048", "fp32, no bf16 units"),
-)
+_OLDER = (("race-sd15-amd-bf16", "bf16"), ("race-sd15-old-fp32", "fp32, no bf16 units"))
+"""Races on machines that were at hand before, and what they have."""
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -83,9 +79,9 @@ def decoder() -> str:
 def speed() -> str:
     """Processor time of a call under Inductor: median [quartiles] of dense over rewritten."""
     rows: list[str] = []
-    for name, precision in _SPEEDS:
+    for name, precision in _OLDER:
         for row in read(name):
-            ours, bound = (row["dense_over_in_cpu_seconds"][k] for k in ("rewritten", "bound"))
+            ours, bound = (row["dense_over"][k]["ratio"] for k in ("default", "bound"))
             spread = f" [{ours['q1']:.2f}, {ours['q3']:.2f}]" if ours["count"] > 1 else ""
             rows.append(
                 f"| {row['px']} | {precision} | **{ours['median']:.2f}×**{spread} | "

@@ -73,6 +73,13 @@ _PEERS = [
     Setting("peer", "2", "tiles"),
     Setting("peer", "4", "tiles"),
 ]
+PEERS = (
+    *_PEERS[:-1],
+    Setting("peer", "2", "patched keys"),
+    Setting("peer", "3", "reuse"),
+    Setting("peer", "3; 4,2", "reuse"),
+)
+"""The methods of the race."""
 _LATE = [
     Setting("todo", factors, sampling, last)
     for factors in ("4", "8")
@@ -94,6 +101,8 @@ RUNS: dict[str, Run] = {
             Setting("peer", "0.75", "tomesd"),
         ),
     ),
+    # Beside the times in `race.py`: what each method does to pictures.
+    "peers": Run((1, 2), (*(Setting("todo", f, "nearest") for f in ("2", "4,2")), *PEERS)),
     # Which sampling: the question behind the default.
     "samplings": Run((1, 2), tuple(_todo(("2", "4")))),
 }

@@ -160,7 +160,7 @@ def test_names_of_settings_are_unique() -> None:
             assert setting.kind != "todo" or setting.plan.sampling == setting.sampling
 
 
-@pytest.mark.parametrize("rule", ["all tokens", "tiles"])
+@pytest.mark.parametrize("rule", ["all tokens", "tiles", "patched keys"])
 def test_peers_with_factor_one_are_dense(rule: str) -> None:
     unet = make_unet().unet
     grid = (6, 4)
@@ -172,7 +172,7 @@ def test_peers_with_factor_one_are_dense(rule: str) -> None:
         torch.testing.assert_close(same, dense, atol=1e-5, rtol=1e-4)
         assert (other - dense).abs().max() > 1e-4
         torch.testing.assert_close(unet(x, time_, text).sample, dense, msg="the UNet is untouched")
-    assert len(peers.top_level(unet, grid)) == 3
+    assert [len(names) for names in peers.levels(unet, grid).values()] == [3, 4]
 
 
 def test_statistics() -> None:

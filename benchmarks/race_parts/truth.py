@@ -1,37 +1,24 @@
-"""Everything that needs a GPU, in one run of less than ten minutes: right numbers, speed, memory.
+"""Right numbers on this device: small UNets against fp32 eager with torch's own resize operators.
 
-PYTHONPATH=. python benchmarks/gpu.py                      on a machine with a GPU
-PYTHONPATH=. python benchmarks/gpu.py --device cpu --tiny  the same steps anywhere, in minutes
-
-Needs torch and this repository, nothing else (not even an installation of it): the model is
-SD1.5's UNet written out in `plain_unet`, with random weights. First small UNets are compared with
-the truth (fp32, eager, keys and values subsampled by torch's own resize operators), then speed.py's
-measurements are taken. After every step `results/gpu-….json` is written; what the time budget
-leaves no room for is listed there. The exit status is 1 if a number was wrong.
+What is allowed is the error of the arithmetic alone, measured on the dense model.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import save
 from plain_unet import Attention, PlainUNet, Pool
-from speed import describe, make_module, measure, subject
 
 import todo_compile
 from todo_compile._torch import inductor_mode
 from todo_compile.dynamo.backend import todo_inductor
-from todo_compile.precision import dtype_of
 
 SMALL: dict[str, Any] = {"widths": (64, 128, 128), "text": 64, "heads": 4, "layers": 1}
 SMALL_ON_CPU: dict[str, Any] = {**SMALL, "widths": (8, 16, 16), "text": 12, "heads": 2, "groups": 4}
@@ -175,76 +162,3 @@ def gpu() -> dict[str, Any] | None:
         asked = subprocess.run(query, capture_output=True, text=True, check=False)
         found["nvidia_smi"] = asked.stdout.strip()
     return found
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a toy UNet, to try the script")
-    parser.add_argument("--px", type=int, nargs="+", default=None)
-    parser.add_argument("--dtype", nargs="+", choices=("fp16", "bf16", "fp32"), default=None)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--inner", default=None, help="default: inductor, on a CPU eager")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--budget", type=float, default=540, help="seconds for everything")
-    chosen = parser.parse_args(arguments)
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("There is no GPU here. --device cpu --tiny tries the script without one.")
-    begun = time.perf_counter()
-    inner = chosen.inner or ("inductor" if chosen.device == "cuda" else "eager")
-    sizes = chosen.px or ([128] if chosen.tiny else [1024, 2048, 512, 1536])
-    dtypes = chosen.dtype or (["fp32"] if chosen.device == "cpu" else ["fp16"])
-    model = "tiny" if chosen.tiny else "plain"
-    name = f"gpu-{chosen.device}-{model}"
-    result: dict[str, Any] = {
-        "settings": {**vars(chosen), "inner": inner, "px": sizes, "dtype": dtypes, "model": model},
-        "gpu": gpu(),
-        "correctness": [],
-        "speed": [],
-        "left_out": [],
-    }
-    config = SMALL_ON_CPU if chosen.device == "cpu" else SMALL
-    for case in cases(chosen.device, inner):
-        row = check(case, config, chosen.device)
-        result["correctness"].append(row)
-        save(name, result)
-        worst = max(r["error"] for r in row["sizes"])
-        print(f"{'ok   ' if row['ok'] else 'WRONG'} {case.name}: error {worst:.2e}", flush=True)
-    longest = 0.0
-    for precision in dtypes:
-        dtype = dtype_of(precision)
-        module = make_module(model, dtype, chosen.device)
-        for px in sizes:
-            what = {"px": px, "dtype": precision}
-            if time.perf_counter() - begun + 1.2 * longest > chosen.budget:
-                result["left_out"].append(what)
-                save(name, result)
-                print(f"{px} px {precision}: no time left", flush=True)
-                continue
-            start = time.perf_counter()
-            it = subject(model, module, px, chosen.batch, dtype, chosen.device)
-            few = (px // 8) ** 2 <= it.kv_tokens  # the default plan leaves such a size dense
-            row = measure(
-                it,
-                inner=inner,
-                rounds=chosen.rounds,
-                warmup=3 if chosen.device == "cuda" else 1,
-                variants=("dense", "bound") if few else ("dense", "rewritten", "bound"),
-                device=chosen.device,
-            )
-            result["speed"].append({**what, **row})
-            save(name, result)
-            longest = max(longest, time.perf_counter() - start)
-            print(f"{px} px {precision}: {describe(row)}", flush=True)
-            for variant, peak in row["peak_bytes"].items():
-                print(f"    {variant}: peak {peak / 1e9:.2f} GB", flush=True)
-        del module
-    result["seconds"] = time.perf_counter() - begun
-    print(f"in benchmarks/results/{save(name, result).name}, {result['seconds']:.0f} s in all")
-    return 0 if all(row["ok"] for row in result["correctness"]) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/race.py`: workloads, runtimes, clock, heats, figures, peers, truth."""
