@@ -1,4 +1,4 @@
-"""Where a variant runs: torch eagerly, Inductor, onnxruntime's providers, TensorRT.
+"""Where a variant runs: torch eagerly, Inductor, AOTInductor, onnxruntime, TensorRT.
 
 Each takes a workload and a variant and gives a call. Bundles' runtimes are reached as users reach
 them, by `todo_compile.compile` and `todo_compile.load`.
@@ -113,7 +113,7 @@ def compiled(mode: str | None = None) -> Callable[[Workload, Variant, Path], Pre
     return prepare
 
 
-def bundled(suffix: str, provider: str | None) -> Callable[[Workload, Variant, Path], Prepared]:
+def bundled(suffix: str, device: str | None) -> Callable[[Workload, Variant, Path], Prepared]:
     """A file of the compiler's, loaded as users load it; the variants share nothing."""
 
     def prepare(work: Workload, variant: Variant, folder: Path) -> Prepared:
@@ -126,11 +126,11 @@ def bundled(suffix: str, provider: str | None) -> Callable[[Workload, Variant, P
             options=variant.options,
             token_grids=dict(work.token_grids) or None,
         )
-        threads = torch.get_num_threads() if provider == "cpu" else None
-        loaded = todo_compile.load(path, provider=provider, threads=threads, verify="size")
-        device = work.inputs[0].device.type
+        threads = torch.get_num_threads() if device == "cpu" else None
+        loaded = todo_compile.load(path, device=device, threads=threads, verify="size")
         report = result.report if variant.plan is not None else None
-        return _prepared(lambda: loaded(*work.inputs), start, device, report)
+        where = work.inputs[0].device.type
+        return _prepared(lambda: loaded(*work.inputs), start, where, report)
 
     return prepare
 
@@ -158,6 +158,7 @@ RUNTIMES: dict[str, Callable[[Workload, Variant, Path], Prepared]] = {
     "onnxruntime": bundled(".onnx", "cpu"),
     "onnxruntime-cuda": bundled(".onnx", "cuda"),
     "openvino": openvino,
+    "aotinductor": bundled(".pt2", "cpu"),
     "tensorrt": bundled(".plan", None),
 }
 
@@ -167,7 +168,7 @@ def unavailable(name: str, device: str) -> str | None:
     needs_gpu = name in ("inductor-graphs", "onnxruntime-cuda", "tensorrt")
     if needs_gpu and device != "cuda":
         return "needs a GPU"
-    if name in ("onnxruntime", "openvino") and device != "cpu":
+    if name in ("onnxruntime", "openvino", "aotinductor") and device != "cpu":
         return "is for the CPU"
     provider = {
         "onnxruntime": "CPUExecutionProvider",
