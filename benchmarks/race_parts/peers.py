@@ -129,4 +129,4 @@ def _onnx(module: nn.Module, inputs: Any) -> Callable[..., Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "peer.onnx"
         todo_compile.compile(module, inputs, out=path, options=PlanOptions(factors=()))
-        return todo_compile.load(path, provider="cpu", threads=1)
+        return todo_compile.load(path, device="cpu", threads=1)

@@ -126,7 +126,7 @@ def bundled(suffix: str, device: str | None) -> Callable[[Workload, Variant, Pat
             options=variant.options,
             token_grids=dict(work.token_grids) or None,
         )
-        threads = torch.get_num_threads() if device == "cpu" else None
+        threads = torch.get_num_threads() if (suffix, device) == (".onnx", "cpu") else None
         loaded = todo_compile.load(path, device=device, threads=threads, verify="size")
         report = result.report if variant.plan is not None else None
         where = work.inputs[0].device.type
@@ -135,20 +135,30 @@ def bundled(suffix: str, device: str | None) -> Callable[[Workload, Variant, Pat
     return prepare
 
 
-def openvino(work: Workload, variant: Variant, folder: Path) -> Prepared:
-    """The same ONNX file in onnxruntime's OpenVINO provider."""
-    import onnxruntime
+def unfused(provider: str) -> Callable[[Workload, Variant, Path], Prepared]:
+    """The ONNX file as it is, in one of onnxruntime's providers, without `load`."""
 
-    start = time.perf_counter()
-    path = folder / f"{variant.name}.onnx"
-    result: Any = todo_compile.compile(
-        variant.module(work), work.inputs, out=path, options=variant.options
-    )
-    session: Any = onnxruntime.InferenceSession(str(path), providers=["OpenVINOExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
-    feeds = {name: value.numpy() for name, value in zip(names, work.inputs, strict=True)}
-    report = result.report if variant.plan is not None else None
-    return _prepared(lambda: torch.from_numpy(session.run(None, feeds)[0]), start, "cpu", report)
+    def prepare(work: Workload, variant: Variant, folder: Path) -> Prepared:
+        import onnxruntime
+
+        start = time.perf_counter()
+        path = folder / f"{variant.name}.onnx"
+        result: Any = todo_compile.compile(
+            variant.module(work), work.inputs, out=path, options=variant.options
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session: Any = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        names = [one.name for one in session.get_inputs()]
+        feeds = {name: value.numpy() for name, value in zip(names, work.inputs, strict=True)}
+        report = result.report if variant.plan is not None else None
+
+        def call() -> Tensor:
+            return torch.from_numpy(session.run(None, feeds)[0])
+
+        return _prepared(call, start, "cpu", report)
+
+    return prepare
 
 
 RUNTIMES: dict[str, Callable[[Workload, Variant, Path], Prepared]] = {
@@ -157,7 +167,8 @@ RUNTIMES: dict[str, Callable[[Workload, Variant, Path], Prepared]] = {
     "inductor-graphs": compiled("reduce-overhead"),
     "onnxruntime": bundled(".onnx", "cpu"),
     "onnxruntime-cuda": bundled(".onnx", "cuda"),
-    "openvino": openvino,
+    "onnxruntime-plain": unfused("CPUExecutionProvider"),
+    "openvino": unfused("OpenVINOExecutionProvider"),
     "aotinductor": bundled(".pt2", "cpu"),
     "tensorrt": bundled(".plan", None),
 }
@@ -168,10 +179,12 @@ def unavailable(name: str, device: str) -> str | None:
     needs_gpu = name in ("inductor-graphs", "onnxruntime-cuda", "tensorrt")
     if needs_gpu and device != "cuda":
         return "needs a GPU"
-    if name in ("onnxruntime", "openvino", "aotinductor") and device != "cpu":
+    on_cpu = ("onnxruntime", "onnxruntime-plain", "openvino", "aotinductor")
+    if name in on_cpu and device != "cpu":
         return "is for the CPU"
     provider = {
         "onnxruntime": "CPUExecutionProvider",
+        "onnxruntime-plain": "CPUExecutionProvider",
         "onnxruntime-cuda": "CUDAExecutionProvider",
         "openvino": "OpenVINOExecutionProvider",
     }.get(name)

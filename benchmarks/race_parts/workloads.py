@@ -1,7 +1,8 @@
 """What runs: one call of a model's part at one size, with seeded random weights and inputs.
 
-``plain`` and ``tiny`` need torch alone. Of the transformers only some layers are kept, all of full
-width: a layer costs the same in a long stack.
+``plain``, ``tiny`` and ``block`` (one transformer of SD1.5's largest grid) need torch alone. Of the
+transformer models only some layers are kept, all of full width: a layer costs the same in a long
+stack.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from plain_unet import PlainUNet
+from plain_unet import PlainUNet, Transformer
 from torch import Tensor, nn
 
 from todo_compile.options import DEFAULT_KV_TOKENS
 
 TINY: dict[str, Any] = {"widths": (8, 16, 16), "text": 12, "heads": 2, "groups": 4, "layers": 1}
+_WIDTH = 320
 _STACKS: dict[str, dict[str, int]] = {
     "sd3": {"num_layers": 4},
     "pixart": {"num_layers": 4},
@@ -58,6 +60,18 @@ class Keywords(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         named = dict(zip(self.names, inputs, strict=True))
         return self.module(**named, return_dict=False)[0]
+
+
+class Block(nn.Module):
+    """A convolution and a transformer of SD1.5's largest grid: image and text → image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+        self.transformer = Transformer(_WIDTH, 768, heads=8, groups=32)
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        return self.transformer(self.conv(image), text)
 
 
 class Coded(nn.Module):
@@ -108,6 +122,8 @@ def _registered(name: str, dtype: torch.dtype, device: str) -> Any:
 
 
 def _built(name: str) -> nn.Module:
+    if name == "block":
+        return Block()
     from todo_compile import models
 
     if name == "vae-encode":
@@ -139,9 +155,14 @@ def workload(
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
+    side = px // 8
     makers: dict[str, Callable[[], dict[str, Tensor]]] = {
         "plain": lambda: _unet(noise, px, batch, 768),
         "tiny": lambda: _unet(noise, px, batch, TINY["text"]),
+        "block": lambda: {
+            "image": noise(batch, _WIDTH, side, side),
+            "text": noise(batch, 77, 768),
+        },
         "sd3": lambda: _sd3(noise, px, batch),
         "pixart": lambda: _pixart(noise, px, batch),
         "flux": lambda: _flux(noise, px, batch),
@@ -151,7 +172,7 @@ def workload(
     module = cast("nn.Module", made)
     if name in _STACKS:
         module = Keywords(module, tuple(inputs)).eval()
-    side = px // 16
+    packed = px // 16
     return Workload(
         name,
         px,
@@ -160,12 +181,14 @@ def workload(
         module,
         tuple(inputs.values()),
         kv_tokens=16 if name == "tiny" else DEFAULT_KV_TOKENS,
-        token_grids={side * side: (side, side)} if name == "flux" else {},
+        token_grids={packed * packed: (packed, packed)} if name == "flux" else {},
         about=", ".join(f"{k} {v}" for k, v in _STACKS.get(name, {}).items()),
     )
 
 
-WORKLOADS = ("plain", "tiny", "sd15", "sdxl", "sd3", "pixart", "flux", "vae-decode", "vae-encode")
+WORKLOADS = (
+    "plain", "tiny", "block", "sd15", "sdxl", "sd3", "pixart", "flux", "vae-decode", "vae-encode",
+)  # fmt: skip
 _Noise = Callable[..., Tensor]
 
 

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 _PASSED_OVER = frozenset({"value_info", "input", "output", "metadata_props", "opset_import"})
 
 
-def check_external(output: Output) -> None:
-    """Refuse a model that reads files which its manifest does not list.
+def check_external(output: Output) -> Any:
+    """Refuse a model that reads files which its manifest does not list; the model if it does not.
 
     Args:
         output: an ONNX file, its hashes checked; weights in files of their own are not read.
+
+    Returns:
+        The ``ModelProto``, without those weights.
 
     Raises:
         BundleError: it names such a file, or is damaged.
@@ -49,6 +52,7 @@ def check_external(output: Output) -> None:
                 f"{name} takes weights from {where}, which its manifest does not list.",
                 remedy="Build it again with todo-compile.",
             )
+    return model
 
 
 def _tensors(message: Any, kind: Any) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from todo_compile import packages
 from todo_compile.batches import NAME
 from todo_compile.errors import BundleError, EngineError, first_line
 from todo_compile.runtime.external import check_external
+from todo_compile.runtime.fused import fuse_attention
 from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from todo_compile.bundle.tensors import Tensor as Spec
     from todo_compile.runtime.files import Output
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # The numbers of ONNX's TensorProto.DataType, and onnxruntime's spelling of each.
 _TYPES = {
     "float32": (1, "tensor(float)"),
@@ -161,19 +163,26 @@ def _own_stream(device: torch.device) -> torch.cuda.Stream | None:
 def _create(
     output: Output, device: torch.device, stream: torch.cuda.Stream | None, threads: int | None
 ) -> Any:
-    check_external(output)
+    model = check_external(output)
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    source: str | bytes = str(output.path)
+    if device.type == "cpu" and fuse_attention(model):
+        source = model.SerializeToString()
+        # Where the weights' own file is; the model names it relatively.
+        folder = str(output.path.resolve().parent)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, folder)
+    del model
     providers: list[Any] = ["CPUExecutionProvider"]
     if stream is not None:
         # On a stream that torch knows, so that both can wait for each other without the host.
         settings = {"device_id": device.index or 0, "user_compute_stream": str(stream.cuda_stream)}
         providers.insert(0, ("CUDAExecutionProvider", settings))
     try:
-        session: Any = ort.InferenceSession(str(output.path), options, providers=providers)
+        session: Any = ort.InferenceSession(source, options, providers=providers)
     except Exception as error:  # onnxruntime's errors have no common base but Exception
         precision = output.manifest.model.get("precision")
         raise EngineError(
