@@ -1,6 +1,6 @@
 """Imports run one way: a stage knows those before it, and nobody after it.
 
-    models → capture → passes → export → bundle → build → runtime → tuning
+    models → capture → passes → export → bundle → runtime → tuning → build
 
 Beside them stand `dynamo` and `drift`, which use stages and are used by the command line, and by
 builds and the runtime, which run parts of a graph. Files of the root are for all, but for the
@@ -17,7 +17,7 @@ from pathlib import Path
 import todo_compile
 
 ROOT = Path(todo_compile.__file__).parent
-STAGES = ["models", "capture", "passes", "export", "bundle", "build", "runtime", "tuning"]
+STAGES = ["models", "capture", "passes", "export", "bundle", "runtime", "tuning", "build"]
 BESIDE = ("dynamo", "drift")
 KNOWS = {
     "dynamo": {"models", "capture", "passes", "runtime"},  # which phase a step is in
@@ -101,5 +101,6 @@ def test_the_rule_can_fail() -> None:
     for room, other in (
         ("build", "cli"), ("bundle", "export"), ("export", "bundle"), ("build", "api"),
         ("runtime", "dynamo"), ("disk", "bundle"), ("passes", "build"), ("models", "capture"),
+        ("tuning", "build"), ("runtime", "build"),
     ):  # fmt: skip
         assert not may(room, other), (room, other)

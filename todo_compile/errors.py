@@ -79,6 +79,12 @@ class MissingPackageError(TodoError):
     exit_code = 9
 
 
+class GateError(TodoError):
+    """What was built draws too far from the dense model."""
+
+    exit_code = 10
+
+
 class StoppedError(TodoError):
     """Several builds were interrupted, of which some may be finished."""
 

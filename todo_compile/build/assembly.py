@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile.build.alone import only_one
+from todo_compile.build.bundle_gate import BundleGate
 from todo_compile.build.compiler import CompileResult, asked_for, build
 from todo_compile.errors import BundleError
 from todo_compile.progress import Progress
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from todo_compile.build.request import BuildRequest
     from todo_compile.bundle.bundle import Bundle
 
-LOCK = ".building"
 PARTS = ".parts"
 
 
@@ -96,12 +96,18 @@ class Assembly:
 
         self._refuse_links()
         sweep(self.folder / BUNDLE_JSON)
+        gate = BundleGate.of(self)
+        if gate is not None:
+            gate.before(None if self.request.force else self._intact())
         results: dict[str, CompileResult] = {}
         for name, job in self.jobs.items():
             # The first output of a component has its name and the weights; the others share them.
             results[name] = self._component(job, results.get(job.source.component))
         old = self._intact()
         bundle = self._describe(results)
+        known = [] if old is None or not _same_but_gates(old, bundle) else old.gates
+        gates = known if gate is None else gate.after(results, known)
+        bundle = bundle.model_copy(update={"gates": gates})
         if old is not None and old == bundle.model_copy(update={"created": old.created}):
             self.progress.info(f"{self.folder} is up to date: every component is equal; kept.")
             shutil.rmtree(self.folder / PARTS, ignore_errors=True)
@@ -306,46 +312,9 @@ class Assembly:
         return found
 
 
-@contextmanager
-def only_one(folder: Path) -> Generator[None]:
-    """Make the folder if need be and keep a second build out of it; the system lifts this when we
-    die. A folder in which nothing was made is removed again: by whoever holds it, and nobody else.
-
-    Raises:
-        BundleError: another process builds into it, or it cannot be written.
-    """
-    made = not folder.exists()
-    lock = _held(folder)
-    try:
-        yield
-    finally:
-        if made and folder.is_dir() and all(p.name == LOCK for p in folder.iterdir()):
-            with suppress(OSError):  # Windows removes no open file
-                (folder / LOCK).unlink()
-                folder.rmdir()
-        os.close(lock)
-
-
-def _held(folder: Path) -> int:
-    from todo_compile.bundle._locks import hold, still_there
-    from todo_compile.disk import disk_errors
-
-    path = folder / LOCK
-    while True:
-        with disk_errors(path):
-            try:
-                folder.mkdir(exist_ok=True)
-                lock = hold(path)
-            except FileNotFoundError:
-                continue  # another build that failed removed the folder just now
-        if lock is None:
-            raise BundleError(
-                f"Another process is building into {folder}.",
-                remedy="Wait for it, or choose another --out.",
-            )
-        if still_there(lock, path):
-            return lock
-        os.close(lock)
+def _same_but_gates(old: Bundle, new: Bundle) -> bool:
+    """Whether two descriptions are of the same files."""
+    return old == new.model_copy(update={"created": old.created, "gates": old.gates})
 
 
 def _place(part: Path, goal: Path) -> None:

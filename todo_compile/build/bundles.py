@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from todo_compile import packages
 from todo_compile.batches import Batch, halved, parse_batch
-from todo_compile.build.assembly import LOCK, PARTS, Assembly
+from todo_compile.build.alone import LOCK
+from todo_compile.build.assembly import PARTS, Assembly
+from todo_compile.build.gate import check_gate
 from todo_compile.build.job import SUFFIXES
 from todo_compile.build.model_job import check_used, prepare_component
 from todo_compile.build.phases import DenoiserPhase, phase_job, phases_of
@@ -76,6 +78,8 @@ def prepare_bundle(
                 jobs[name] = phase_job(jobs[stem], phase)
         denoisers[str(size)] = [(phase.start, f"{stem}{phase.ending}") for phase in phases]
     check_used(loras, list(jobs.values()))
+    planned = phases[0].planned
+    check_gate(request, None if planned is None else planned.plan, list(jobs.values()))
     _say_phases(phases, kind, jobs[names[0]], len(sizes), progress)
     return Assembly(request, kind, jobs, denoisers, _extras(jobs, progress), progress)
 
@@ -112,6 +116,7 @@ def _part(
     return request.part(
         res=(str(size),),
         out=str(out),
+        gate=None,  # the whole bundle's
         batch=str(_batch(name, batch)),
         precision=(request.vae_precision if vae else None) or request.precision,
         options=_options(name, request),

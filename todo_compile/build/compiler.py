@@ -12,12 +12,13 @@ from __future__ import annotations
 import gc
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from todo_compile.batches import BatchRange, largest
 from todo_compile.build.facts import as_built, output_tensors, site_facts
+from todo_compile.build.gate import as_model, beyond_memory, gate_of, judge, why_not_onnxruntime
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from todo_compile.build.job import Job
     from todo_compile.bundle.files import Stage
     from todo_compile.bundle.manifest import Manifest
+    from todo_compile.bundle.verdict import Verdict
     from todo_compile.capture.inputs import ExampleInputs
     from todo_compile.export.tensorrt import EngineInfo
     from todo_compile.passes.report import Report
@@ -59,9 +61,13 @@ def run(job: Job) -> CompileResult:
     check_target(job.out)
     sweep(job.out)
     found = find_reusable(job.out, job.identity)
+    gate = gate_of(job)
     if found.reusable and not force and not verify:
-        job.progress.info(f"{job.out} is up to date: everything that matters is equal; kept.")
-        return CompileResult(job.out, read(job.out), reused=True)
+        old = read(job.out)
+        if gate is None or (old.gate is not None and old.gate.gate == str(gate)):
+            job.progress.info(f"{job.out} is up to date: everything that matters is equal; kept.")
+            return CompileResult(job.out, old, reused=True)
+        found = replace(found, reasons=("it was not judged by this gate",))
     reasons = found.reasons or (asked_for(force=force, verify=verify) if found.reusable else ())
     if job.out.exists() and reasons:
         job.progress.info("Rebuilding: " + "; ".join(reasons))
@@ -100,6 +106,7 @@ def build(
     from todo_compile.export.onnx import data_name
 
     engine = job.format == "tensorrt"
+    verdict = _judged_in_torch(job)
     with staged(job.out) as stage:
         program, dense, report, example = _rewritten(job)
         file = stage.folder / ("model.onnx" if engine else job.out.name)
@@ -154,12 +161,44 @@ def build(
             if built
             else None,
             onnx=info.facts,
+            gate=verdict,
             verification=verification,
             seconds=_passed(since or {}, job.progress.seconds),
             peak_rss_bytes=built.peak_rss_bytes if built else None,
         )
+        if verdict is None:
+            document = _judged(job, file, document)
         manifests.write(document, stage.publish(manifests.manifest_path(job.out).name))
     return CompileResult(job.out, document, False, reasons, report)
+
+
+def _judged_in_torch(job: Job) -> Verdict | None:
+    """The verdict of a job's gate, before the work, where onnxruntime could not run its output.
+
+    Raises:
+        GateError: the gate is not kept.
+    """
+    gate = gate_of(job)
+    if gate is None or not (why := why_not_onnxruntime([job])):
+        return None
+    return judge(gate, [(0.0, as_model(job))], None, job.progress, why=why)
+
+
+def _judged(job: Job, file: Path, document: Manifest) -> Manifest:
+    """The manifest with the verdict on the file, which lies in the stage.
+
+    Raises:
+        GateError: the gate is not kept.
+    """
+    from todo_compile.runtime.files import Output
+
+    gate = gate_of(job)
+    if gate is None:
+        return document
+    why = beyond_memory([document])
+    outputs = None if why else {job.out.name: Output(file, document)}
+    verdict = judge(gate, [(0.0, as_model(job))], outputs, job.progress, why=why)
+    return document.model_copy(update={"gate": verdict})
 
 
 def _passed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

@@ -272,6 +272,20 @@ class BuildOptions(BaseModel):
             decides="",
         ),
     ] = False
+    gate: Annotated[
+        str | None,
+        Option(
+            "Draw with what was built, against dense, before it is published, and fail with status "
+            "10 if the pictures drift further: drift=1e-3 or psnr=30, and if need be "
+            ",pairs=16,steps=20,guidance=7.5. onnxruntime draws, or torch with the rewritten graph "
+            "where that cannot. Builds anew if it was not judged so before.",
+            _OUTPUT,
+            metavar="drift=X",
+            only="model",
+            decides="",
+            joined=True,
+        ),
+    ] = None
     force: Annotated[
         bool, Option("Rebuild even if an equal output exists.", _OUTPUT, decides="")
     ] = False

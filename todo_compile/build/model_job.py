@@ -19,7 +19,6 @@ from todo_compile.build.job import (
     plain_batch,
     versions,
 )
-from todo_compile.build.planned import check_weights
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.options import PlanOptions
 from todo_compile.precision import dtype_of
@@ -108,6 +107,7 @@ def prepare(
     request: BuildRequest, progress: Progress | None = None, *, look: bool = False
 ) -> ModelJob:
     """The job of a request for a file; see `BuildRequest.resolve`."""
+    from todo_compile.build.gate import check_gate
     from todo_compile.build.planned import Planned
     from todo_compile.models import parse_lora
     from todo_compile.models.components import one_component
@@ -124,6 +124,7 @@ def prepare(
         planned=None if tuned is None else Planned.whole(tuned),
     )
     check_used(loras, [job])
+    check_gate(request, tuned, [job])
     return job
 
 
@@ -179,6 +180,8 @@ def prepare_component(
     progress.info(f"weights        {weights.description}")
     digest = "" if look else _weights_hash(weights, progress)
     if planned is not None and not look:
+        from todo_compile.runtime.in_process import check_weights
+
         check_weights(planned.plan, source, choice, dtype)
     adapters = tuple(lora for lora in loras if lora.of(source.component))
     models.check_loras(source, adapters)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.errors import ConfigError
-from todo_compile.precision import dtype_of
 from todo_compile.tuning.plan_file import PlanFacts, TunedPlan, single_phase
 
 if TYPE_CHECKING:
-    from todo_compile.models import Resolution, Source, WeightsChoice
+    from todo_compile.models import Resolution, Source
     from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
 
@@ -75,23 +74,3 @@ class Planned:
             f"The plan downsamples {wanted} sites, and here {report.rewritten} could be{why}.",
             remedy="Tune again with this version, or leave the plan out.",
         )
-
-
-def check_weights(plan: TunedPlan, source: Source, choice: WeightsChoice, dtype: Any) -> None:
-    """Refuse other weights than the plan was tuned for.
-
-    A folder may hold the same weights twice, full and in fp16, and a plan that was tuned on one of
-    the files serves the other: its own precision says on which. Hashes are read once a process.
-
-    Raises:
-        ConfigError: says so.
-    """
-    from todo_compile import models
-
-    digest = models.weights_hash(models.find_weights(source, choice, dtype=dtype))
-    precision = plan.settings.get("precision")
-    if digest != plan.weights and precision in ("fp16", "bf16", "fp32"):
-        other = models.find_weights(source, choice, dtype=dtype_of(precision))
-        if models.weights_hash(other) == plan.weights:
-            return
-    plan.check(component=source.component, weights=digest)

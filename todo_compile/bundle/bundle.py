@@ -34,6 +34,7 @@ from todo_compile.bundle.manifest import (
     plain_name,
     read_small,
 )
+from todo_compile.bundle.verdict import Verdict
 from todo_compile.disk import disk_errors, flush, format_bytes
 from todo_compile.errors import BundleError
 from todo_compile.foreign import parse_object
@@ -143,6 +144,7 @@ class Bundle(_Frozen):
             ``--dense-after``); they begin at the same steps at every resolution.
         sizes: components for further resolutions.
         extras: light files that were copied along.
+        gates: what ``--gate`` found at each resolution; empty if not asked for.
     """
 
     format: int = FORMAT
@@ -157,6 +159,7 @@ class Bundle(_Frozen):
     phases: _Phases = []
     sizes: Annotated[list[Size], Field(max_length=MAX_SIZES - 1)] = []
     extras: Annotated[list[ExtraFile], Field(max_length=64)] = []
+    gates: Annotated[list[Verdict], Field(max_length=MAX_SIZES)] = []
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:
@@ -203,6 +206,7 @@ class Bundle(_Frozen):
             lines.append(
                 "phases         " + ", ".join(f"{name} from {at:.0%}" for at, name in files)
             )
+        lines += [line for verdict in self.gates for line in verdict.lines()]
         size = format_bytes(sum(extra.bytes for extra in self.extras))
         lines.append(
             f"pipeline       {self.pipeline_class}, {len(self.extras)} light files ({size})"

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from todo_compile.bundle.tensors import Tensor
+from todo_compile.bundle.verdict import Verdict
 from todo_compile.disk import disk_errors, flush, format_bytes
 from todo_compile.errors import BundleError
 from todo_compile.foreign import ForeignError, open_regular, parse_object, read_bytes
@@ -79,6 +80,7 @@ class Manifest(_Frozen):
             empty for ONNX.
         memory: as the builder reports it; None for ONNX.
         onnx: opset and operator counts.
+        gate: what ``--gate`` found; None if not asked for.
         verification: result of ``--verify``, with the error of every site; None if not asked for.
         seconds: of each step.
         peak_rss_bytes: the most memory that the builder's process held.
@@ -99,6 +101,7 @@ class Manifest(_Frozen):
     targets: list[str] = []
     memory: MemoryUse | None = None
     onnx: dict[str, Any] = {}
+    gate: Verdict | None = None
     verification: dict[str, Any] | None = None
     seconds: dict[str, float]
     peak_rss_bytes: int | None = None
@@ -140,6 +143,8 @@ class Manifest(_Frozen):
         lines.append(
             "files          " + ", ".join(f"{f.name} ({format_bytes(f.bytes)})" for f in self.files)
         )
+        if self.gate is not None:
+            lines += self.gate.lines()
         if self.verification is not None:
             lines.append(f"verified       {self.verification.get('summary')}")
             if proved := self.verification.get("sites_summary"):
@@ -282,6 +287,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def _shown(value: object) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def same_request(output: Path, request: Mapping[str, Any]) -> bool:
+    """Whether the manifest of `output` has this request; looks at no other file."""
+    try:
+        old = read(output).request
+    except BundleError:
+        return False
+    return not differences(old, json.loads(json.dumps(request)))
 
 
 def find_reusable(output: Path, request: Mapping[str, Any]) -> Reuse:

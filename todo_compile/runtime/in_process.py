@@ -9,7 +9,7 @@ import torch
 from todo_compile.errors import EngineError
 
 if TYPE_CHECKING:
-    from todo_compile.models import Resolution, Source
+    from todo_compile.models import Resolution, Source, WeightsChoice
     from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
     from todo_compile.tuning.plan_file import TunedPlan
@@ -59,9 +59,9 @@ def rewrite_pipeline(
     Raises:
         TodoError: the model cannot be captured, or does not take the options.
     """
-    from todo_compile.runtime.variants import CapturedDenoiser
+    from todo_compile.runtime.variants import CapturedComponent
 
-    captured = CapturedDenoiser(pipeline, source, resolution, batch=batch)
+    captured = CapturedComponent(pipeline, source, resolution, batch=batch)
     component, report = captured.variant(options)
     setattr(pipeline, source.component, component)
     return report
@@ -88,10 +88,10 @@ def plan_pipeline(
         TodoError: the model cannot be captured.
     """
     from todo_compile.runtime.switching import PhasedDenoiser
-    from todo_compile.runtime.variants import CapturedDenoiser
+    from todo_compile.runtime.variants import CapturedComponent
 
     check_plan(plan, source, resolution, dtype=pipeline.dtype)
-    captured = CapturedDenoiser(pipeline, source, resolution, batch=batch)
+    captured = CapturedComponent(pipeline, source, resolution, batch=batch)
     made = [captured.variant(options) for options in plan.options]
     denoiser = PhasedDenoiser([part for part, _ in made], plan.starts)
     setattr(pipeline, source.component, denoiser)
@@ -106,7 +106,27 @@ def check_plan(plan: TunedPlan, source: Source, resolution: Resolution, *, dtype
         ConfigError: says what differs.
     """
     from todo_compile import models
-    from todo_compile.build.planned import check_weights
 
     plan.check(component=source.component, resolution=str(resolution))
     check_weights(plan, source, models.WeightsChoice.parse("auto"), dtype)
+
+
+def check_weights(plan: TunedPlan, source: Source, choice: WeightsChoice, dtype: Any) -> None:
+    """Refuse other weights than the plan was tuned for.
+
+    A folder may hold the same weights twice, full and in fp16, and a plan that was tuned on one of
+    the files serves the other: its own precision says on which. Hashes are read once a process.
+
+    Raises:
+        ConfigError: says so.
+    """
+    from todo_compile import models
+    from todo_compile.precision import dtype_of
+
+    digest = models.weights_hash(models.find_weights(source, choice, dtype=dtype))
+    precision = plan.settings.get("precision")
+    if digest != plan.weights and precision in ("fp16", "bf16", "fp32"):
+        other = models.find_weights(source, choice, dtype=dtype_of(precision))
+        if models.weights_hash(other) == plan.weights:
+            return
+    plan.check(component=source.component, weights=digest)

@@ -129,13 +129,20 @@ def wrap_phases(phases: Sequence[OpenPhase], **options: Any) -> Any:
         if made and cache is not None:  # one file for each engine
             options["runtime_cache"] = cache.with_name(f"{path.name}.cache")
         made[path] = wrap(phase.outputs, **options)
-    parts = [made[phase.outputs[0].path] for phase in phases]
+    return phased(
+        [made[phase.outputs[0].path] for phase in phases],
+        [phase.start for phase in phases],
+        dense=next((number for number, phase in enumerate(phases) if phase.dense), None),
+    )
+
+
+def phased(parts: Sequence[Any], starts: Sequence[float], *, dense: int | None = None) -> Any:
+    """The components of a schedule's phases as one, see `PhasedDenoiser`; one alone as it is."""
     if len(parts) == 1:
         return parts[0]
     from todo_compile.runtime.switching import PhasedDenoiser
 
-    dense = next((number for number, phase in enumerate(phases) if phase.dense), None)
-    return PhasedDenoiser(parts, [phase.start for phase in phases], dense=dense)
+    return PhasedDenoiser(parts, starts, dense=dense)
 
 
 def wrap(

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 # A component of a bundle → the pipeline's name for it.
 _PLACES = {"vae_decoder": "vae"}
+
+
+def place_of(component: str) -> str:
+    """A pipeline's name for a component of a bundle."""
+    return _PLACES.get(component, component)
+
+
 _DENOISERS = ("unet", "transformer")
 # What a pipeline works without.
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
@@ -85,7 +92,7 @@ def load_pipeline(
         elif name in _TOKENIZERS and name not in parts and _folder(opened, name):
             parts[name] = _tokenizer(opened, name)
     for name, outputs in opened.components.items():
-        place = _PLACES.get(name, name)
+        place = place_of(name)
         if place in parts or place not in wanted:
             continue
         cache = Path(runtime_cache) / f"{outputs[0].path.name}.cache" if runtime_cache else None

@@ -1,6 +1,6 @@
-"""A pipeline's denoiser under many plans: captured once, rewritten as often as there are plans.
+"""A pipeline's component under many plans: captured once, rewritten as often as there are plans.
 
-    captured = CapturedDenoiser(pipeline, source, resolution, batch=2)
+    captured = CapturedComponent(pipeline, source, resolution, batch=2)
     component, report = captured.variant(options)
 
 Copies of a graph share all tensors, so a variant costs milliseconds and no memory. torch runs it.
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from todo_compile.passes.report import Report
 
 
-class CapturedDenoiser:
-    """The graph of a torch pipeline's denoiser at one size.
+class CapturedComponent:
+    """The graph of a torch pipeline's denoiser or decoder at one size.
 
     Args:
         pipeline: from `torch_pipelines.torch_pipeline`; it is not changed.
-        source: of its denoising model.
+        source: of the component.
         resolution: of the pictures to come.
-        batch: of the denoiser.
+        batch: of the component.
 
     Attributes:
         source: the model.
@@ -55,10 +55,11 @@ class CapturedDenoiser:
     ) -> None:
         from todo_compile import models
         from todo_compile.capture.inputs import example_inputs, refuse_recorded
+        from todo_compile.runtime.pipeline import place_of
 
         refuse_recorded(source, "A rewritten denoiser in a pipeline that draws")
         self.source = source
-        module = getattr(pipeline, self.source.component).requires_grad_(False)
+        module = getattr(pipeline, place_of(source.component)).requires_grad_(False)
         loaded = models.LoadedModel(
             module=module,
             source=self.source,
@@ -93,7 +94,7 @@ class CapturedDenoiser:
         self.origin = Origin.of(Path(source.identifier).name, facts)
 
     def variant(self, options: PlanOptions | None) -> tuple[Any, Report]:
-        """The denoiser under a plan, for the pipeline that it came from, and what was done.
+        """The component under a plan, for the pipeline that it came from, and what was done.
 
         Raises:
             ConfigError: options that this model cannot follow.
@@ -121,7 +122,7 @@ class CapturedDenoiser:
 class GraphSession:
     """One rewritten graph as a session; see `Session`."""
 
-    def __init__(self, captured: CapturedDenoiser, module: GraphModule) -> None:
+    def __init__(self, captured: CapturedComponent, module: GraphModule) -> None:
         self._module = module
         self._held = captured._held  # pyright: ignore[reportPrivateUsage]
         self._inputs = {s.name: s for s in captured._inputs}  # pyright: ignore[reportPrivateUsage]

@@ -20,7 +20,7 @@ from todo_compile.passes.plan.single import numbered
 from todo_compile.runtime.loading import adapt
 from todo_compile.runtime.switching import PhasedDenoiser
 from todo_compile.runtime.torch_pipelines import torch_pipeline
-from todo_compile.runtime.variants import CapturedDenoiser, GraphSession
+from todo_compile.runtime.variants import CapturedComponent, GraphSession
 from todo_compile.tuning.plan_file import Phase, Site
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Studio:
             source, precision=precision, scheduler=sampling.scheduler, device=device
         )
         self.pipeline.set_progress_bar_config(disable=True)
-        self.captured = CapturedDenoiser(self.pipeline, source, resolution, batch=sampling.rows)
+        self.captured = CapturedComponent(self.pipeline, source, resolution, batch=sampling.rows)
         self.component: Any = self.captured.source.component
         self._sessions: dict[PlanOptions, GraphSession] = {}
         self._flops: dict[PlanOptions, int] = {}
@@ -230,38 +230,50 @@ class Studio:
         return found
 
     def _call(self, denoiser: PhasedDenoiser, pairs: Sequence[Pair]) -> list[Any]:
-        import numpy as np
-
         setattr(self.pipeline, self.component, denoiser)
         denoiser.follow(self.pipeline)
         start = time.perf_counter()
-        try:
-            found = self.pipeline(
-                prompt=[pair.prompt for pair in pairs],
-                num_inference_steps=self.sampling.steps,
-                guidance_scale=self.sampling.guidance,
-                generator=[torch.Generator("cpu").manual_seed(pair.seed) for pair in pairs],
-                output_type="np",
-                height=self.resolution.height,
-                width=self.resolution.width,
-            )
-        except TodoError:
-            raise
-        except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-            raise InputError(
-                f"{type(self.pipeline).__name__} cannot draw for tuning: {first_line(error)}",
-                remedy="Pipelines that draw from a prompt alone can be tuned; try another --steps, "
-                "--guidance or --scheduler.",
-            ) from error
+        pictures = call_pipeline(self.pipeline, pairs, self.sampling, self.resolution)
         self.seconds += time.perf_counter() - start
         self.drawn += len(pairs)
-        pictures = [np.asarray(one, dtype=np.float32) for one in found.images]
-        if not all(bool(np.isfinite(one).all()) for one in pictures):
-            raise InputError(
-                f"{type(self.pipeline).__name__} draws NaN or infinity: nothing can be measured.",
-                remedy="Give --precision fp32, or look whether the weights are damaged.",
-            )
         return pictures
+
+
+def call_pipeline(
+    pipeline: Any, pairs: Sequence[Pair], sampling: Sampling, resolution: Resolution
+) -> list[Any]:
+    """Pictures (H, W, 3), float in [0, 1], one for each pair, in one call.
+
+    Raises:
+        InputError: the pipeline cannot draw from a prompt alone, or draws no numbers.
+    """
+    import numpy as np
+
+    try:
+        found = pipeline(
+            prompt=[pair.prompt for pair in pairs],
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=[torch.Generator("cpu").manual_seed(pair.seed) for pair in pairs],
+            output_type="np",
+            height=resolution.height,
+            width=resolution.width,
+        )
+    except TodoError:
+        raise
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(
+            f"{type(pipeline).__name__} cannot draw: {first_line(error)}",
+            remedy="Pipelines that draw from a prompt alone can be measured; try other steps, "
+            "another guidance or scheduler.",
+        ) from error
+    pictures = [np.asarray(one, dtype=np.float32) for one in found.images]
+    if not all(bool(np.isfinite(one).all()) for one in pictures):
+        raise InputError(
+            f"{type(pipeline).__name__} draws NaN or infinity: nothing can be measured.",
+            remedy="Give --precision fp32, or look whether the weights are damaged.",
+        )
+    return pictures
 
 
 def make_pairs(prompts: Sequence[str], count: int, first_seed: int) -> list[Pair]:

@@ -1,0 +1,54 @@
+"""One build at a time in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from todo_compile.errors import BundleError
+
+LOCK = ".building"
+
+
+@contextmanager
+def only_one(folder: Path) -> Generator[None]:
+    """Make the folder if need be and keep a second build out of it; the system lifts this when we
+    die. A folder in which nothing was made is removed again: by whoever holds it, and nobody else.
+
+    Raises:
+        BundleError: another process builds into it, or it cannot be written.
+    """
+    made = not folder.exists()
+    lock = _held(folder)
+    try:
+        yield
+    finally:
+        if made and folder.is_dir() and all(p.name == LOCK for p in folder.iterdir()):
+            with suppress(OSError):  # Windows removes no open file
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        os.close(lock)
+
+
+def _held(folder: Path) -> int:
+    from todo_compile.bundle._locks import hold, still_there
+    from todo_compile.disk import disk_errors
+
+    path = folder / LOCK
+    while True:
+        with disk_errors(path):
+            try:
+                folder.mkdir(exist_ok=True)
+                lock = hold(path)
+            except FileNotFoundError:
+                continue  # another build that failed removed the folder just now
+        if lock is None:
+            raise BundleError(
+                f"Another process is building into {folder}.",
+                remedy="Wait for it, or choose another --out.",
+            )
+        if still_there(lock, path):
+            return lock
+        os.close(lock)
