@@ -346,7 +346,9 @@ def details(bundle: Bundle, folder: Path) -> list[str]:
     ]
 
 
-def check_bundle(bundle: Bundle, folder: Path, *, hashes: bool = True) -> list[str]:
+def check_bundle(
+    bundle: Bundle, folder: Path, *, hashes: bool = True, engines: bool = True
+) -> list[str]:
     """What is wrong with the files of a bundle; empty if they are intact. Nothing is loaded.
 
     Sizes come first; files are read only if all sizes are right.
@@ -355,6 +357,8 @@ def check_bundle(bundle: Bundle, folder: Path, *, hashes: bool = True) -> list[s
         bundle: from `read_bundle`.
         folder: the same folder.
         hashes: read every file and compare its hash; without, names, manifests and sizes alone.
+        engines: look at the components' own files; without, at their manifests alone, for who has
+            them elsewhere.
     """
     wrong: list[str] = []
     manifests: list[Manifest] = []
@@ -363,6 +367,8 @@ def check_bundle(bundle: Bundle, folder: Path, *, hashes: bool = True) -> list[s
             manifests.append(component_manifest(folder, component, entry))
         except BundleError as error:
             wrong.append(error.message.rstrip("."))
+    if not engines:
+        manifests = []
     wrong += [f for m in manifests for f in check_files(m, folder, hashes=False)]
     for extra in bundle.extras:
         path = folder / extra.name

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from todo_compile.cli.build import build_command
 from todo_compile.cli.compile import compile_command
 from todo_compile.cli.drift import drift_command
+from todo_compile.cli.export_triton import export_triton_command
 from todo_compile.cli.generate import generate_command
 from todo_compile.cli.naming import Command, name_values
 from todo_compile.cli.plan import plan_command
@@ -86,6 +87,7 @@ app.command("plan", cls=Command)(plan_command)
 app.command("generate", cls=Command)(generate_command)
 app.command("drift", cls=Command)(drift_command)
 app.command("tune", cls=Command)(tune_command)
+app.command("export-triton", cls=Command)(export_triton_command)
 app.command("inspect", cls=Command)(inspect_command)
 app.command("models", cls=Command)(models_command)
 

@@ -194,7 +194,11 @@ class OpenBundle:
 
 
 def open_bundle(
-    folder: Path, verify: Verify = "full", *, res: str | int | None = None
+    folder: Path,
+    verify: Verify = "full",
+    *,
+    res: str | int | None = None,
+    engines: bool = True,
 ) -> OpenBundle:
     """Check a bundle with everything in it; nothing of its components is interpreted.
 
@@ -202,6 +206,7 @@ def open_bundle(
         folder: the bundle, or its ``bundle.json``.
         verify: as for `open_output`.
         res: take what the bundle has for this resolution alone; None takes all.
+        engines: False where the components' own files are elsewhere, see `check_bundle`.
 
     Raises:
         BundleError: it is no bundle, or anything in it is missing, damaged or foreign.
@@ -210,7 +215,7 @@ def open_bundle(
     hashes = _hashes(verify)
     bundle = read_bundle(folder)
     folder = folder if folder.is_dir() else folder.parent
-    wrong = check_bundle(bundle, folder, hashes=hashes)
+    wrong = check_bundle(bundle, folder, hashes=hashes, engines=engines)
     if wrong:
         raise BundleError(f"{folder} is not what was built: {'; '.join(wrong)}.", remedy=_REBUILD)
     components: dict[str, tuple[Output, ...]] = {}

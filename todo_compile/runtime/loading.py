@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +156,12 @@ def wrap(
     encoder: Any = None,
     batching: Batching = "split",
     cast: bool = False,
+    opener: Callable[[Output], Session] | None = None,
 ) -> Component:
     """The component of checked outputs: one, or one for each resolution.
+
+    Args:
+        opener: opens an output in place of `open_session`.
 
     Raises:
         BundleError: no pipeline has such a component.
@@ -169,6 +173,8 @@ def wrap(
         encoder = None
 
     def open_one(output: Output) -> Session:
+        if opener is not None:
+            return opener(output)
         cache = runtime_cache
         if output is not first:
             # Perhaps hours after the bundle was checked, and builds write into the same folder.

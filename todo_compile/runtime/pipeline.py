@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,42 @@ def load_pipeline(
         MissingPackageError: diffusers or transformers is absent.
     """
     opened = open_bundle(given_path(path, "path"), verify, res=res)
+    return assemble(
+        opened,
+        components,
+        scheduler=scheduler,
+        pipeline_class=pipeline_class,
+        runtime_cache=runtime_cache,
+        dense=dense,
+        options={
+            "device": device,
+            "verify": verify,
+            "batching": batching,
+            "cast": cast,
+            "encoder": encoder,
+            "threads": threads,
+            "cuda_graph": cuda_graph,
+        },
+    )
+
+
+def assemble(
+    opened: OpenBundle,
+    components: Mapping[str, Any],
+    *,
+    options: Mapping[str, Any],
+    scheduler: Any = None,
+    pipeline_class: Any = None,
+    runtime_cache: str | Path | None = None,
+    dense: bool = False,
+) -> Any:
+    """The pipeline of an open bundle.
+
+    Args:
+        opened, components, scheduler, pipeline_class, runtime_cache, dense: see `load_pipeline`.
+        options: of `wrap`, for all components.
+    """
+    path = opened.folder
     if dense and opened.dense is None:
         raise ConfigError(
             f"{path} has no dense denoiser.",
@@ -96,22 +133,13 @@ def load_pipeline(
         if place in parts or place not in wanted:
             continue
         cache = Path(runtime_cache) / f"{outputs[0].path.name}.cache" if runtime_cache else None
-        options: dict[str, Any] = {
-            "device": device,
-            "verify": verify,
-            "batching": batching,
-            "cast": cast,
-            "encoder": encoder,
-            "threads": threads,
-            "cuda_graph": cuda_graph,
-            "runtime_cache": cache,
-        }
+        own: dict[str, Any] = {**options, "runtime_cache": cache}
         if name != opened.bundle.denoiser:
-            parts[place] = wrap(outputs, **options)
+            parts[place] = wrap(outputs, **own)
         elif dense and opened.dense is not None:
-            parts[place] = wrap(opened.dense.outputs, **options)
+            parts[place] = wrap(opened.dense.outputs, **own)
         else:
-            parts[place] = wrap_phases(opened.phases, **options)
+            parts[place] = wrap_phases(opened.phases, **own)
     pipeline = _construct(made_of, wanted, parts, opened)
     for name in _DENOISERS:
         follow = getattr(getattr(pipeline, name, None), "follow", None)
