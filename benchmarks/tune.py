@@ -4,8 +4,10 @@ r"""Tuned plans against uniform ones of the same speed: pictures, dense against 
 
 Scores are measured on every second prompt of the model, plans are drawn on the others. For the
 speed of uniform factor 4 and factor 8 on the largest grid the best plan is chosen for one phase and
-for three, and drawn; so are the uniform plans. Scores and pictures are kept in ``build/tune`` and
-taken up again, so that a run may be stopped at any time. Writes ``results/tune.json``.
+for three, and drawn; so are the uniform plans. At 128 px plans are also chosen for ten budgets, on
+half of the held-out prompts, and drawn for the other half, which nothing was chosen by. Scores and
+pictures are kept in ``build/tune`` and taken up again, so that a run may be stopped at any time.
+Writes ``results/tune.json``.
 """
 
 from __future__ import annotations
@@ -38,12 +40,14 @@ from todo_compile.tuning.run import (
 )
 from todo_compile.tuning.scores import Scores
 from todo_compile.tuning.search import Search
+from todo_compile.tuning.statistics import measure
 from todo_compile.tuning.studio import Pair, Sampling, Studio, make_pairs
-from todo_compile.tuning.wishes import DEFAULT_CANDIDATES, choice_text, parse_candidates
+from todo_compile.tuning.wishes import DEFAULT_CANDIDATES, Budget, choice_text, parse_candidates
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "build" / "tune"
 SPEEDS = ("nearest:4", "nearest:8")
+BUDGETS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def arguments() -> argparse.Namespace:
@@ -52,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sides", default="128", help="pixels, e.g. 128,256")
     parser.add_argument("--pairs", type=int, default=24, help="held-out pairs of prompt and seed")
     parser.add_argument("--fit", type=int, default=8, help="pairs that scores are measured with")
-    parser.add_argument("--parts", type=int, default=8, help="of the schedule, for the scores")
+    parser.add_argument("--budget-pairs", type=int, default=16, help="for each half of the prompts")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=4, help="pictures at once; 1 above 256 px")
@@ -90,12 +94,12 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
     fit = make_pairs(fit_prompts, given.fit, 0)
     held = make_pairs(held_prompts, given.pairs, 10_000)
     options, saved = allowed(studio, parse_candidates([DEFAULT_CANDIDATES]), frozenset())
-    parts = schedule_parts(given.steps, given.parts)
+    parts = schedule_parts(given.steps, 8)
     key = {
         "side": side,
         "sampling": dataclasses.asdict(sampling),
         "fit": [[p.prompt, p.seed] for p in fit],
-        "parts": given.parts,
+        "parts": 8,
         "candidates": {site: [choice_text(c) for c in row] for site, row in options.items()},
     }
     place = KEPT / f"scores-{side}.json"
@@ -105,7 +109,7 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
     fill_scores(studio, known, fit, options, parts, place, effort, held, progress)
     starts, lengths = [s for s, _ in parts], [n for _, n in parts]
 
-    def search(phases: int) -> Search:
+    def search(phases: int, pairs: list[Pair]) -> Search:
         problem = Problem(
             options=options,
             saved=saved,
@@ -115,9 +119,9 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
             dense_flops=studio.dense_flops,
             phases=phases,
         )
-        return Search(studio, problem, held, progress)
+        return Search(studio, problem, pairs, progress)
 
-    by_phases = {phases: search(phases) for phases in (1, 3)}
+    by_phases = {phases: search(phases, held) for phases in (1, 3)}
     # Above that size drawing takes minutes a plan: only those whose speed something is held to.
     wanted = None if side <= 128 else [f"uniform {text}, level 1" for text in SPEEDS]
     uniform = by_phases[1].uniform(only=wanted)
@@ -134,7 +138,22 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
             found = {**row(point), "phases": phases, "at_the_speed_of": level.name}
             found["against_uniform"] = against(studio, held, point, level)
             rows.append(found)
-    return {"side": side, "pairs": len(held), "prompts": len(set(held_prompts)), "rows": rows}
+    found = {"side": side, "pairs": len(held), "prompts": len(set(held_prompts)), "rows": rows}
+    if side <= 128:
+        count = given.budget_pairs
+        seen = make_pairs(held_prompts[::2], count, 30_000)
+        fresh = make_pairs(held_prompts[1::2], count, 40_000)
+        found["budgets"] = [one_budget(search(3, seen), b, studio, fresh) for b in BUDGETS]
+    return found
+
+
+def one_budget(search: Search, budget: float, studio: Studio, fresh: list[Pair]) -> dict[str, Any]:
+    """The plan for a drift, what it was chosen by, and what it does on pairs of other prompts."""
+    chosen = search.run(Budget("drift", budget), curve=8, rounds=6)[0]
+    drawn, dense = studio.draw(chosen.phases, fresh), studio.draw_dense(fresh)
+    measured = measure(drawn, dense, [pair.prompt for pair in fresh])
+    print(f"budget {budget:g}: {chosen.speedup:.4f}, {measured.drift}", flush=True)
+    return {"budget": budget, **row(chosen), "fresh": measured.model_dump(mode="json")}
 
 
 def against(studio: Studio, held: list[Pair], point: Point, base: Point) -> dict[str, Any]:

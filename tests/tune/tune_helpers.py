@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from todo_compile import models
+from todo_compile.runtime.metrics import mse
 from todo_compile.tuning import run, studio
-from todo_compile.tuning.plan_file import TunedPlan
-from todo_compile.tuning.studio import Studio
+from todo_compile.tuning.plan_file import Phase, TunedPlan
+from todo_compile.tuning.studio import Pair, Studio
 
 SMALL = run.Effort(fit=2, pairs=4, parts=2, curve=2, rounds=3)
 PROMPTS = ("a cat", "a red apple", "a rocket", "a frog")
@@ -62,6 +63,13 @@ class Small:
                     **changes,
                 },
             )
+
+    def redrawn(self, plan: TunedPlan) -> float:
+        """The drift on the held-out pairs, drawn by hand from the plan alone."""
+        pairs = [Pair(PROMPTS[1 + 2 * (i % 2)], 10_000 + i) for i in range(SMALL.pairs)]
+        dense = self.drawer.draw([Phase(start=0.0, sites={}, flops=0)], pairs)
+        drawn = self.drawer.draw(plan.phases, pairs)
+        return sum(mse(a, b) for a, b in zip(drawn, dense, strict=True)) / len(pairs)
 
     @classmethod
     def run(cls, folder: Path) -> Small:
