@@ -301,6 +301,7 @@ _IF: dict[str, Any] = {
     "act_fn": "gelu",
     "encoder_hid_dim": 32,
     "encoder_hid_dim_type": "text_proj",
+    "cross_attention_dim": 64,  # of 32 groups, so that none is the same number throughout
 }
 
 
@@ -375,6 +376,29 @@ def karlo() -> Any:
         super_res_first=above(), super_res_last=above(),
         prior_scheduler=d.UnCLIPScheduler(prediction_type="sample"),
         decoder_scheduler=d.UnCLIPScheduler(), super_res_scheduler=d.UnCLIPScheduler(),
+    )  # fmt: skip
+
+
+def sd15() -> Any:
+    return d.StableDiffusionPipeline(
+        unet=_unet(), scheduler=d.DDIMScheduler(), vae=_vae(), tokenizer=words(),
+        text_encoder=_clip(projected=False), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sdxl() -> Any:
+    return d.StableDiffusionXLPipeline(
+        unet=_unet(
+            addition_embed_type="text_time", addition_time_embed_dim=8, cross_attention_dim=64,
+            projection_class_embeddings_input_dim=6 * 8 + 32, use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        ),
+        scheduler=d.EulerDiscreteScheduler(), vae=_vae(), add_watermarker=False,
+        text_encoder=_clip(projected=False), tokenizer=words(),
+        text_encoder_2=_clip(), tokenizer_2=words(),
     )  # fmt: skip
 
 
@@ -454,6 +478,7 @@ FAMILIES: dict[str, Make] = {
     for make in (
         sd3, flux, schnell, kontext, chroma, qwen_image, z_image, pixart, hunyuan_dit, aura_flow,
         lumina, sana, deepfloyd, deepfloyd_2, kandinsky22, karlo, refiner, svd, controlled, cascade,
+        sd15, sdxl,
     )
 }  # fmt: skip
 

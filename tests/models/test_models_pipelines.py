@@ -256,8 +256,3 @@ def test_a_class_that_is_no_network_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**config, "_class_name": "DDIMScheduler"}))
     with pytest.raises(ModelError, match="no network of that name"):
         load(resolve_component(str(folder)), dtype=torch.float32, fake=True)
-
-
-def test_there_is_no_bundle_of_a_recorded_pipeline(folders: Any, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="A bundle of a StableDiffusionXLImg2Img"):
-        todo_compile.compile_bundle(str(folders("refiner")), res=128, out=tmp_path / "bundle")

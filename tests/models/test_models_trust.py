@@ -15,7 +15,7 @@ import todo_compile
 from todo_compile.cli.app import main
 from todo_compile.errors import ModelError
 from todo_compile.models import resolve, resolve_component
-from todo_compile.models.trust import check_folder, check_index, check_tokenizer, read_index
+from todo_compile.models.trust import check_folder, check_index, check_part, read_index
 from todo_compile.runtime.torch_pipelines import from_folder
 
 _INDEX = {
@@ -118,7 +118,7 @@ def test_configurations(pipeline: Path, name: str, content: str, says: str) -> N
         check_folder(pipeline)
     if name.startswith("tokenizer"):
         with pytest.raises(ModelError, match=says):
-            check_tokenizer(path.parent, pipeline)
+            check_part(path.parent, pipeline)
 
 
 def test_saved_tokenizers_pass(pipeline: Path) -> None:
@@ -126,7 +126,7 @@ def test_saved_tokenizers_pass(pipeline: Path) -> None:
     folder.mkdir()
     values = {"special_tokens_map_file": "/home/x/y.json", "vocab_file": "vocab.json", "a": None}
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
-    check_tokenizer(folder, pipeline)
+    check_part(folder, pipeline)
 
 
 def test_files_elsewhere(pipeline: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_files_elsewhere(pipeline: Path, tmp_path: Path) -> None:
     (pipeline / "tokenizer").mkdir()
     (pipeline / "tokenizer" / "vocab.json").symlink_to(tmp_path / "private.json")
     with pytest.raises(ModelError, match="leads out of"):
-        check_tokenizer(pipeline / "tokenizer", pipeline)
+        check_part(pipeline / "tokenizer", pipeline)
     (pipeline / "vae" / "config.json").unlink()
     (pipeline / "vae" / "config.json").symlink_to(tmp_path / "private.json")
     with pytest.raises(ModelError, match="leads out of"):

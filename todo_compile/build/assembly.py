@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.build.alone import only_one
 from todo_compile.build.bundle_gate import BundleGate
 from todo_compile.build.compiler import CompileResult, asked_for, build
+from todo_compile.bundle.files import staged
 from todo_compile.errors import BundleError
 from todo_compile.progress import Progress
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
     from todo_compile.bundle.bundle import Bundle
+    from todo_compile.models.torch_parts import TorchPart
 
 PARTS = ".parts"
 
@@ -59,6 +61,7 @@ class Assembly:
         jobs: by the output's name.
         denoisers: for each resolution (start, output's name) of every phase of the schedule.
         extras: light files by name.
+        torch: parts that stay in torch, by the pipeline's names; their files are linked or copied.
     """
 
     request: BuildRequest
@@ -66,6 +69,7 @@ class Assembly:
     jobs: Mapping[str, ModelJob]
     denoisers: Mapping[str, Sequence[tuple[float, str]]]
     extras: Mapping[str, bytes]
+    torch: Mapping[str, TorchPart]
     progress: Progress
 
     @property
@@ -129,7 +133,8 @@ class Assembly:
         """
         parts = self.folder / PARTS
         inner = list(parts.rglob("*")) if parts.is_dir() and not parts.is_symlink() else []
-        for path in (parts, *inner, *(self.folder / n.split("/")[0] for n in self.extras)):
+        folders = [*(n.split("/")[0] for n in self.extras), *self.torch]
+        for path in (parts, *inner, *(self.folder / name for name in folders)):
             if path.is_symlink() and (path.is_dir() or path in (parts, *inner)):
                 raise BundleError(
                     f"{path} is a link, and a bundle is not built through links.",
@@ -218,7 +223,13 @@ class Assembly:
     def _describe(self, results: Mapping[str, CompileResult]) -> Bundle:
         import hashlib
 
-        from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile, PhaseEntry
+        from todo_compile.bundle.bundle import (
+            Bundle,
+            ComponentEntry,
+            ExtraFile,
+            PhaseEntry,
+            WeightFile,
+        )
         from todo_compile.bundle.manifest import file_sha256, manifest_path, now
 
         main = next(iter(self.jobs.values()))
@@ -252,6 +263,21 @@ class Assembly:
                 "pipeline_class": main.source.pipeline or "StableDiffusionPipeline",
                 **sizes.pop(str(main.resolution)),
                 "sizes": [{"resolution": size, **found} for size, found in sizes.items()],
+                "torch": {
+                    name: {
+                        "library": part.library,
+                        "class_name": part.name,
+                        "files": [
+                            WeightFile(
+                                name=f"{name}/{path.name}",
+                                bytes=path.stat().st_size,
+                                sha256=file_sha256(path),
+                            )
+                            for path in part.files
+                        ],
+                    }
+                    for name, part in self.torch.items()
+                },
                 "extras": [
                     ExtraFile(
                         name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
@@ -264,7 +290,6 @@ class Assembly:
     def _finish(self, bundle: Bundle, results: Mapping[str, CompileResult]) -> None:
         """Put everything in its place. From the first line to the last there is no bundle."""
         from todo_compile.bundle.bundle import BUNDLE_JSON, write_bundle
-        from todo_compile.bundle.files import staged
         from todo_compile.bundle.manifest import manifest_path
 
         target = self.folder / BUNDLE_JSON
@@ -281,8 +306,11 @@ class Assembly:
                     placed.add(name)
                     _place(result.path.with_name(name), self.folder / name)
             stale -= {*names, manifest_path(result.path).name}
-        for name in stale - set(self.extras):
+        weights = {f"{n}/{path.name}": path for n, p in self.torch.items() for path in p.files}
+        for name in stale - set(self.extras) - set(weights):
             (self.folder / name).unlink(missing_ok=True)
+        for name, origin in weights.items():
+            _copy(origin, self.folder / name)
         for name, content in self.extras.items():
             path = self.folder / name
             path.parent.mkdir(exist_ok=True)
@@ -301,7 +329,7 @@ class Assembly:
             bundle = read_bundle(self.folder)
         except BundleError:
             return set()
-        found = {extra.name for extra in bundle.extras}
+        found = {file.name for file in bundle.loose()}
         for component, entry in bundle.entries():
             found |= {entry.file, manifest_path(Path(entry.file)).name}
             try:
@@ -326,6 +354,18 @@ def _place(part: Path, goal: Path) -> None:
         os.link(part, goal)
     except OSError:
         os.replace(part, goal)
+
+
+def _copy(origin: Path, goal: Path) -> None:
+    """A copy of a file, whole or not at all.
+
+    No link: the weights' folder is the user's, and what is written there later is no build's.
+    """
+    if goal.exists() and goal.samefile(origin):
+        return  # the model lies in the bundle's own folder
+    goal.parent.mkdir(exist_ok=True)
+    with staged(goal) as stage:
+        shutil.copyfile(origin, stage.publish(goal.name))
 
 
 def _linked(output: Path) -> bool:

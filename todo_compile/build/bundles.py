@@ -28,7 +28,8 @@ from todo_compile.progress import Progress, SilentProgress
 if TYPE_CHECKING:
     from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
-    from todo_compile.models import Resolution
+    from todo_compile.models import Resolution, Source
+    from todo_compile.models.torch_parts import TorchPart
 
 SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan"}
 
@@ -54,7 +55,7 @@ def prepare_bundle(
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
     loras = [parse_lora(text) for text in request.lora]
-    names = _components(request, progress)
+    rows, names = _components(request, progress)
     phases = phases_of(request, names[0])
     jobs: dict[str, ModelJob] = {}
     denoisers: dict[str, list[tuple[float, str]]] = {}
@@ -63,14 +64,15 @@ def prepare_bundle(
     for number, size in enumerate(sizes):
         for name in names if number == 0 else [n for n in names if n in SIZED]:
             stem = name if number == 0 else f"{name}.{size}"
-            part = _part(request, name, size, folder / f"{stem}{SUFFIX[kind]}", name == names[0])
+            out, main = folder / f"{stem}{SUFFIX[kind]}", name == names[0]
+            part = _part(request, name, size, out, first=main, rows=rows)
             jobs[stem] = prepare_component(
                 part,
                 name,
                 loras,
                 progress,
                 look=look,
-                planned=phases[0].planned if name == names[0] else None,
+                planned=phases[0].planned if main else None,
             )
         stem = names[0] if number == 0 else f"{names[0]}.{size}"
         for phase in phases:
@@ -81,7 +83,8 @@ def prepare_bundle(
     planned = phases[0].planned
     check_gate(request, None if planned is None else planned.plan, list(jobs.values()))
     _say_phases(phases, kind, jobs[names[0]], len(sizes), progress)
-    return Assembly(request, kind, jobs, denoisers, _extras(jobs, progress), progress)
+    kept = _torch_parts(jobs, progress)
+    return Assembly(request, kind, jobs, denoisers, _extras(jobs, kept, progress), kept, progress)
 
 
 def _say_phases(
@@ -104,20 +107,21 @@ def _say_phases(
 
 
 def _part(
-    request: BuildRequest, name: str, size: Resolution, out: Path, first: bool
+    request: BuildRequest, name: str, size: Resolution, out: Path, *, first: bool, rows: int
 ) -> BuildRequest:
     """What a bundle's request asks of one component: a request for a file.
 
     Args:
         first: it is the denoising model, or whatever stands in its place.
+        rows: of the denoising model for one picture.
     """
     vae = name == "vae_decoder"
-    batch = parse_batch(2 if request.batch is None else request.batch)
+    batch = parse_batch(rows if request.batch is None else request.batch)
     return request.part(
         res=(str(size),),
         out=str(out),
         gate=None,  # the whole bundle's
-        batch=str(_batch(name, batch)),
+        batch=str(_batch(name, batch, rows)),
         precision=(request.vae_precision if vae else None) or request.precision,
         options=_options(name, request),
         controlnet=request.controlnet and first,
@@ -172,41 +176,65 @@ def check_folder(folder: Path) -> None:
             )
 
 
-def _components(request: BuildRequest, progress: Progress) -> list[str]:
-    """Names of the components to build; the denoising model first."""
-    from todo_compile.capture.inputs import refuse_recorded
+def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[str]]:
+    """Rows of the denoising model for a picture, and names of the components to build; that model
+    first."""
+    from todo_compile.build.model_job import default_batch
+    from todo_compile.bundle.bundle import COMPONENTS
+    from todo_compile.capture.inputs import is_recorded, with_habits
     from todo_compile.errors import ModelError
     from todo_compile.models.components import OTHERS, parse_choice, part, resolve_component
 
     assert request.model is not None
     model, choice = request.model, parse_choice(request.component or "all")
     main = resolve_component(model, "unet" if choice == "all" else choice)
-    refuse_recorded(main, "A bundle")
+    if main.component not in (*COMPONENTS, *OTHERS):
+        raise ModelError(
+            f"A bundle of a {main.pipeline or main.class_name} is not possible yet: it draws in "
+            "several stages.",
+            remedy="Compile the model that denoises alone (--out FILE.onnx or FILE.plan), or let "
+            "todo_compile.accelerate(pipeline) compile diffusers' own.",
+        )
+    if is_recorded(main) and request.dense_after is not None:
+        raise ConfigError(
+            f"--dense-after is for Stable Diffusion's UNets and PixArt, not for a {main.pipeline}.",
+            remedy="Leave it out.",
+        )
     if request.text_tokens is not None:
         raise ConfigError(
             "--text-tokens is for one output; a bundle's pipeline passes its own number.",
             remedy="Leave it out, or name a file: --out FILE.onnx.",
         )
+    rows = default_batch(with_habits(main)) if main.component not in OTHERS else 2
     if choice != "all":
-        return [main.component]
-    names = [main.component]
+        return rows, [main.component]
+    names, absent = [main.component], _absent(main)
     for name in OTHERS:
         try:
             found = part(main, name)
-        except ModelError as error:  # a class that we cannot compile
-            progress.warn(f"not in the bundle: {error.message}")
+        except ModelError:  # a class that we cannot compile: it stays in torch
             continue
         if found is not None:
             names.append(name)
-        elif name != "text_encoder_2":  # only SDXL has one
+        elif name not in absent and not is_recorded(main) and name != "text_encoder_2":
             progress.warn(f"not in the bundle: {model} has no {name}")
-    return names
+    return rows, names
 
 
-def _batch(name: str, batch: Batch) -> Batch:
+def _absent(main: Source) -> frozenset[str]:
+    """Parts that the pipeline says it does without."""
+    from todo_compile.models.components import pipeline_folder
+    from todo_compile.models.trust import read_index
+
+    root = pipeline_folder(main)
+    index = {} if root is None else read_index(root)
+    return frozenset(name for name, value in index.items() if value == [None, None])
+
+
+def _batch(name: str, batch: Batch, rows: int) -> Batch:
     if name.startswith("text_encoder"):
         return 1
-    return halved(batch) if name == "vae_decoder" else batch
+    return halved(batch) if name == "vae_decoder" and rows == 2 else batch
 
 
 def _options(name: str, request: BuildRequest) -> PlanOptions | None:
@@ -230,11 +258,32 @@ def _options(name: str, request: BuildRequest) -> PlanOptions | None:
     return replace(options, factors=() if dense else None, kv_tokens=None, sites=())
 
 
-def _extras(jobs: Mapping[str, ModelJob], progress: Progress) -> dict[str, bytes]:
+def _torch_parts(jobs: Mapping[str, ModelJob], progress: Progress) -> dict[str, TorchPart]:
+    """Parts that stay in torch: in a bundle of the whole pipeline alone."""
+    from todo_compile.models.torch_parts import torch_parts
+
+    main = next(iter(jobs.values()))
+    if main.request.component not in (None, "all") and len(jobs) == 1:
+        return {}
+    fetch = main.weights.origin == "hub"
+    found = torch_parts(main.source, [job.source.component for job in jobs.values()], fetch=fetch)
+    for name, part in found.items():
+        said = f"{name} ({part.name})"
+        if part.files:
+            progress.info(f"in torch       {said}, which is not compiled")
+        else:
+            progress.warn(f"not in the bundle: {said}, which is not compiled and has no weights")
+    return {name: part for name, part in found.items() if part.files}
+
+
+def _extras(
+    jobs: Mapping[str, ModelJob], kept: Mapping[str, TorchPart], progress: Progress
+) -> dict[str, bytes]:
     from todo_compile.models.extras import light_files
 
     fetch = any(job.weights.origin == "hub" for job in jobs.values())
-    extras = light_files({name: job.source for name, job in jobs.items()}, fetch=fetch)
+    sources = {name: job.source for name, job in jobs.items()}
+    extras = light_files(sources, fetch=fetch, torch=list(kept))
     for name in jobs:
         if not name.startswith("text_encoder"):
             continue

@@ -74,7 +74,13 @@ class ModelJob(Job):
         return program, example
 
     def facts(self) -> dict[str, Any]:
+        from todo_compile.capture.inputs import call_facts
+
+        call = call_facts(
+            self.source, self.resolution, batch=self.batch, dtype=dtype_of(self.precision)
+        )
         return {
+            **({} if call is None else {"call": call}),
             "name": self.source.identifier,
             "class": self.source.class_name,
             "component": self.source.component,

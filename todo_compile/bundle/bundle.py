@@ -57,6 +57,7 @@ MAX_EXTRA_BYTES = 64 * 2**20
 
 _REBUILD = "Build the bundle again with todo-compile."
 _MAX_BYTES = 2**20
+_PLAIN = r"^[A-Za-z][A-Za-z0-9_]{0,99}$"
 _BATCHES = r"^\d{1,5}(\.\.\d{1,5}){1,2}$"
 _HASH = Field(pattern="^[0-9a-f]{64}$")
 
@@ -78,6 +79,7 @@ def relative_name(name: str) -> str:
 
 _Name = Annotated[str, AfterValidator(plain_name)]
 _Pixels = Annotated[str, Field(pattern=r"^\d{1,5}x\d{1,5}$")]
+_Part = Annotated[str, Field(pattern=_PLAIN)]
 
 
 class _Frozen(BaseModel):
@@ -112,6 +114,27 @@ class ExtraFile(_Frozen):
 _Phases = Annotated[list[PhaseEntry], Field(max_length=MAX_PHASES - 1)]
 
 
+class WeightFile(_Frozen):
+    """A file of weights of a part that stays in torch."""
+
+    name: Annotated[str, AfterValidator(relative_name), Field(pattern=r"\.(safetensors|json)$")]
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, _HASH]
+
+
+class TorchEntry(_Frozen):
+    """A part that was not compiled: torch runs it.
+
+    Attributes:
+        library, class_name: as in ``model_index.json``.
+        files: of its weights; its configuration is among the light files.
+    """
+
+    library: Annotated[str, Field(pattern=_PLAIN)]
+    class_name: Annotated[str, Field(pattern=_PLAIN)]
+    files: Annotated[list[WeightFile], Field(min_length=1, max_length=256)]
+
+
 class Size(_Frozen):
     """What a bundle has for one more resolution; all else serves every resolution.
 
@@ -143,6 +166,7 @@ class Bundle(_Frozen):
         phases: the denoising model for later phases of the schedule (``--plan``,
             ``--dense-after``); they begin at the same steps at every resolution.
         sizes: components for further resolutions.
+        torch: parts that stay in torch, by the pipeline's names for them.
         extras: light files that were copied along.
         gates: what ``--gate`` found at each resolution; empty if not asked for.
     """
@@ -158,6 +182,7 @@ class Bundle(_Frozen):
     components: Annotated[dict[Component, ComponentEntry], Field(min_length=1)]
     phases: _Phases = []
     sizes: Annotated[list[Size], Field(max_length=MAX_SIZES - 1)] = []
+    torch: Annotated[dict[_Part, TorchEntry], Field(max_length=16)] = {}
     extras: Annotated[list[ExtraFile], Field(max_length=64)] = []
     gates: Annotated[list[Verdict], Field(max_length=MAX_SIZES)] = []
 
@@ -188,6 +213,12 @@ class Bundle(_Frozen):
                 assert self.denoiser is not None  # else there are no phases
                 yield self.denoiser, phase
 
+    def loose(self) -> Iterator[ExtraFile | WeightFile]:
+        """Every file that no component's manifest describes."""
+        yield from self.extras
+        for part in self.torch.values():
+            yield from part.files
+
     @property
     def resolutions(self) -> list[str]:
         """All resolutions that it serves, the first one first."""
@@ -206,6 +237,9 @@ class Bundle(_Frozen):
             lines.append(
                 "phases         " + ", ".join(f"{name} from {at:.0%}" for at, name in files)
             )
+        if self.torch:
+            named = (f"{name} ({part.class_name})" for name, part in self.torch.items())
+            lines.append(f"in torch       {', '.join(named)}")
         lines += [line for verdict in self.gates for line in verdict.lines()]
         size = format_bytes(sum(extra.bytes for extra in self.extras))
         lines.append(
@@ -265,8 +299,8 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{path} is damaged: {_first(error)}.", remedy=_REBUILD) from error
     for _, entry in bundle.entries():
         inside(folder, entry.file)
-    for extra in bundle.extras:
-        inside(folder, extra.name)
+    for file in bundle.loose():
+        inside(folder, file.name)
     return bundle
 
 
@@ -370,7 +404,7 @@ def check_bundle(
     if not engines:
         manifests = []
     wrong += [f for m in manifests for f in check_files(m, folder, hashes=False)]
-    for extra in bundle.extras:
+    for extra in bundle.loose():
         path = folder / extra.name
         try:
             inside(folder, extra.name)
@@ -385,7 +419,7 @@ def check_bundle(
         return list(dict.fromkeys(wrong))
     # Twins share their weights' file: each is read once.
     expected = {f.name: f.sha256 for m in manifests for f in m.files}
-    expected |= {e.name: e.sha256 for e in bundle.extras}
+    expected |= {e.name: e.sha256 for e in bundle.loose()}
     return [
         f"{name} was changed (its hash differs)"
         for name, sha256 in expected.items()

@@ -157,6 +157,16 @@ def inputs_identity(
     return [*said, _recording(source, resolution, batch, dtype).call.text]
 
 
+def call_facts(
+    source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
+) -> dict[str, Any] | None:
+    """What a recorded call fixes, and which inputs have the batch; None if it is not recorded."""
+    if not is_recorded(source):
+        return None
+    recording = _recording(source, resolution, batch, dtype)
+    return {"fixed": dict(recording.call.fixed), "batched": sorted(recording.batched)}
+
+
 def is_recorded(source: Source) -> bool:
     """Whether the inputs are read off the model's pipeline; see `recording`.
 

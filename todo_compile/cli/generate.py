@@ -51,6 +51,10 @@ def generate_command(
         ),
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="A picture to start from, for pipelines that take one (SDXL's refiner)."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance; 1 turns it off.")
@@ -107,6 +111,7 @@ def generate_command(
         "steps": steps,
         "guidance": guidance,
         "seed": seed,
+        **({} if image is None else {"image": drawing.open_picture(image)}),
     }
     shared: dict[str, Any] = {"scheduler": scheduler, "device": device}
     with progress.step("load"):

@@ -7,7 +7,7 @@ weights, no network) what is built in stands in for it; a tokenizer's vocabulary
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,21 @@ _SINGLE = (
     "scheduler/scheduler_config.json",
     "feature_extractor/preprocessor_config.json",
 )
-_FOLDERS = ("tokenizer", "tokenizer_2")
+_FOLDERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
 # Data only: no weights, and nothing that could be imported.
 _SUFFIXES = (".json", ".txt", ".model")
 _MAX_BYTES = 64 * 2**20
 
 
-def light_files(sources: Mapping[str, Source], *, fetch: bool) -> dict[str, bytes]:
+def light_files(
+    sources: Mapping[str, Source], *, fetch: bool, torch: Sequence[str] = ()
+) -> dict[str, bytes]:
     """Content of the light files by name (``tokenizer/vocab.json``), for the parts in `sources`.
 
     Args:
         sources: the bundle's components by name, the denoising model first.
         fetch: download from the hub what is not in its cache.
+        torch: parts that are not compiled, whose configurations are wanted.
 
     Raises:
         ModelError: a file cannot be read or is far too large, or the hub cannot be reached.
@@ -43,7 +46,8 @@ def light_files(sources: Mapping[str, Source], *, fetch: bool) -> dict[str, byte
     found: dict[str, bytes] = {}
     root = _root(main, fetch)
     if root is not None:
-        for path in _wanted(root):
+        more = [root / name / "config.json" for name in torch]
+        for path in (*_wanted(root), *(path for path in more if path.is_file())):
             found[path.relative_to(root).as_posix()] = _read(path, root)
     if main.file is not None:
         found = {name: data for name, data in found.items() if name.startswith(_FOLDERS)}
@@ -75,6 +79,7 @@ def _root(source: Source, fetch: bool) -> Path | None:
 
 def _wanted(root: Path) -> Iterable[Path]:
     yield from (root / name for name in _SINGLE if (root / name).is_file())
+    yield from sorted(root.glob("*_scheduler/scheduler_config.json"))
     for name in _FOLDERS:
         if (root / name).is_dir():
             files = sorted((root / name).iterdir())

@@ -98,11 +98,11 @@ def check_folder(folder: Path) -> None:
             _check_file(path, folder)
 
 
-def check_tokenizer(folder: Path, within: Path) -> None:
-    """Check a tokenizer's folder before transformers reads it.
+def check_part(folder: Path, within: Path) -> None:
+    """Check the folder of a tokenizer or another part before its library reads it.
 
     Args:
-        folder: of the tokenizer.
+        folder: of the part.
         within: the pipeline's or bundle's folder.
 
     Raises:

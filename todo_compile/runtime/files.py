@@ -37,6 +37,7 @@ class Origin:
         component: ``unet``, ``transformer``, ``vae_decoder``, ``text_encoder``, ``text_encoder_2``.
         class_name: of the module.
         config: of the module.
+        call: of a denoiser whose inputs were read off its pipeline: see `CompiledCall`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Origin:
     component: str
     class_name: str
     config: dict[str, Any] = field(repr=False)
+    call: dict[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, name: str, model: dict[str, Any]) -> Origin:
@@ -61,6 +63,11 @@ class Origin:
             check_config(cast("dict[str, Any]", config), f"configuration in the manifest of {name}")
         except ModelError as error:
             raise BundleError(error.message, remedy=_REBUILD) from error
+        call: Any = model.get("call")
+        if call is not None and not _is_call(call):
+            raise BundleError(
+                f"The manifest of {name} does not describe its denoiser's call.", remedy=_REBUILD
+            )
         return cls(
             name=name,
             built_for=f"{name} was built for "
@@ -69,7 +76,16 @@ class Origin:
             component=str(model.get("component")),
             class_name=str(model.get("class")),
             config=dict(config),
+            call=call,
         )
+
+
+def _is_call(call: Any) -> bool:
+    if not isinstance(call, dict):
+        return False
+    parts = cast("dict[str, Any]", call)
+    fixed, batched = parts.get("fixed"), parts.get("batched")
+    return isinstance(fixed, dict) and isinstance(batched, list)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ same seed and says how far apart their pictures are.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -107,35 +108,48 @@ def generate(
     import torch
 
     check_settings(steps, guidance, seed)
+    known = inspect.signature(type(pipeline).__call__).parameters
+    name = type(pipeline).__name__
+    if negative_prompt is not None and "negative_prompt" not in known:
+        raise ConfigError(f"{name} takes no negative prompt.", remedy="Leave it out.")
+    if "image" in options and "image" not in known:
+        raise ConfigError(f"{name} starts from no picture.", remedy="Leave --image out.")
     total = steps
     ends: list[float] = []
 
-    def after_step(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        del step, timestep
+    def count_step() -> None:
         ends.append(time.perf_counter())
         if on_step is not None:
             on_step(len(ends), total)
+
+    def after_step(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        del step, timestep
+        count_step()
         return kwargs
 
-    size: dict[str, int] = {}
+    given: dict[str, Any] = {
+        "prompt": prompt,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "generator": torch.Generator("cpu").manual_seed(seed),
+        "output_type": "np",
+        "callback_on_step_end": after_step,
+    }
+    if negative_prompt is not None:  # what stands for none differs
+        given["negative_prompt"] = negative_prompt
+    if "callback_on_step_end" not in known and "callback" in known:  # of older pipelines
+        given["callback"] = lambda *_: count_step()
     if resolution is not None:
-        size = {"height": resolution.height, "width": resolution.width}
+        given |= {"height": resolution.height, "width": resolution.width}
+        given["use_resolution_binning"] = False  # PixArt would draw another size and enlarge it
+    # Pipelines differ in what they take; what the caller names himself is theirs to refuse.
+    given = {name: value for name, value in given.items() if name in known} | options
     # Two bars at once would spoil each other; diffusers has no way to ask for the old setting.
     pipeline.set_progress_bar_config(disable=True)
     start = time.perf_counter()
     try:
         with finite_modules(pipeline):
-            found = pipeline(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=torch.Generator("cpu").manual_seed(seed),
-                output_type="np",
-                callback_on_step_end=after_step,
-                **size,
-                **options,
-            )
+            found = pipeline(**given)
     except NotFiniteError as error:
         raise NotFiniteError(error.where, f"step {min(len(ends) + 1, total)} of {total}") from error
     except TodoError:
@@ -229,6 +243,25 @@ def check_picture(out: Path) -> None:
         )
     check_target(out)
     packages.need("generate", "Drawing")
+
+
+def open_picture(path: Path) -> Any:
+    """A picture that a pipeline starts from, in RGB.
+
+    Raises:
+        InputError: it is none.
+    """
+    packages.need("generate", "Drawing")
+    from PIL import Image
+
+    try:
+        with Image.open(path) as found:
+            return found.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} cannot be read as a picture: {first_line(error)}.",
+            remedy="Give a PNG or JPEG file.",
+        ) from error
 
 
 def save_picture(picture: Picture, out: Path) -> None:

@@ -207,6 +207,10 @@ def adapt(
         BundleError: no pipeline has such a component.
     """
     options: dict[str, Any] = {"batching": batching, "cast": cast}
+    if origin.call is not None:
+        from todo_compile.runtime.recorded import CompiledCall
+
+        return CompiledCall(session, origin, **options)
     match origin.component:
         case "unet":
             from todo_compile.runtime.denoisers import CompiledUNet

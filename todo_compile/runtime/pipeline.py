@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from todo_compile import packages
 from todo_compile.bundle.bundle import inside
 from todo_compile.errors import BundleError, ConfigError, ModelError, first_line, given_path
-from todo_compile.models.trust import INDEX, check_tokenizer, read_index
+from todo_compile.models.trust import INDEX, check_part, read_index
+from todo_compile.runtime.compiled import Compiled
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
 from todo_compile.runtime.loading import wrap, wrap_phases
 from todo_compile.runtime.schedulers import make_scheduler
+from todo_compile.runtime.torch_parts import torch_part
 
 if TYPE_CHECKING:
     from todo_compile.runtime.component import Batching
@@ -29,8 +31,7 @@ def place_of(component: str) -> str:
 
 _DENOISERS = ("unet", "transformer")
 # What a pipeline works without.
-_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
-_TOKENIZERS = ("tokenizer", "tokenizer_2")
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 
 
 def load_pipeline(
@@ -126,8 +127,17 @@ def assemble(
     for name in wanted:
         if name == "scheduler":
             parts[name] = make_scheduler(scheduler, _folder(opened, "scheduler"))
-        elif name in _TOKENIZERS and name not in parts and _folder(opened, name):
+        elif name in parts or not _folder(opened, name):
+            continue
+        elif name.startswith("tokenizer"):
             parts[name] = _tokenizer(opened, name)
+        elif name.endswith("_scheduler"):
+            parts[name] = make_scheduler(None, _folder(opened, name))
+    for name in opened.bundle.torch:
+        if name == "vae" and "vae_decoder" in opened.components and "vae" not in parts:
+            encoder = encoder or torch_part(opened, name)
+        elif name in wanted and name not in parts:
+            parts[name] = torch_part(opened, name)
     for name, outputs in opened.components.items():
         place = place_of(name)
         if place in parts or place not in wanted:
@@ -140,6 +150,12 @@ def assemble(
             parts[place] = wrap(opened.dense.outputs, **own)
         else:
             parts[place] = wrap_phases(opened.phases, **own)
+    compiled = next((part for part in parts.values() if isinstance(part, Compiled)), None)
+    if compiled is not None:  # torch's parts go where the compiled ones are
+        for name in opened.bundle.torch:
+            part = encoder if name == "vae" else parts.get(name)
+            if part is not None and name not in components:
+                part.to(compiled.device)
     pipeline = _construct(made_of, wanted, parts, opened)
     for name in _DENOISERS:
         follow = getattr(getattr(pipeline, name, None), "follow", None)
@@ -180,7 +196,7 @@ def _tokenizer(opened: OpenBundle, name: str) -> Any:
     folder = _folder(opened, name)
     assert folder is not None
     try:
-        check_tokenizer(folder, opened.folder)
+        check_part(folder, opened.folder)
     except ModelError as error:
         raise BundleError(
             error.message, remedy=f"Hand it over: load_pipeline(…, {name}=…)"
@@ -227,7 +243,7 @@ def _construct(
     for name, parameter in wanted.items():
         if name in parts:
             continue
-        if name in _OPTIONAL:
+        if name in _OPTIONAL or index.get(name) == [None, None]:
             parts[name] = None
         elif parameter.default is inspect.Parameter.empty:
             raise BundleError(

@@ -98,16 +98,19 @@ def check_steps(scheduler: Any, steps: int) -> None:
     learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
     given = torch.zeros(1, 3, 2, 2)
     found = torch.zeros(1, 6 if learned else 3, 2, 2)
+    # Pipelines of flow matching shift the schedule by the size of the picture.
+    shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     try:
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, **shift)
         times = scheduler.timesteps
-        picture = given * float(scheduler.init_noise_sigma)
+        picture = given * float(getattr(scheduler, "init_noise_sigma", 1.0))
         for time in times[:_TRIED]:
-            scheduler.scale_model_input(picture, time)
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(picture, time)
             picture = scheduler.step(found, time, picture, return_dict=False)[0]
         finite = bool(torch.isfinite(picture).all())
         descends = bool((times[1:] <= times[:-1]).all())
-        scheduler.set_timesteps(steps)  # forget the tries
+        scheduler.set_timesteps(steps, **shift)  # forget the tries
     except Exception as error:  # diffusers' schedulers raise whatever their arithmetic sets off
         raise ConfigError(
             f"{name} cannot make {steps} steps for this model: {first_line(error)}",

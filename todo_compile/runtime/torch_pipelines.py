@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile import packages
 from todo_compile.errors import ModelError, first_line
-from todo_compile.models.trust import INDEX, check_folder, check_tokenizer
+from todo_compile.models.trust import INDEX, check_folder, check_part
 from todo_compile.runtime.schedulers import make_scheduler
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _tokenizer(source: Source, name: str) -> Any:
     if root is None:
         files = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
         root = hub.download(source.hub_ids[0], [f"{name}/{file}" for file in files])
-    check_tokenizer(root / name, root)
+    check_part(root / name, root)
     transformers = packages.load("transformers", "A tokenizer")
     try:
         return transformers.CLIPTokenizer.from_pretrained(str(root / name), local_files_only=True)

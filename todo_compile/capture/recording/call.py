@@ -32,6 +32,7 @@ class Flat:
         names: of its tensors, in order.
         tensors: as recorded, timesteps excepted.
         leaves: everything in the call, in order; None in the places of tensors.
+        fixed: see `fixed`.
         places: of the tensors in `leaves`.
         tree: how `leaves` make up the call's arguments.
     """
@@ -41,6 +42,7 @@ class Flat:
     leaves: tuple[Any, ...]
     places: tuple[int, ...]
     tree: Any
+    fixed: Mapping[str, str]
 
     @property
     def by_name(self) -> dict[str, Tensor]:
@@ -61,7 +63,16 @@ def flatten(arguments: Mapping[str, Any]) -> Flat:
     paths = [pairs[i][0] for i in places]
     tensors = tuple(_timely(pairs[i][0], cast("Tensor", pairs[i][1])) for i in places)
     leaves = tuple(None if i in places else leaf for i, (_, leaf) in enumerate(pairs))
-    return Flat(_names(paths), tensors, leaves, places, tree)
+    return Flat(_names(paths), tensors, leaves, places, tree, fixed(given))
+
+
+def fixed(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """What a call has besides tensors and absent arguments, by where it is."""
+    return {
+        "_".join(path): repr(leaf)
+        for path, leaf in flattened(dict(arguments))[0]
+        if not isinstance(leaf, Tensor) and leaf is not None and path != ("return_dict",)
+    }
 
 
 def wrapper(flat: Flat, component: str, name: str) -> type[nn.Module]:

@@ -1,0 +1,110 @@
+"""The families that are measured: a tiny pipeline each, and where its picture lies in attention.
+
+The geometry is written here by hand, from how each architecture orders its tokens: the passes must
+find it by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Grid = tuple[int, int]
+Segment = tuple[int, Grid]
+"""(keys before it, (rows, columns))."""
+Segments = Callable[[int, int], list[Segment]]
+"""(queries, keys) of an attention → the pictures among its keys; none where it is of text."""
+
+
+def alone(*grids: Grid) -> Segments:
+    """Pictures by themselves."""
+
+    def found(queries: int, keys: int) -> list[Segment]:
+        return [(0, g) for g in grids if queries == keys == g[0] * g[1]]
+
+    return found
+
+
+def first(grid: Grid) -> Segments:
+    """The picture's tokens, then text."""
+
+    def found(queries: int, keys: int) -> list[Segment]:
+        tokens = grid[0] * grid[1]
+        return [(0, grid)] if keys > tokens and queries in (keys, tokens) else []
+
+    return found
+
+
+def last(grid: Grid) -> Segments:
+    """Text, then the picture's tokens."""
+
+    def found(queries: int, keys: int) -> list[Segment]:
+        tokens = grid[0] * grid[1]
+        return [(keys - tokens, grid)] if keys > tokens and queries in (keys, tokens) else []
+
+    return found
+
+
+def any_of(*rules: Segments) -> Segments:
+    """The first rule that finds a picture."""
+
+    def found(queries: int, keys: int) -> list[Segment]:
+        return next((s for rule in rules if (s := rule(queries, keys))), [])
+
+    return found
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row.
+
+    Attributes:
+        name: of a pipeline in `tests/models/pipeline_zoo.py`.
+        title: as people call it.
+        size: of the picture, "WIDTHxHEIGHT".
+        segments: where its picture is.
+        component: which part, as ``--component`` has it.
+        factors: as ``--factors`` has them.
+    """
+
+    name: str
+    title: str
+    size: str
+    segments: Segments
+    component: str = "unet"
+    factors: str = "2"
+
+    @property
+    def key(self) -> str:
+        """Name of the row."""
+        return self.name if self.component == "unet" else f"{self.name} {self.component}"
+
+
+GRID, PATCHED = (16, 24), (8, 12)  # cells of 192×128 pixels; patches of 2×2 cells
+SIZE = "192x128"
+
+FAMILIES: tuple[Family, ...] = (
+    Family("sd15", "Stable Diffusion 1.5", SIZE, alone(GRID)),
+    Family("sdxl", "SDXL", SIZE, alone(PATCHED)),
+    Family("refiner", "SDXL refiner", SIZE, alone(GRID)),
+    Family("controlled", "Stable Diffusion with a ControlNet", SIZE, alone(GRID)),
+    Family("sd15", "decoder of AutoencoderKL", SIZE, alone(GRID), component="vae-decoder"),
+    Family("sd3", "Stable Diffusion 3", SIZE, first(PATCHED)),
+    Family("flux", "FLUX.1 dev", SIZE, last(PATCHED)),
+    Family("schnell", "FLUX.1 schnell", SIZE, last(PATCHED)),
+    Family("kontext", "FLUX.1 Kontext", SIZE, last(PATCHED)),
+    Family("chroma", "Chroma", SIZE, last(PATCHED)),
+    Family("qwen_image", "Qwen-Image", "96x64", last((4, 6))),
+    Family("z_image", "Z-Image", SIZE, any_of(alone(PATCHED), first(PATCHED))),
+    Family("pixart", "PixArt-Σ", SIZE, alone(PATCHED)),
+    Family("hunyuan_dit", "HunyuanDiT", SIZE, alone(PATCHED)),
+    Family("aura_flow", "AuraFlow", SIZE, last(PATCHED)),
+    Family("lumina", "Lumina 2", SIZE, any_of(alone(PATCHED), last(PATCHED))),
+    Family("sana", "Sana", SIZE, alone()),
+    Family("deepfloyd", "DeepFloyd IF, first stage", "48x32", last((16, 24))),
+    Family("deepfloyd_2", "DeepFloyd IF, second stage", "64x32", last((16, 32))),
+    Family("kandinsky22", "Kandinsky 2.2", SIZE, last(PATCHED)),
+    Family("karlo", "Karlo unCLIP", SIZE, last((8, 8))),
+    Family("cascade", "Stable Cascade", SIZE, first((8, 13))),
+    Family("svd", "Stable Video Diffusion", SIZE, alone(GRID)),
+)

@@ -1,0 +1,194 @@
+"""One row: a family's tiny model in both dialects and ONNX, and what the command builds of it."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import todo_compile
+from models_parts.families import Family
+from models_parts.truth import Pooled, attentions, distance, tensor_of
+from tests.graphs import Captured, capture
+from todo_compile.build.request import BuildRequest
+from todo_compile.capture.inputs import ExampleInputs, example_inputs, with_habits
+from todo_compile.errors import TodoError, first_line
+from todo_compile.models import (
+    LoadedModel,
+    Resolution,
+    WeightsChoice,
+    find_weights,
+    load,
+    resolve_component,
+)
+from todo_compile.models.components import parse_choice
+from todo_compile.options import PlanOptions
+from todo_compile.passes.report import Report, SiteReport
+
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "models"))
+
+import pipeline_zoo as zoo
+
+ALL = ("export", "dynamo", "onnx", "bundle")
+
+
+def measure(family: Family, root: Path, parts: Iterable[str] = ALL) -> dict[str, Any]:
+    """The row of a family.
+
+    Args:
+        root: folder for its checkpoint and outputs.
+        parts: which of `ALL`; the others are left out of the row.
+    """
+    torch.manual_seed(0)
+    folder = saved(family, root)
+    row: dict[str, Any] = {"family": family.key, "title": family.title}
+    options = PlanOptions.create(factors=family.factors)
+    try:
+        model, example = loaded(family, folder)
+    except TodoError as error:
+        return {**row, "command": first_line(error)}
+    fused, products = attentions(example.wrapper, example.args)
+    row |= {"model": model.source.class_name, "fused": fused, "products": products}
+    truth: Tensor | None = None
+    for dialect in (d for d in ("export", "dynamo") if d in parts):
+        row[dialect], found = in_dialect(family, example, options, dialect)
+        truth = found if truth is None else truth
+    if "onnx" in parts:
+        row["onnx"] = in_onnx(family, folder, root, example, truth)
+    if "bundle" in parts:
+        row["bundle"] = bundle(family, folder, root)
+    return row
+
+
+def saved(family: Family, root: Path) -> Path:
+    """The family's tiny pipeline on the disk, with attention far from uniform."""
+    folder = root / family.name
+    if not folder.exists():
+        pipeline = zoo.make(family.name)
+        generator = torch.Generator().manual_seed(1)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                _spread(part, generator)
+        zoo.save(pipeline, folder)
+    return folder
+
+
+def _spread(module: nn.Module, generator: torch.Generator) -> None:
+    """Weights of a size that lets every layer matter: some are zero when a model is made."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+        if name.endswith(("to_q.weight", "to_k.weight")):
+            parameter.data *= 3
+
+
+def loaded(family: Family, folder: Path) -> tuple[LoadedModel, ExampleInputs]:
+    """The model as the command loads it, and its inputs.
+
+    Raises:
+        TodoError: the command cannot.
+    """
+    source = with_habits(resolve_component(str(folder), parse_choice(family.component)))
+    weights = find_weights(source, WeightsChoice.parse("auto"), dtype=torch.float32)
+    model = load(source, weights, dtype=torch.float32)
+    batch = source.habits.batch if source.habits is not None else 2
+    return model, example_inputs(model, Resolution.parse(family.size), batch=batch)
+
+
+def in_dialect(
+    family: Family, example: ExampleInputs, options: PlanOptions, dialect: str
+) -> tuple[dict[str, Any], Tensor | None]:
+    """What the passes do, and how far the result is from the truth; the truth itself."""
+    with nullcontext() if dialect == "export" else torch.no_grad():
+        try:
+            captured: Captured = capture(example.wrapper, example.args, dialect)
+        except Exception as error:  # noqa: BLE001 -- whatever a model sets off in torch
+            return {"captured": first_line(error)[:160]}, None
+    axes = example.image_axes if dialect == "export" else {}  # Dynamo has other names of inputs
+    report = captured.rewrite(options, token_grids=dict(example.token_grids), image_axes=axes)
+    said: dict[str, Any] = {**counts(report)}
+    fused = [site for site in in_order(report, captured) if is_fused(site)]
+    chosen = [site.action == "rewritten" for site in fused]
+    factor = options.factors[0] if options.factors else (1, 1)
+    with torch.no_grad():
+        dense = tensor_of(example.wrapper(*example.args))
+        with Pooled(family.segments, factor, chosen) as pooled:
+            truth = tensor_of(example.wrapper(*example.args))
+    if pooled.strangers:
+        said["wrong"] = [fused[i].name for i in pooled.strangers]
+    said["error"] = rounded(distance(tensor_of(captured.run()), truth))
+    said["effect"] = rounded(distance(dense, truth))
+    return said, truth
+
+
+def is_fused(site: SiteReport) -> bool:
+    """Whether a site is one call of a fused kernel."""
+    return site.spelling == "sdpa" or site.reason.startswith("multi_head_attention_forward")
+
+
+def in_order(report: Report, captured: Captured) -> list[SiteReport]:
+    """The sites as the graph calls them."""
+    order = {node.name: index for index, node in enumerate(captured.nodes)}
+    return sorted(report.sites, key=lambda site: order.get(site.name, len(order)))
+
+
+def counts(report: Report) -> dict[str, Any]:
+    """Numbers of sites, and why those are refused that are."""
+    actions = Counter(site.action for site in report.sites)
+    reasons = Counter(site.reason for site in report.sites if site.action == "refused")
+    cross = sum(site.kind == "cross" for site in report.sites)
+    return {
+        "found": len(report.sites),
+        "rewritten": actions["rewritten"],
+        "cross": cross,
+        "dense": actions["dense"] - cross,
+        "refused": actions["refused"],
+        "reasons": dict(sorted(reasons.items())),
+    }
+
+
+def in_onnx(
+    family: Family, folder: Path, root: Path, example: ExampleInputs, truth: Tensor | None
+) -> dict[str, Any]:
+    """The command's ONNX file in onnxruntime against the truth."""
+    out = root / f"{family.key.replace(' ', '-')}.onnx"
+    try:
+        todo_compile.compile(
+            str(folder), res=family.size, out=out, precision="fp32", component=family.component,
+            batch=example.args[0].shape[0] if family.component != "unet" else None,
+            options=PlanOptions.create(factors=family.factors),
+        )  # fmt: skip
+    except TodoError as error:
+        return {"built": first_line(error)[:200]}
+    from todo_compile.runtime.files import open_output
+    from todo_compile.runtime.loading import open_session
+
+    session: Any = open_session(open_output(out))
+    feeds = dict(zip(example.input_names, example.args, strict=True))
+    found = next(iter(session.run(feeds).values()))
+    return {"error": None if truth is None else rounded(distance(found, truth))}
+
+
+def bundle(family: Family, folder: Path, root: Path) -> str:
+    """ "" if the command would build a folder of all parts; else its refusal."""
+    if family.component != "unet":
+        return ""
+    try:
+        BuildRequest(
+            model=str(folder), res=family.size, out=f"{root / 'bundle'}/", format="onnx",
+            precision="fp32",
+        ).resolve(look=True)  # fmt: skip
+    except TodoError as error:
+        return first_line(error)[:200]
+    return ""
+
+
+def rounded(value: float) -> float:
+    """Two digits: enough to compare, and alike from run to run."""
+    return float(f"{value:.1e}")

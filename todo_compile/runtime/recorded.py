@@ -1,0 +1,129 @@
+"""A compiled denoiser whose inputs were read off its pipeline: called as its own class is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from todo_compile.capture.recording.call import flatten
+from todo_compile.errors import InputError
+from todo_compile.runtime.component import Component
+from todo_compile.runtime.session import dtype_named
+
+if TYPE_CHECKING:
+    from todo_compile.runtime.files import Origin
+    from todo_compile.runtime.session import Session
+
+
+class CompiledCall(Component):
+    """Any denoiser of diffusers.
+
+    Its pipeline's code makes the tensors, as it did when the call was recorded. What was a constant
+    then must be the same now.
+
+    Args:
+        session: runs it.
+        origin: with the recorded call.
+        options: of `Component`.
+    """
+
+    def __init__(self, session: Session, origin: Origin, **options: Any) -> None:
+        super().__init__(session, origin, **options)
+        import diffusers
+
+        assert origin.call is not None
+        self._fixed: Mapping[str, str] = origin.call["fixed"]
+        self._shared_inputs = frozenset(session.inputs) - frozenset(origin.call["batched"])
+        cls: Any = getattr(diffusers, origin.class_name)
+        self._signature = inspect.signature(cls.forward)
+        self._twin: Any = None
+        first = next(iter(session.inputs.values())).shape
+        if len(first) == 4 and first[2] == first[3] and "sample_size" in self._internal_dict:
+            # What pipelines take for the size of pictures when the user names none.
+            values = {**self._internal_dict, "sample_size": first[2]}
+            self._internal_dict = type(self._internal_dict)(values)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's; see diffusers.
+
+        Raises:
+            InputError: it is called otherwise than when it was compiled.
+        """
+        try:
+            given = dict(self._signature.bind(None, *args, **kwargs).arguments)
+        except TypeError as error:
+            raise InputError(
+                f"{self.origin.class_name} is not called so: {error}.",
+                remedy="Call it as diffusers' class of this name.",
+            ) from error
+        del given[next(iter(self._signature.parameters))]
+        wrapped = given.get("return_dict", True)
+        flat = flatten(given)
+        self._check(flat.fixed, flat.names)
+        feeds = {name: self._fitting(name, flat.by_name[name]) for name in self.session.inputs}
+        results = list(self._run(feeds, shared=self._shared_inputs).values())
+        found: Any = results[0] if len(results) == 1 else results
+        if not wrapped:
+            return (found,)
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=found)
+
+    def cache_context(self, name: str) -> AbstractContextManager[None]:
+        """Nothing to do: a compiled denoiser keeps nothing from one step to the next."""
+        del name
+        return nullcontext()
+
+    def _check(self, fixed: Mapping[str, str], names: tuple[str, ...]) -> None:
+        different = [
+            f"{key} = {fixed.get(key, 'nothing')} instead of {self._fixed.get(key, 'nothing')}"
+            for key in sorted({*fixed, *self._fixed})
+            if fixed.get(key) != self._fixed.get(key)
+        ]
+        inputs = set(self.session.inputs)
+        different += [f"{name} besides" for name in names if name not in inputs]
+        different += [f"no {name}" for name in inputs.difference(names)]
+        if different:
+            raise InputError(
+                f"The pipeline passes {', '.join(different)}; {self.origin.built_for}.",
+                remedy="What is no tensor is part of what was compiled: draw with the size and "
+                "settings of the build, or use the torch module.",
+            )
+
+    def _fitting(self, name: str, value: Tensor) -> Tensor:
+        """The tensor in the type of its input, where that is of numbers without fractions or mixed
+        by the pipeline: times, positions and masks."""
+        wanted = dtype_named(self.session.inputs[name].dtype)
+        if value.dtype == wanted or (value.is_floating_point() and value.dim() > 2):
+            return value
+        return value.to(wanted)
+
+    def __getattr__(self, name: str) -> Any:
+        """What pipelines read of the module: its sizes, from one without weights.
+
+        Raises:
+            AttributeError, CompiledError: see `Component`.
+        """
+        if name.startswith("_") or "origin" not in self.__dict__:
+            return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            found = getattr(self._sizes(), name, None)
+            if isinstance(found, torch.nn.Module | int | float | str | tuple):
+                return cast("Any", found)
+            raise error
+
+    def _sizes(self) -> Any:
+        if self._twin is None:
+            from todo_compile.models.build import build
+
+            with torch.device("meta"):
+                # In a tuple: as a module of this one it would move with it.
+                self._twin = (build(self.origin.config, self.dtype),)
+        return self._twin[0]
