@@ -133,8 +133,9 @@ def assemble(
             parts[name] = _tokenizer(opened, name)
         elif name.endswith("_scheduler"):
             parts[name] = make_scheduler(None, _folder(opened, name))
+    encoder: Any = options.get("encoder")
     for name in opened.bundle.torch:
-        if name == "vae" and "vae_decoder" in opened.components and "vae" not in parts:
+        if name == "vae" and "vae_decoder" in opened.components:
             encoder = encoder or torch_part(opened, name)
         elif name in wanted and name not in parts:
             parts[name] = torch_part(opened, name)
@@ -143,7 +144,7 @@ def assemble(
         if place in parts or place not in wanted:
             continue
         cache = Path(runtime_cache) / f"{outputs[0].path.name}.cache" if runtime_cache else None
-        own: dict[str, Any] = {**options, "runtime_cache": cache}
+        own: dict[str, Any] = {**options, "encoder": encoder, "runtime_cache": cache}
         if name != opened.bundle.denoiser:
             parts[place] = wrap(outputs, **own)
         elif dense and opened.dense is not None:
@@ -153,8 +154,8 @@ def assemble(
     compiled = next((part for part in parts.values() if isinstance(part, Compiled)), None)
     if compiled is not None:  # torch's parts go where the compiled ones are
         for name in opened.bundle.torch:
-            part = encoder if name == "vae" else parts.get(name)
-            if part is not None and name not in components:
+            part = parts.get(name)
+            if part is not None and name not in components and part is not compiled:
                 part.to(compiled.device)
     pipeline = _construct(made_of, wanted, parts, opened)
     for name in _DENOISERS:
