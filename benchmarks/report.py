@@ -103,10 +103,30 @@ def pictures() -> str:
         for line in fidelity_summary.readme_table(rows).splitlines()[2:]
     ]
     kept = [(c[0], c[1], c[-1].split("; ")[0]) for c in cells if c[1] and c[-1]]
+    kept += [
+        (f"tuned to the speed of factor {factor}, 3 phases", f"as factor {factor}", said)
+        for factor, said in _tuned_ratios().items()
+    ]
     return table(
         "setting | a step at 512 px: FLOPs | squared error to the dense picture",
         [f"| {name} | {flops} | {error} |" for name, flops, error in kept],
     )
+
+
+def _tuned_ratios() -> dict[str, str]:
+    """Factor → how much of its squared error a plan of three phases has at the same FLOPs."""
+    found: dict[str, list[str]] = {}
+    for size in json.loads((RESULTS / "tune.json").read_text(encoding="utf-8"))["sizes"]:
+        for row in size["rows"]:
+            if row.get("phases") != 3:
+                continue
+            factor = row["at_the_speed_of"].removeprefix("uniform nearest:").partition(",")[0]
+            one = row["against_uniform"]
+            found.setdefault(factor, []).append(
+                f"{one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}] of factor {factor}'s at "
+                f"{size['side']} px"
+            )
+    return {factor: "; ".join(parts) for factor, parts in found.items()}
 
 
 def tuned() -> str:
