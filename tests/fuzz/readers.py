@@ -2,12 +2,13 @@
 
     PYTHONPATH=. python tests/fuzz/readers.py 100000 benchmarks/results/fuzz.json
 
-runs that many over all readers and writes what came of them, by reader.
+runs that many over all readers, and a tenth as many command lines, and writes what came of them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import struct
 import sys
@@ -16,16 +17,28 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from command_lines import run, without_work
+from onnx import TensorProto, helper
 
 from todo_compile.build.many.document import read_document
 from todo_compile.build.many.matrix import expand
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.bundle.manifest import read
 from todo_compile.errors import TodoError
+from todo_compile.models import Resolution
 from todo_compile.models.lora import parse_lora
+from todo_compile.models.single_file import recognise
 from todo_compile.models.source import resolve
 from todo_compile.models.stfile import read_header
+from todo_compile.models.trust import check_index, read_index
+from todo_compile.runtime.external import check_external
+from todo_compile.runtime.schedulers import check_steps, make_scheduler
+from todo_compile.tuning.plan_file import TunedPlan
+from todo_compile.tuning.prompts import read_prompts
+from todo_compile.tuning.scores import Scores
 
 _HASH = "0" * 64
 _MANIFEST = {
@@ -73,13 +86,103 @@ builds:
 """
 
 
-def _safetensors() -> bytes:
-    header = json.dumps(_TENSORS).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(64)
+_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.35.0",
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "safety_checker": [None, None],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+}
+_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+_PHASES = [
+    {"start": 0.0, "sites": {"down.attn1": "nearest:4"}, "flops": 50},
+    {"start": 0.5, "sites": {"down.attn1": "average:2x4"}, "flops": 70},
+]
+_POINT = {"name": "tuned", "speedup": 1.5, "predicted": 1e-3, "measured": None, "phases": _PHASES}
+_PLAN = {
+    "format": "todo-compile plan",
+    "version": 1,
+    "model": "x",
+    "component": "unet",
+    "weights": _HASH,
+    "resolution": "64x64",
+    "budget": "drift=0.001",
+    "settings": {"steps": 8, "guidance": 3.0, "scheduler": "ddim", "precision": "fp32"},
+    "cost": "FLOPs",
+    "sites": [{"name": "down.attn1", "rows": 8, "columns": 8}],
+    "dense_flops": 100,
+    "chosen": _POINT,
+    "curve": [_POINT],
+}
+_SCORES = {
+    "format": "todo-compile scores",
+    "version": 1,
+    "key": {"model": "x"},
+    "steps": [0.0, 0.5],
+    "done": 4,
+    "local": {"down.attn1": {"nearest:4": [0.1, 0.2]}},
+    "uniform": {"nearest:4": {"all": 0.1}},
+}
+_STEM = "model.diffusion_model."
+_CHECKPOINT = {
+    f"{_STEM}input_blocks.0.0.weight": [320, 4, 3, 3],
+    f"{_STEM}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [320, 768],
+    "first_stage_model.decoder.conv_in.weight": [8, 4, 3, 3],
+}
+
+
+def _safetensors(tensors: dict[str, Any] = _TENSORS, size: int = 64) -> bytes:
+    header = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(size)
+
+
+def _checkpoint() -> bytes:
+    """Some tensors of Stable Diffusion 1 in the original layout, all zeros."""
+    tensors: dict[str, Any] = {}
+    end = 0
+    for name, shape in _CHECKPOINT.items():
+        start, end = end, end + math.prod(shape)
+        tensors[name] = {"dtype": "F8_E4M3", "shape": shape, "data_offsets": [start, end]}
+    return _safetensors(tensors, end)
+
+
+def _onnx() -> bytes:
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [1.0, 2.0, 3.0, 4.0])
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [value("x", TensorProto.FLOAT, [1, 2])],
+        [value("y", TensorProto.FLOAT, [1, 2])],
+        [weight],
+    )
+    return helper.make_model(graph).SerializeToString()
 
 
 def _summary(path: Path) -> None:
     read(path).summary()
+
+
+def _index(path: Path) -> None:
+    check_index(read_index(path.parent), path)
+
+
+def _scheduler(path: Path) -> None:
+    check_steps(make_scheduler(None, path.parent), 8)
+
+
+def _output(path: Path) -> Any:
+    return SimpleNamespace(path=path, manifest=SimpleNamespace(files=[]))
 
 
 # Reader → (name of its file, a good one, what reads it).
@@ -94,6 +197,21 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
     "safetensors": ("x.safetensors", _safetensors(), read_header),
     "lora": ("x.safetensors", _safetensors(), lambda p: parse_lora(str(p))),
     "build file": ("builds.yaml", _BUILDS, lambda p: expand(read_document(p))),
+    "model index": ("model_index.json", json.dumps(_INDEX).encode(), _index),
+    "scheduler": ("scheduler_config.json", json.dumps(_SCHEDULER).encode(), _scheduler),
+    "tuned plan": ("plan.json", json.dumps(_PLAN).encode(), TunedPlan.load),
+    "scores": (
+        "scores.json",
+        json.dumps(_SCORES).encode(),
+        lambda p: Scores.load(p, {"model": "x"}, strict=True),
+    ),
+    "prompts": (
+        "prompts.txt",
+        b"# held out\na cat\na dog\n\na blue circle\n",
+        lambda p: read_prompts(p, None, Resolution(64, 64)),
+    ),
+    "single file": ("model.safetensors", _checkpoint(), recognise),
+    "ONNX": ("x.onnx", _onnx(), lambda p: check_external(_output(p))),
 }
 _PIECES = (
     *(b"null", b"-1", b"0", b"1e999", b"NaN", b"true", b'""', b"[]", b"{}", b"0.5", b"2147483648"),
@@ -104,10 +222,10 @@ _PIECES = (
 
 
 def damaged(good: bytes, chance: random.Random) -> bytes:
-    """`good` with one to four things wrong."""
+    """`good` with one to four things wrong, where a large file has its header."""
     data = bytearray(good)
     for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(data) + 1)
+        at = chance.randrange(min(len(data), 4000) + 1)
         end = min(len(data), at + chance.choice((0, 1, 1, 4, 20)))
         match chance.randrange(5):
             case 0:
@@ -146,7 +264,16 @@ def main() -> None:
             start = time.process_time()
             found[reader][attempt(reader, Path(folder), number)] += 1
             slowest = max(slowest, time.process_time() - start)
-    facts = {"files": count, "slowest_cpu_seconds": round(slowest, 3), "outcomes": found}
+    lines = count // 10
+    with tempfile.TemporaryDirectory() as folder, without_work(Path(folder)):
+        statuses = Counter(run(number) for number in range(lines))
+    facts = {
+        "files": count,
+        "slowest_cpu_seconds": round(slowest, 3),
+        "outcomes": found,
+        "command_lines": lines,
+        "statuses": statuses,
+    }
     out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
