@@ -7,8 +7,12 @@ is written twice. Links to files outside docs/ lead to the repository.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parent))
+import site_answers
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/todo-compile/todo-compile/blob/main/"
@@ -28,6 +32,7 @@ def on_files(files: Any, config: Any) -> Any:
         "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
         "reference/commands.md": commands(),
         "reference/python.md": python(),
+        "reference/json.md": site_answers.page(),
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))

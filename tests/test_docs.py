@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 import todo_compile
+from todo_compile.cli.answers import ANSWERS
 from todo_compile.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +56,15 @@ def test_reference_has_every_option() -> None:
         for option in (o for p in command.params for o in p.opts if o.startswith("--")):
             assert f"`{option}`" in part, (name, option)
     assert set(site_pages.PUBLIC) >= {n for n in todo_compile._HOMES if n[0].islower()}
+
+
+def test_reference_has_every_answer() -> None:
+    """Each has its table, and no field and no part goes without a word."""
+    site_answers: Any = importlib.import_module("site_answers")
+    text = site_answers.page()
+    for answer in ANSWERS:
+        assert f"`{answer.model_fields['format'].default}`" in text
+        assert {"format", "version"} < answer.model_fields.keys()
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) > 100
+    assert [name for name, kind, said in rows if not kind or not said] == []

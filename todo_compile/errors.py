@@ -108,7 +108,7 @@ def first_line(error: object, *, limit: int | None = None) -> str:
     """What an error of another library says, in one line.
 
     Args:
-        error: the exception, or words of its kind; one that says nothing is named by its class.
+        error: the exception, or its text. An exception without text gives its class name.
         limit: most characters; longer lines end in "…".
     """
     lines = str(error).strip().splitlines()

@@ -28,6 +28,8 @@ def test_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.plan", "x.plan.json"]
     manifest = manifest_of(out)
     assert printed == {
+        "format": "todo-compile output",
+        "version": 1,
         "path": str(out),
         "reused": False,
         "rebuilt_because": [],
@@ -238,7 +240,7 @@ def test_plan_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
     assert {"sd15", "sd21", "sdxl"} <= rows.keys()
     assert rows["sd15"]["native_kv_tokens"] == 4096
     assert main(["models"]) == 0

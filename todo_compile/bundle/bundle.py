@@ -87,7 +87,12 @@ class _Frozen(BaseModel):
 
 
 class ComponentEntry(_Frozen):
-    """One component: its model file, and what its manifest must be."""
+    """One component.
+
+    Attributes:
+        file: name of the model file, beside which its manifest lies.
+        manifest_sha256: of the manifest.
+    """
 
     file: _Name
     manifest_sha256: Annotated[str, _HASH]
@@ -104,7 +109,13 @@ class PhaseEntry(ComponentEntry):
 
 
 class ExtraFile(_Frozen):
-    """A light file copied along from the pipeline's folder."""
+    """A light file copied along from the pipeline's folder.
+
+    Attributes:
+        name: path in the bundle, with slashes.
+        bytes: its size.
+        sha256: of its content.
+    """
 
     name: Annotated[str, AfterValidator(relative_name)]
     bytes: Annotated[int, Field(ge=0, le=MAX_EXTRA_BYTES)]

@@ -46,7 +46,13 @@ class _Frozen(BaseModel):
 
 
 class FileEntry(_Frozen):
-    """One file of the output, in the manifest's folder."""
+    """One file of the output, in the manifest's folder.
+
+    Attributes:
+        name: of the file, without a folder.
+        bytes: its size.
+        sha256: of its content.
+    """
 
     name: Annotated[str, AfterValidator(plain_name)]
     bytes: Annotated[int, Field(ge=0)]
@@ -54,7 +60,13 @@ class FileEntry(_Frozen):
 
 
 class MemoryUse(_Frozen):
-    """Bytes that the engine takes when it runs, as the builder reports them."""
+    """Bytes that the engine takes when it runs, as the builder reports them.
+
+    Attributes:
+        activation: for values between layers, one execution.
+        scratch: for the layers' own use.
+        weights: on the device.
+    """
 
     activation: int | None = None
     scratch: int | None = None

@@ -109,7 +109,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     # costs seconds. A user's own choice stands.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        words = list(arguments) if arguments is not None else None
+        code = app(args=words, prog_name="todo-compile", standalone_mode=False)
     except TodoError as error:
         stderr.print(f"error: {error.message}", style="red")
         if error.remedy:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from todo_compile.build.many.checking import Plan
     from todo_compile.build.many.matrix import Build
     from todo_compile.build.many.running import Outcome, Running
+    from todo_compile.cli.answers import Built, PlannedAnswer
 
 _HELP = """Build many engines, ONNX files and bundles from one file.
 
@@ -125,8 +126,8 @@ def build_command(
 ) -> None:
     from todo_compile.build.many.checking import builds_of, check, make_folders
     from todo_compile.build.many.matrix import choose
+    from todo_compile.cli.answers import BuildsAnswer
     from todo_compile.cli.build_executor import check_executor, run_builds
-    from todo_compile.cli.console import print_json
 
     if listed:
         _print_list(choose(builds_of(file), only or ()), json=json)
@@ -145,7 +146,7 @@ def build_command(
         )
     if dry_run:
         if json:
-            print_json(_planned(plan))
+            _planned(plan).print()
         else:
             _print_plan(plan)
         return
@@ -170,7 +171,7 @@ def build_command(
         )
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if json:
-        print_json({"builds": [_facts(o) for o in outcomes], "failed": failed})
+        BuildsAnswer(builds=tuple(map(_facts, outcomes)), failed=failed).print()
     elif not quiet or failed or interrupted:
         _print_outcomes(outcomes)
     if interrupted:
@@ -237,10 +238,10 @@ class _Watch:
 
 
 def _print_list(builds: Sequence[Build], *, json: bool) -> None:
-    from todo_compile.cli.console import print_json
+    from todo_compile.cli.answers import Listed, ListedAnswer
 
     if json:
-        print_json({"builds": [_described(build) for build in builds]})
+        ListedAnswer(builds=tuple(Listed(**_described(build)) for build in builds)).print()
         return
     for build in builds:
         print(f"{build.number}\t{printable(build.out)}")
@@ -285,18 +286,14 @@ def _value(request: Any, option: str) -> str:
     return "–" if found is None else str(found)
 
 
-def _planned(plan: Plan) -> dict[str, Any]:
-    return {
-        "builds": [
-            {
-                **_described(build),
-                "memory_bytes": None if math.isinf(need.bytes) else need.bytes,
-            }
-            for build, need in zip(plan.builds, plan.needs, strict=True)
-        ],
-        "memory_bytes": plan.budget,
-        "jobs": plan.jobs,
-    }
+def _planned(plan: Plan) -> PlannedAnswer:
+    from todo_compile.cli.answers import Planned, PlannedAnswer
+
+    builds = [
+        Planned(**_described(build), memory_bytes=None if math.isinf(need.bytes) else need.bytes)
+        for build, need in zip(plan.builds, plan.needs, strict=True)
+    ]
+    return PlannedAnswer(builds=tuple(builds), memory_bytes=plan.budget, jobs=plan.jobs)
 
 
 def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
@@ -320,13 +317,15 @@ def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
     stdout().print(table)
 
 
-def _facts(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "out": outcome.build.out,
-        "status": outcome.status,
-        "seconds": outcome.seconds,
-        "bytes": outcome.bytes,
-        "peak_rss_bytes": outcome.peak_bytes,
-        "error": outcome.error,
-        "log": None if outcome.log is None else str(outcome.log),
-    }
+def _facts(outcome: Outcome) -> Built:
+    from todo_compile.cli.answers import Built
+
+    return Built(
+        out=outcome.build.out,
+        status=outcome.status,
+        seconds=outcome.seconds,
+        bytes=outcome.bytes,
+        peak_rss_bytes=outcome.peak_bytes,
+        error=outcome.error,
+        log=None if outcome.log is None else str(outcome.log),
+    )

@@ -75,18 +75,16 @@ _declare(compile_command)
 def _print_output(
     result: CompileResult, progress: ConsoleProgress, *, json: bool, quiet: bool, verbose: int
 ) -> None:
-    from todo_compile.cli.console import print_json
+    from todo_compile.cli.answers import CompileAnswer
     from todo_compile.cli.tables import totals_table
 
     if json:
-        print_json(
-            {
-                "path": str(result.path),
-                "reused": result.reused,
-                "rebuilt_because": list(result.reasons),
-                "manifest": result.manifest.model_dump(mode="json"),
-            }
-        )
+        CompileAnswer(
+            path=str(result.path),
+            reused=result.reused,
+            rebuilt_because=result.reasons,
+            manifest=result.manifest,
+        ).print()
         return
     if quiet:
         return
@@ -94,8 +92,7 @@ def _print_output(
         if verbose:
             print_passes(result.report)
         progress.console.print(totals_table(result.report))
-    for line in (*result.manifest.summary(), *_proofs(result, verbose)):
-        progress.console.print(line)
+    progress.console.facts((*result.manifest.summary(), *_proofs(result, verbose)))
     progress.console.print(f"{'kept' if result.reused else 'wrote'} {result.path}")
 
 
@@ -114,20 +111,18 @@ def _print_bundle(
     found: BundleResult, progress: ConsoleProgress, *, json: bool, quiet: bool, verbose: int
 ) -> None:
     from todo_compile.bundle.bundle import details
-    from todo_compile.cli.console import print_json
+    from todo_compile.cli.answers import BundleAnswer, Part
 
     if json:
-        print_json(
-            {
-                "path": str(found.folder),
-                "reused": found.reused,
-                "bundle": found.bundle.model_dump(mode="json"),
-                "components": {
-                    name: {"reused": r.reused, "rebuilt_because": list(r.reasons)}
-                    for name, r in found.results.items()
-                },
-            }
-        )
+        BundleAnswer(
+            path=str(found.folder),
+            reused=found.reused,
+            bundle=found.bundle,
+            components={
+                name: Part(reused=r.reused, rebuilt_because=r.reasons)
+                for name, r in found.results.items()
+            },
+        ).print()
         return
     if quiet:
         return
@@ -136,9 +131,7 @@ def _print_bundle(
             print_passes(result.report)
         said = "kept" if result.reused else "built"
         progress.console.print(f"\n{name} ({said})", style="bold")
-        for line in (*result.manifest.summary(), *_proofs(result, verbose)):
-            progress.console.print(f"  {line}")
+        progress.console.facts((*result.manifest.summary(), *_proofs(result, verbose)), indent=2)
     progress.console.print()
-    for line in (*found.bundle.summary(), *details(found.bundle, found.folder)):
-        progress.console.print(line)
+    progress.console.facts((*found.bundle.summary(), *details(found.bundle, found.folder)))
     progress.console.print(f"{'kept' if found.reused else 'wrote'} {found.folder}")

@@ -11,7 +11,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
@@ -19,7 +18,7 @@ from todo_compile.foreign import printable
 from todo_compile.progress import Step, finished
 
 if TYPE_CHECKING:
-    pass
+    from todo_compile.cli.screen import Screen
 
 
 class _BarStep:
@@ -46,7 +45,7 @@ class ConsoleProgress:
         verbosity: -1 says only warnings, 0 steps, 1 remarks too.
     """
 
-    def __init__(self, console: Console, verbosity: int = 0) -> None:
+    def __init__(self, console: Screen, verbosity: int = 0) -> None:
         self.console = console
         self.verbosity = verbosity
         self._seconds: dict[str, float] = {}
@@ -74,7 +73,7 @@ class ConsoleProgress:
             seconds = time.perf_counter() - start
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
             if self.verbosity >= 0 and not failed:
-                self.console.print(finished(name, seconds, step.remarks))
+                self.console.facts([finished(name, seconds, step.remarks)])
 
     def info(self, text: str) -> None:
         """Something worth knowing; shown unless quiet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,7 +78,6 @@ def drift_command(
     packages.need("models", "Measuring drift")
     from todo_compile import models
     from todo_compile.capture.inputs import example_inputs
-    from todo_compile.cli.console import print_json
     from todo_compile.drift.measure import DriftMeter, measure
     from todo_compile.drift.probes import make_probes
     from todo_compile.options import PlanOptions
@@ -107,7 +106,9 @@ def drift_command(
     with progress.step("measure") as step:
         drift = measure(meter, probes, options, output=not local, report=step.update)
     if json:
-        facts = {
+        from todo_compile.cli.answers import DriftAnswer
+
+        facts: dict[str, Any] = {
             "model": source.identifier,
             "res": size,
             "weights": found.description,
@@ -118,7 +119,7 @@ def drift_command(
             "conditions": "random",
             "local": local,
         }
-        print_json({**facts, **drift.to_dict()})
+        DriftAnswer(**facts, **drift.to_dict()).print()
     else:
         _print_table(drift, local)
     # Last: what is measured is shown even if the disk is full.

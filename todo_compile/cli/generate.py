@@ -88,7 +88,7 @@ def generate_command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings.")] = False,
 ) -> None:
     """Draw a picture with a bundle: on the CPU, or on a GPU."""
-    from todo_compile.cli.console import ConsoleProgress, print_json
+    from todo_compile.cli.console import ConsoleProgress
 
     packages.need("generate", "Drawing")  # before torch, which warns of an absent numpy
     from todo_compile.runtime import generate as drawing
@@ -155,7 +155,9 @@ def generate_command(
         if decoder:
             facts["decoder"] = "bundle's"
     if json:
-        print_json(facts)
+        from todo_compile.cli.answers import PictureAnswer
+
+        PictureAnswer(**facts).print()
     elif not quiet:
         for line in [*said, f"wrote {out}"]:
             stderr.print(line)

@@ -57,7 +57,6 @@ def plan_command(
     from todo_compile.batches import BatchRange, parse_batch
     from todo_compile.build.planning import plan_request
     from todo_compile.build.request import BuildRequest
-    from todo_compile.cli.console import print_json
     from todo_compile.cli.tables import sites_table, totals_table
 
     size = one_resolution(res) if res else None
@@ -80,8 +79,12 @@ def plan_command(
     calls = None if batch is None else parse_batch(batch)
     several = isinstance(calls, BatchRange)
     if json:
-        more = {"batch": str(calls), "figures_for_batch": calls.most} if several else {}
-        print_json({**report.to_dict(), **more})
+        from todo_compile.cli.answers import PlanAnswer
+
+        more: dict[str, Any] = {}
+        if several:
+            more = {"batch": str(calls), "figures_for_batch": calls.most}
+        PlanAnswer(**report.to_dict(), **more).print()
         return
     out = stdout()
     out.print(sites_table(report, out.width, every=every))

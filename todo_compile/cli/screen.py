@@ -8,6 +8,7 @@ for markup, and a terminal obeys what follows an ESC. Here nothing but what we s
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +32,13 @@ class Screen(Console):
         if not self.is_terminal and all(isinstance(one, (str, Text)) for one in objects):
             options.setdefault("soft_wrap", True)
         super().print(*objects, **options)
+
+    def facts(self, lines: Iterable[str], indent: int = 0) -> None:
+        """Print lines of a label and a text, see `tables.facts`."""
+        from todo_compile.cli.tables import facts
+
+        for line in facts(lines, self.width if self.is_terminal else None, indent):
+            self.print(line)
 
 
 stderr = Screen(stderr=True)

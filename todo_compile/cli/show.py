@@ -26,7 +26,7 @@ def inspect_command(
     """
     from todo_compile.bundle.bundle import BUNDLE_JSON, is_bundle
     from todo_compile.bundle.inspect import inspect
-    from todo_compile.cli.console import print_json
+    from todo_compile.cli.answers import InspectAnswer
     from todo_compile.export.layers import engine_layers
 
     if is_bundle(file) or file.name == BUNDLE_JSON:
@@ -34,10 +34,9 @@ def inspect_command(
         return
     found = inspect(file, layers=engine_layers if layers else None)
     if json:
-        print_json(found.to_dict())
+        InspectAnswer(**found.to_dict()).print()
     else:
-        for line in found.lines():
-            stdout().print(line)
+        stdout().facts(found.lines())
     _refuse_damage(file, found.damage)
 
 
@@ -56,52 +55,40 @@ def _refuse_damage(path: Path, damage: Sequence[str]) -> None:
 
 def _inspect_bundle(path: Path, *, json: bool) -> None:
     from todo_compile.bundle.bundle import BUNDLE_JSON, check_bundle, details, read_bundle
-    from todo_compile.cli.console import print_json
+    from todo_compile.cli.answers import InspectBundleAnswer
 
     folder = path.parent if path.name == BUNDLE_JSON else path
     bundle = read_bundle(folder)
     damage = check_bundle(bundle, folder)
     if json:
-        print_json({"bundle": bundle.model_dump(mode="json"), "damage": damage})
+        InspectBundleAnswer(bundle=bundle, damage=tuple(damage)).print()
     else:
         more = () if damage else details(bundle, folder)
-        for line in (*bundle.summary(), *more, f"intact         {'; '.join(damage) or 'yes'}"):
-            stdout().print(line)
+        intact = f"intact         {'; '.join(damage) or 'yes'}"
+        stdout().facts((*bundle.summary(), *more, intact))
     _refuse_damage(folder, damage)
 
 
 def models_command(json: Json = False) -> None:
     """List the built-in models."""
-    from rich.table import Table
-
-    from todo_compile.cli.console import print_json
+    from todo_compile.cli.answers import KnownModel, ModelsAnswer
+    from todo_compile.cli.tables import models_table
     from todo_compile.models import REGISTRY
 
     rows = [
-        {
-            "name": entry.name,
-            "hub_id": entry.hub_id,
-            "native_pixels": "x".join(map(str, entry.native_pixels)),
-            "native_kv_tokens": entry.native_kv_tokens,
-            "parameters": entry.parameters,
-            "licence": entry.licence,
-            "description": entry.description,
-        }
+        KnownModel(
+            name=entry.name,
+            hub_id=entry.hub_id,
+            native_pixels="x".join(map(str, entry.native_pixels)),
+            native_kv_tokens=entry.native_kv_tokens,
+            parameters=entry.parameters,
+            licence=entry.licence,
+            description=entry.description,
+        )
         for entry in REGISTRY.values()
     ]
     if json:
-        print_json(rows)
+        ModelsAnswer(models=tuple(rows)).print()
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for header in ("name", "trained at", "key tokens", "parameters", "hub id", "licence"):
-        table.add_column(header, no_wrap=True)
-    for row, entry in zip(rows, REGISTRY.values(), strict=True):
-        table.add_row(
-            str(row["name"]),
-            str(row["native_pixels"]),
-            f"{row['native_kv_tokens']:,}",
-            f"{entry.parameters / 1e6:,.0f} M",
-            str(row["hub_id"] or "in this package"),
-            str(row["licence"]),
-        )
-    stdout().print(table)
+    out = stdout()
+    out.print(models_table(rows, out.width))

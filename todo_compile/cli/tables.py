@@ -17,11 +17,13 @@ from rich.text import Text
 from todo_compile.foreign import printable
 
 if TYPE_CHECKING:
+    from todo_compile.cli.answers import KnownModel
     from todo_compile.drift.measure import Drift
     from todo_compile.passes.report import Report, SiteReport
 
 _GAP = "  "
 _INDENT = 4
+_LABEL = 15  # columns of a label with the space behind it
 _PROSE = 36  # columns below which sentences are hard to read
 _STYLES = {"rewritten": "green", "refused": "yellow"}
 
@@ -44,21 +46,25 @@ class Row:
     style: str = ""
 
 
-def laid_out(columns: Sequence[Column], rows: Sequence[Row], width: int, subject: str) -> Group:
+def laid_out(
+    columns: Sequence[Column], rows: Sequence[Row], width: int, subject: str | None = None
+) -> Group:
     """Rows of cells with a subject and a sentence: on one line each, or on two.
 
     Args:
         columns: of the cells.
         rows: each with as many cells as there are columns.
         width: characters of a line.
-        subject: header of what the rows are about.
+        subject: header of what the rows are about; None where their cells say it.
     """
     rows = [_printable(row) for row in rows]
-    name = Column(subject, number=False)
-    wide = [Row((row.subject, *row.cells), "", row.sentence, row.style) for row in rows]
-    room = _room((name, *columns), wide, width)
+    wide, all_columns = rows, columns
+    if subject is not None:
+        all_columns = (Column(subject, number=False), *columns)
+        wide = [Row((row.subject, *row.cells), "", row.sentence, row.style) for row in rows]
+    room = _room(all_columns, wide, width)
     if room >= (_PROSE if any(row.sentence for row in rows) else 0):
-        return Group(*_lines((name, *columns), wide, room))
+        return Group(*_lines(all_columns, wide, room))
     return Group(*_lines(columns, rows, 0, width))
 
 
@@ -107,7 +113,7 @@ def _lines(
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width`; words that are longer, such as module paths, break at a dot."""
+    """Lines of at most `width`; words that are longer, such as module paths, break at a mark."""
     lines: list[str] = []
     current = ""
     for word in text.split():
@@ -116,11 +122,29 @@ def wrapped(text: str, width: int) -> list[str]:
             current = ""
         current = f"{current} {word}" if current else word
         while cell_len(current) > width:
-            cut = max(current.rfind(mark, 1, width) for mark in "./ ") + 1
+            cut = max(current.rfind(mark, 1, width) for mark in "./- ") + 1
             cut = cut if cut > width // 3 else width
             lines.append(current[:cut].rstrip())
             current = current[cut:]
     return [*lines, current] if current else lines
+
+
+def facts(lines: Iterable[str], width: int | None, indent: int = 0) -> Iterator[str]:
+    """Lines of a label and a text, which goes on below itself where it is too long.
+
+    Args:
+        lines: with texts from column 15 on.
+        width: characters of a line; None for no end, where a program reads.
+        indent: columns before each line.
+    """
+    margin = indent + _LABEL
+    for line in lines:
+        first, *more = [line]
+        if width is not None and cell_len(printable(line)) > width - indent:
+            first, *more = wrapped(printable(line[_LABEL:]), max(width - margin, 16)) or [""]
+            first = line[:_LABEL] + first
+        yield " " * indent + first
+        yield from (" " * margin + one for one in more)
 
 
 def number(count: float) -> str:
@@ -140,6 +164,20 @@ def factor_text(factor: tuple[int, int]) -> str:
 def grid_text(grid: tuple[int, int] | None) -> str:
     """Rows × columns, or a dash where no grid is known."""
     return f"{grid[0]}×{grid[1]}" if grid else "–"
+
+
+def models_table(models: Sequence[KnownModel], width: int) -> Group:
+    """Models that have a name."""
+    headers = ("trained at", "key tokens", "parameters")
+    columns = [Column("name", number=False), *map(Column, headers)]
+    rows = [
+        Row(
+            (m.name, m.native_pixels, f"{m.native_kv_tokens:,}", f"{m.parameters / 1e6:,.0f} M"),
+            sentence=f"{m.hub_id or 'in this package'} ({m.licence})",
+        )
+        for m in models
+    ]
+    return laid_out(columns, rows, width)
 
 
 def sites_table(report: Report, width: int, *, every: bool = False) -> Group:

@@ -9,59 +9,14 @@ What one step gives, and what an error is, says `meter`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from todo_compile.drift.meter import DriftMeter, SiteError, relative_error
-from todo_compile.options import Factor, PlanOptions
+from todo_compile.drift.report import Drift, SiteDrift
+from todo_compile.options import PlanOptions
 
 __all__ = ["Drift", "DriftMeter", "Probe", "SiteDrift", "SiteError", "measure", "relative_error"]
-
-
-@dataclass(frozen=True, slots=True)
-class SiteDrift:
-    """One site over the steps.
-
-    Args:
-        name, module, level, grid: as in the plan's report.
-        factor, sampling: what the plan gives it.
-        share: of the dense model's FLOPs.
-        local, output: mean relative errors by timestep, see `SiteError`; `output` is empty if only
-            local errors were measured.
-    """
-
-    name: str
-    module: str
-    level: int
-    grid: tuple[int, int]
-    factor: Factor
-    sampling: str
-    share: float
-    local: tuple[float, ...]
-    output: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """Drift of a plan.
-
-    Args:
-        timesteps: of the columns.
-        total: mean relative error of the output by timestep, all sites rewritten.
-        sites: each rewritten site alone.
-        samples: latents for each timestep.
-        options: the plan's.
-    """
-
-    timesteps: tuple[float, ...]
-    total: tuple[float, ...]
-    sites: tuple[SiteDrift, ...]
-    samples: int
-    options: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,7 @@ def _family_of(path: Path, entries: Mapping[str, Entry]) -> tuple[Family, int]:
 
 
 def _other_kind(entries: Mapping[str, Entry]) -> str:
-    """What a file is instead, as far as names tell."""
+    """What kind of file it is, judged by the names of its tensors."""
     if any("lora_" in name or "hada_" in name or "lokr_" in name for name in entries):
         return "it looks like a LoRA: give that as --lora FILE[:SCALE], beside a --model"
     if any(name.startswith(("down_blocks.", "transformer_blocks.")) for name in entries):

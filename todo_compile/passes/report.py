@@ -103,7 +103,14 @@ class SiteReport:
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """One pass: how often it changed something, and its wall-clock seconds."""
+    """One pass.
+
+    Args:
+        name: of the pass.
+        count: how often it changed something.
+        seconds: that it ran, wall-clock.
+        detail: counts of its rules by their names.
+    """
 
     name: str
     count: int

@@ -86,7 +86,12 @@ class Phase(_Part):
 
 
 class Interval(_Part):
-    """A mean over pairs of prompt and seed with its 95 % interval, prompts resampled."""
+    """A mean over pairs of prompt and seed with its 95 % interval, prompts resampled.
+
+    Attributes:
+        mean: over all pairs.
+        low, high: ends of the interval.
+    """
 
     mean: Number
     low: Number

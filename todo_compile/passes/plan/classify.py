@@ -181,6 +181,8 @@ def _without_grid(
     queries, keys = shapes[0][site.query.tokens], shapes[1][site.key.tokens]
     if not grids.unifier.same_range(query, key) and not same(queries, keys):
         return _other_keys(grids, query, key, queries, keys)
+    if isinstance(keys, int) and keys == 1:
+        return SiteGrid("unknown", obstacle="one key token: nothing to downsample")
     if site.refusal is not None:
         return SiteGrid("unknown", obstacle=site.refusal, refused=True)
     return SiteGrid(
