@@ -82,8 +82,7 @@ def home(model: Path) -> Generator[Path]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="paths and terminals look otherwise")
-@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
-@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize(("width", "terminal"), [(80, True), (140, False)])
 def test_first_commands(
     home: Path, width: int, terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
