@@ -18,11 +18,11 @@ import pytest
 from terminal import run, screen
 
 HERE = Path(__file__).parent
+LISTS = ("--help", "models", "plan --help", "compile --help", "generate --help", "build --help")
+"""They grow with the project: looked at, but not written down."""
 COMMANDS = (
+    *((one, 0) for one in LISTS),
     ("--version", 0),
-    ("--help", 0),
-    ("models", 0),
-    ("plan --help", 0),
     ("plan -m my-model -r 64", 0),
     ("plan -m my-model -r 16", 0),
     ("plan -m my-modle -r 64", 2),
@@ -52,6 +52,7 @@ builds:
 _CHANGING = (
     (r"\d+\.\d+ ?s\b", "0.0 s"),
     (r"(?<=\w )\d+\.\d(?=,|$)", "0.0"),
+    (r"Known: [\s\S]*?(?=\n\[)", "Known: …"),
     (r"\d{4}-\d\d-\d\dT[\d:+]+", "TIME"),
     (r"\b[0-9a-f]{12,64}\b", "HASH"),
     (r"\d+(\.\d+)? (MB|GB|kB)", "SIZE"),
@@ -98,7 +99,8 @@ def test_first_commands(
         if terminal:
             assert max(map(len, lines), default=0) <= width, (line, lines)
         assert not any(re.search(r"[\w-]…", one) for one in lines), (line, lines)  # a cut word
-        shown += [f"$ todo-compile {line}", *lines, f"[{code}]" if code else "", ""]
+        if line not in LISTS:
+            shown += [f"$ todo-compile {line}", *lines, f"[{code}]" if code else "", ""]
     text = _steady("\n".join(shown)).replace(home.name, "newcomer")
     place = HERE / "transcripts" / f"{width}-{'terminal' if terminal else 'pipe'}.txt"
     if os.environ.get("UPDATE_TRANSCRIPTS"):

@@ -102,6 +102,7 @@ class PhaseEntry(ComponentEntry):
     """A denoiser that takes over from the one before; several may name one file.
 
     Attributes:
+        file, manifest_sha256: as of any component.
         start: share of the steps before it.
     """
 

@@ -164,14 +164,9 @@ def _unknown(entry: Entry) -> list[Mistake]:
     for key, value in entry.values.items():
         if key not in known:
             near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.7)
-            guess = f" Did you mean {near[0]}?" if near else ""
-            wrong.append(
-                Mistake(
-                    value.line,
-                    f"{entry.name}: unknown option {key!r}.{guess}",
-                    f"Known: {', '.join(known)}.",
-                )
-            )
+            remedy = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+            text = f"{entry.name}: unknown option {key!r}."
+            wrong.append(Mistake(value.line, text, remedy))
     return wrong
 
 
