@@ -91,17 +91,28 @@ class StoppedError(TodoError):
     exit_code = 130
 
 
+_LONGEST_NAME = 255
+"""Bytes, on all common file systems."""
+
+
 def given_path(value: object, name: str) -> Path:
     """The path that a caller of the Python API gave as `name`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is none, or longer than any file system takes.
     """
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise ConfigError(
             f"{name} is {value!r:.60}, which is no path.", remedy="Give text or a pathlib.Path."
         )
-    return Path(value)
+    path = Path(value)
+    longest = max((part for part in path.parts), key=len, default="")
+    if len(longest.encode(errors="surrogatepass")) > _LONGEST_NAME:
+        raise ConfigError(
+            f"{name} holds the name {longest:.40}…, which is too long.",
+            remedy=f"Names of files and folders have at most {_LONGEST_NAME} bytes.",
+        )
+    return path
 
 
 def first_line(error: object, *, limit: int | None = None) -> str:

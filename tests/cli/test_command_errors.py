@@ -231,3 +231,21 @@ def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", "--help"]) == 0
     text = re.sub(r"[│\s]+", " ", capsys.readouterr().out)  # out of its box
     assert "[default: tensorrt]" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compile", "-m", "demo", "-r", "128", "-o", "x" * 300 + ".onnx"),
+        ("compile", "-m", "x" * 300, "-r", "128", "-o", "x.onnx"),
+        ("inspect", "x" * 300),
+        ("generate", "--bundle", "x" * 300, "-p", "a cat", "-o", "a.png"),
+    ],
+)
+def test_names_that_are_too_long(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "too long" in said
+    assert len(said) < 400

@@ -127,7 +127,13 @@ _Phases = Annotated[list[PhaseEntry], Field(max_length=MAX_PHASES - 1)]
 
 
 class WeightFile(_Frozen):
-    """A file of weights of a part that stays in torch."""
+    """A file of weights of a part that stays in torch.
+
+    Attributes:
+        name: path in the bundle, with slashes.
+        bytes: its size.
+        sha256: of its content.
+    """
 
     name: Annotated[str, AfterValidator(relative_name), Field(pattern=r"\.(safetensors|json)$")]
     bytes: Annotated[int, Field(ge=0)]

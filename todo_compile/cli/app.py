@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -23,7 +24,7 @@ from todo_compile.cli.plan import plan_command
 from todo_compile.cli.screen import stderr
 from todo_compile.cli.show import inspect_command, models_command
 from todo_compile.cli.tune import tune_command
-from todo_compile.errors import TodoError
+from todo_compile.errors import ConfigError, TodoError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -118,6 +119,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        stderr.print(f"error: the name {error.filename!s:.40}… is too long", style="red")
+        return ConfigError.exit_code
     except Exception as error:
         # click's own errors (unknown option, missing value) know how to show themselves.
         show = getattr(error, "show", None)
