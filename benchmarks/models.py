@@ -1,39 +1,54 @@
 """Every family of models, tiny: what is found, rewritten and refused, how right, what can be built.
 
-python benchmarks/models.py [--only NAME …]     writes results/models.json
+python benchmarks/models.py [--only ROW …]     writes results/models.json and docs/models.md
+
+With ``--only`` the other rows stay as they were.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the oracle and the tiny models are the tests'
 
 import torch
-from common import save
+from common import RESULTS, save
 from models_parts.families import FAMILIES
 from models_parts.measure import measure
+from models_parts.page import PAGE, page
+
+
+def committed() -> dict[str, dict[str, Any]]:
+    """The rows of the last run, by family."""
+    path = RESULTS / "models.json"
+    if not path.exists():
+        return {}
+    return {row["family"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", default=None, help="rows to print, nothing is written")
+    parser.add_argument("--only", nargs="*", default=None, help="rows to measure anew")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows = committed()
     with tempfile.TemporaryDirectory() as folder:
         for family in FAMILIES:
             if chosen.only is not None and family.key not in chosen.only:
                 continue
             start = time.perf_counter()
-            rows.append(measure(family, Path(folder)))
-            print(rows[-1], f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
-    if chosen.only is None:
-        save("models", {"rows": rows})
+            rows[family.key] = measure(family, Path(folder))
+            seconds = time.perf_counter() - start
+            print(rows[family.key], f"{seconds:.1f} s", file=sys.stderr, flush=True)
+    kept = [rows[family.key] for family in FAMILIES if family.key in rows]
+    save("models", {"rows": kept})
+    PAGE.write_text(page(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("schnell", "FLUX.1 schnell", SIZE, last(PATCHED)),
     Family("kontext", "FLUX.1 Kontext", SIZE, last(PATCHED)),
     Family("chroma", "Chroma", SIZE, last(PATCHED)),
-    Family("qwen_image", "Qwen-Image", "96x64", last((4, 6))),
+    Family("qwen_image", "Qwen-Image", "96x64", last(PATCHED)),
     Family("z_image", "Z-Image", SIZE, any_of(alone(PATCHED), first(PATCHED))),
     Family("pixart", "PixArt-Σ", SIZE, alone(PATCHED)),
     Family("hunyuan_dit", "HunyuanDiT", SIZE, alone(PATCHED)),
@@ -104,7 +104,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("deepfloyd", "DeepFloyd IF, first stage", "48x32", last((16, 24))),
     Family("deepfloyd_2", "DeepFloyd IF, second stage", "64x32", last((16, 32))),
     Family("kandinsky22", "Kandinsky 2.2", SIZE, last(PATCHED)),
-    Family("karlo", "Karlo unCLIP", SIZE, last((8, 8))),
-    Family("cascade", "Stable Cascade", SIZE, first((8, 13))),
+    Family("karlo", "Karlo unCLIP, decoder", "64x64", last((32, 32))),
+    Family("cascade", "Stable Cascade", "256x128", first((8, 16))),
     Family("svd", "Stable Video Diffusion", SIZE, alone(GRID)),
 )

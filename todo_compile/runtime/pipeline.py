@@ -134,6 +134,7 @@ def assemble(
         elif name.endswith("_scheduler"):
             parts[name] = make_scheduler(None, _folder(opened, name))
     encoder: Any = options.get("encoder")
+    own_encoder = encoder is None
     for name in opened.bundle.torch:
         if name == "vae" and "vae_decoder" in opened.components:
             encoder = encoder or torch_part(opened, name)
@@ -153,6 +154,8 @@ def assemble(
             parts[place] = wrap_phases(opened.phases, **own)
     compiled = next((part for part in parts.values() if isinstance(part, Compiled)), None)
     if compiled is not None:  # torch's parts go where the compiled ones are
+        if own_encoder and encoder is not None:
+            encoder.to(compiled.device)
         for name in opened.bundle.torch:
             part = parts.get(name)
             if part is not None and name not in components and part is not compiled:
