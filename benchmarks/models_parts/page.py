@@ -12,19 +12,19 @@ through a model whose attention is far from uniform."""
 
 _TOP = """# Models
 
-Made by `python benchmarks/models.py`; do not edit. Every family is a tiny random pipeline of diffusers
-with the real classes, saved and loaded as the command does it; attention over the picture is
-downsampled by two on each side.
+Made by `python benchmarks/models.py`; do not edit. Every family is a tiny random pipeline of
+diffusers with the real classes, saved and loaded as the command does it; attention over the picture
+is downsampled by two on each side.
 
-- *attentions*: how many an eager run does, counted before torch's own functions (products that make up
-  attention or linear attention are pairs of two).
+- *attentions*: how many an eager run does, counted before torch's own functions (products that make
+  up attention or linear attention are pairs of two).
 - *rewritten*, *cross*, *dense*, *refused*: what became of them, in the graph of `torch.export`; in
-  brackets what differs in Dynamo's. Cross-attention to text has no picture among its keys. Dense are the
-  sites that no factor was asked for.
-- *error*: of the whole model's output, against an eager run whose keys and values are subsampled by an
-  oracle that knows nothing of the passes; *effect*: how far that is from dense. Both in units of the
-  greatest value.
-- *ONNX*: the same error of the command's file in onnxruntime, or why there is none.
+  brackets what differs in Dynamo's. Cross-attention to text has no picture among its keys. Dense are
+  the sites that no factor was asked for.
+- *error*: of the whole model's output, against an eager run whose keys and values are subsampled by
+  an oracle that knows nothing of the passes; *effect*: how far that is from dense. Both in units of
+  the greatest value.
+- *ONNX*: the same error of the command's file in onnxruntime, or none.
 
 """
 
@@ -51,8 +51,8 @@ def page(rows: list[dict[str, Any]]) -> str:
             "\n## What is refused, and why\n",
             *why,
             "\n## Whole pipelines\n",
-            f"`--out FOLDER/` takes {', '.join(bundles)}. Parts that are not compiled stay in torch, "
-            "inside the bundle. The pictures of SD3, FLUX, PixArt, DeepFloyd IF, Kandinsky 2.2 and "
+            f"`--out FOLDER/` takes {', '.join(bundles)}. Parts that are not compiled stay in "
+            "torch, inside the bundle. The pictures of SD3, FLUX, PixArt, DeepFloyd IF, Kandinsky 2.2 and "
             "SDXL's refiner are compared with torch's in "
             "[the tests](../tests/runtime/test_runtime_every_pipeline.py).",
             "",

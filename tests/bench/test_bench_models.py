@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2]))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from models_parts.families import FAMILIES
 from models_parts.measure import measure
 from models_parts.page import PAGE, WRONG, page, worse
 
+ROOT = Path(__file__).parents[2]
 ROWS: dict[str, dict[str, Any]] = {
     row["family"]: row
     for row in json.loads((ROOT / "benchmarks/results/models.json").read_text("utf-8"))["rows"]
