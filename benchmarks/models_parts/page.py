@@ -19,8 +19,8 @@ is downsampled by two on each side.
 - *attentions*: how many an eager run does, counted before torch's own functions (products that make
   up attention or linear attention are pairs of two).
 - *rewritten*, *cross*, *dense*, *refused*: what became of them, in the graph of `torch.export`; in
-  brackets what differs in Dynamo's. Cross-attention to text has no picture among its keys. Dense are
-  the sites that no factor was asked for.
+  brackets what differs in Dynamo's. Cross-attention to text has no picture among its keys. Dense
+  are the sites that no factor was asked for.
 - *error*: of the whole model's output, against an eager run whose keys and values are subsampled by
   an oracle that knows nothing of the passes; *effect*: how far that is from dense. Both in units of
   the greatest value.
@@ -52,8 +52,8 @@ def page(rows: list[dict[str, Any]]) -> str:
             *why,
             "\n## Whole pipelines\n",
             f"`--out FOLDER/` takes {', '.join(bundles)}. Parts that are not compiled stay in "
-            "torch, inside the bundle. The pictures of SD3, FLUX, PixArt, DeepFloyd IF, Kandinsky 2.2 and "
-            "SDXL's refiner are compared with torch's in "
+            "torch, inside the bundle. The pictures of SD3, FLUX, PixArt, DeepFloyd IF, Kandinsky "
+            "2.2 and SDXL's refiner are compared with torch's in "
             "[the tests](../tests/runtime/test_runtime_every_pipeline.py).",
             "",
             *stages,
