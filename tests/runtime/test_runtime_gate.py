@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import tiny_pipelines as tiny
+import torch
 from helpers import said
+from transformers import BatchFeature
 
 import todo_compile
+from todo_compile import models
 from todo_compile.build import compiler, verification
 from todo_compile.build.gate import Gate
 from todo_compile.bundle.bundle import check_bundle, read_bundle
@@ -18,6 +21,7 @@ from todo_compile.cli.app import main
 from todo_compile.errors import ConfigError, GateError, TodoError
 from todo_compile.runtime.metrics import mse
 from todo_compile.tuning.prompts import GENERAL, split
+from todo_compile.tuning.studio import Pair, Sampling, call_pipeline, for_measuring
 
 KEPT = "drift=1e-3,pairs=2,steps=2,guidance=4"
 BROKEN = "drift=1e-12,pairs=1,steps=2"
@@ -177,6 +181,25 @@ def test_gates_that_cannot_be_judged(
         todo_compile.compile(**given)
     assert caught.value.remedy
     assert not list(tmp_path.rglob("x.onnx*"))
+
+
+def test_a_safety_checker_does_not_blacken_what_is_measured() -> None:
+    pipe, asked = tiny.sd(), list[str]()
+
+    def blackened(images: Any, **_: Any) -> Any:
+        asked.append("checker")
+        return images * 0, [True] * len(images)
+
+    pipe.safety_checker = blackened
+    pipe.feature_extractor = lambda *_, **__: BatchFeature({"pixel_values": torch.zeros(1)})
+    size, pairs = models.Resolution.parse(tiny.PIXELS), [Pair("a cat", 1)]
+    (black,) = call_pipeline(pipe, pairs, Sampling(steps=1), size)
+    assert asked == ["checker"]
+    assert not black.any()
+    for_measuring(pipe)
+    (drawn,) = call_pipeline(pipe, pairs, Sampling(steps=1), size)
+    assert asked == ["checker"]
+    assert drawn.any()
 
 
 def test_gates_in_words(model: Path) -> None:

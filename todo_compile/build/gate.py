@@ -191,7 +191,7 @@ def judge(
     from todo_compile.runtime.torch_pipelines import torch_pipeline
     from todo_compile.tuning.prompts import read_prompts, split
     from todo_compile.tuning.statistics import measure
-    from todo_compile.tuning.studio import Sampling, call_pipeline, make_pairs
+    from todo_compile.tuning.studio import Sampling, call_pipeline, for_measuring, make_pairs
 
     job = phases[0][1]
     assert job.request.model is not None
@@ -200,7 +200,7 @@ def judge(
     sampling = Sampling(gate.steps, gate.guidance)
     with progress.step("gate") as step:
         pipeline = torch_pipeline(source, precision="fp32", device=device)
-        pipeline.set_progress_bar_config(disable=True)
+        for_measuring(pipeline)
         _own_weights(pipeline, phases)
         _, held = split(read_prompts(None, pipeline_folder(source), job.resolution))
         pairs = make_pairs(held, gate.pairs, _SEED)

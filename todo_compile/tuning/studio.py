@@ -106,7 +106,7 @@ class Studio:
         self.pipeline = torch_pipeline(
             source, precision=precision, scheduler=sampling.scheduler, device=device
         )
-        self.pipeline.set_progress_bar_config(disable=True)
+        for_measuring(self.pipeline)
         self.captured = CapturedComponent(self.pipeline, source, resolution, batch=sampling.rows)
         self.component: Any = self.captured.source.component
         self._sessions: dict[PlanOptions, GraphSession] = {}
@@ -237,6 +237,13 @@ class Studio:
         self.seconds += time.perf_counter() - start
         self.drawn += len(pairs)
         return pictures
+
+
+def for_measuring(pipeline: Any) -> None:
+    """No bar, and no safety checker: it blackens pictures, and two black ones are equal."""
+    pipeline.set_progress_bar_config(disable=True)
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None
 
 
 def call_pipeline(
