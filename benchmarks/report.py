@@ -14,7 +14,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "tune.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "tune", "tools")),
+)
 _OLDER = (("race-sd15-amd-bf16", "bf16"), ("race-sd15-old-fp32", "fp32, no bf16 units"))
 """Races on machines that were at hand before, and what they have."""
 
@@ -154,12 +157,27 @@ def tuned() -> str:
     return table(header, rows)
 
 
+def providers() -> str:
+    """The demo model's UNet in onnxruntime, plain against OpenVINO."""
+    rows: list[str] = []
+    for row in read("providers"):
+        plan = "dense" if row["factors"] == "off" else f"factor {row['factors']}"
+        cpu, other = (row["seconds"][name]["median"] for name in ("cpu", "openvino"))
+        ratio = row["ratio"]
+        rows.append(
+            f"| {row['px']} | {plan} | {cpu:.3f} s | {other:.3f} s | **{ratio['median']:.2f}×** "
+            f"[{ratio['min']:.2f}, {ratio['max']:.2f}] | {row['relative_l2']:.0e} |"
+        )
+    return table("px | plan | plain | OpenVINO | ratio | difference", rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "savings": savings,
     "decoder": decoder,
     "speed": speed,
     "pictures": pictures,
     "tuned": tuned,
+    "providers": providers,
 }
 
 

@@ -54,6 +54,31 @@ def test_extras_are_those_of_the_package() -> None:
         assert set(modules) - {"onnx_ir"} == wanted, extra
 
 
+def test_onnxruntime_comes_by_its_two_extras_alone() -> None:
+    """One for the CPU and one for GPUs: what is installed last overwrites the other."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = tomllib.loads(text)["project"]["optional-dependencies"]
+
+    def brought(extra: str) -> set[str]:
+        found: set[str] = set()
+        for requirement in declared[extra]:
+            name, _, more = requirement.partition("[")
+            if name == "todo-compile":
+                found |= {one for e in more.rstrip("]").split(",") for one in brought(e)}
+            else:
+                found.add(re.split(r"[><=~ ]", name)[0])
+        return found
+
+    runtimes = {e: {n for n in brought(e) if n.startswith("onnxruntime")} for e in declared}
+    assert {e: found for e, found in runtimes.items() if found} == {
+        "onnx": {"onnxruntime"},
+        "onnx-gpu": {"onnxruntime-gpu"},
+        "dev": {"onnxruntime"},
+    }
+    assert brought("onnx") - {"onnxruntime"} == brought("onnx-gpu") - {"onnxruntime-gpu"}
+    assert brought("onnx") - {"onnxruntime"} < brought("all")
+
+
 @pytest.mark.parametrize("module", [m for modules in packages.EXTRAS.values() for m in modules])
 def test_the_remedy_names_the_extra(without: Any, module: str) -> None:
     without(module)

@@ -84,7 +84,8 @@ def extra_of(module: str) -> str:
 
 def install(extra: str) -> str:
     """The command that installs an extra."""
-    return f'pip install "todo-compile[{extra}]"'
+    gpu = " (on an NVIDIA GPU [onnx-gpu])" if extra == "onnx" else ""
+    return f'pip install "todo-compile[{extra}]"{gpu}'
 
 
 def _missing(absent: list[str], purpose: str, extra: str) -> MissingPackageError:

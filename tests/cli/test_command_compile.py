@@ -25,7 +25,11 @@ def test_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     arguments = ["--model", str(model), "--res", "64", "--weights", "random:7", "--out", str(out)]
     assert main([*arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.plan", "x.plan.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "x.plan",
+        "x.plan.json",
+        "x.plan.onnx",
+    ]
     manifest = manifest_of(out)
     assert printed == {
         "format": "todo-compile output",

@@ -19,9 +19,11 @@ import torch
 from todo_compile.batches import BatchRange
 from todo_compile.bundle import manifest as manifests
 from todo_compile.bundle.tensors import Tensor
-from todo_compile.errors import BundleError, EngineError, InputError
+from todo_compile.errors import BundleError, ConfigError, EngineError, InputError
 from todo_compile.runtime import tensorrt_session
 from todo_compile.runtime.files import Output
+from todo_compile.runtime.how import How
+from todo_compile.runtime.loading import open_session
 from todo_compile.runtime.tensorrt_session import TensorRTSession
 
 _USED = {
@@ -34,7 +36,13 @@ _USED = {
         "get_tensor_shape",
         "num_io_tensors",
     ),
-    "IRuntimeConfig": ("create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy"),
+    "IRuntimeConfig": (
+        "create_runtime_cache",
+        "set_runtime_cache",
+        "cuda_graph_strategy",
+        "dynamic_shapes_kernel_specialization_strategy",
+    ),
+    "DynamicShapesKernelSpecializationStrategy": ("LAZY", "EAGER", "NONE"),
     "IRuntimeCache": ("serialize", "deserialize"),
     "IExecutionContext": ("set_input_shape", "set_tensor_address", "execute_async_v3"),
     "CudaGraphStrategy": ("WHOLE_GRAPH_CAPTURE",),
@@ -60,6 +68,7 @@ class Engine:
     shape: tuple[int, ...] = (1, 4)
     profile = ((1, 4), (3, 4), (3, 4))
     cuda_graph_strategy: Any = None
+    dynamic_shapes_kernel_specialization_strategy: Any = None
 
     def __init__(self) -> None:
         self.places: dict[str, int] = {}
@@ -152,6 +161,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
         Runtime=lambda *_: runtime,
         EngineValidity=SimpleNamespace(INVALID=2),
         CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(LAZY=0, EAGER=1, NONE=2),
     )
     monkeypatch.setattr(Logger, "__init__", lambda *_: None)
     monkeypatch.setattr(tensorrt_session, "_library", lambda *_: trt)
@@ -226,6 +236,27 @@ def test_the_runtime_cache_is_kept(engine: Engine, tmp_path: Path) -> None:
     lost = TensorRTSession(output(tmp_path), runtime_cache=tmp_path / "no" / "kernels")
     with pytest.warns(UserWarning, match="cannot be kept"):  # the picture matters more
         lost.run({"sample": torch.zeros(1, 4)})
+
+
+@pytest.mark.parametrize(
+    ("asked", "set_to"), [(None, None), ("lazy", 0), ("eager", 1), ("none", 2)]
+)
+def test_kernels_for_the_batch_that_comes(
+    engine: Engine, tmp_path: Path, asked: str | None, set_to: int | None
+) -> None:
+    open_session(output(tmp_path), How(specialise=asked))
+    assert engine.dynamic_shapes_kernel_specialization_strategy == set_to
+
+
+def test_classic_tensorrt_has_no_such_kernels(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del engine
+    monkeypatch.delattr(Engine, "create_runtime_config")
+    with pytest.raises(ConfigError, match="specialise is for TensorRT for RTX"):
+        TensorRTSession(output(tmp_path), specialise="lazy")
+    with pytest.raises(ConfigError, match="Unknown specialise='always'"):
+        How(specialise="always")
 
 
 def test_refusals(engine: Engine, tmp_path: Path) -> None:

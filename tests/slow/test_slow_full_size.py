@@ -24,7 +24,11 @@ def test_sd15_at_2048_builds_an_engine(tmp_path: Path) -> None:
     assert manifest["model"]["random_weights"] is True
     assert manifest["memory"]["activation"] > 0
     assert out.stat().st_size == manifest["files"][0]["bytes"] > 1.6e9
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["engine.plan", "engine.plan.json"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [
+        "engine.plan",
+        "engine.plan.json",
+        "engine.plan.onnx",
+    ]
 
 
 def test_sd15_at_512_in_onnxruntime_equals_the_graph(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_works_or_names_one_extra(
     installed: tuple[str, Command], words: list[str], needs: set[str]
 ) -> None:
     given, run = installed
-    have = set(given.split(",")) | ({"models", "onnx"} if given == "generate" else set())
+    have = set(given.split(",")) | ({"models"} if given == "generate" else set())
     found = run(*words)
     assert "Traceback" not in found.stderr
     if needs <= have:

@@ -125,7 +125,7 @@ def build(
         lent: tuple[Path, ...] = ()
         if engine:
             built = _engine(job, stage, file)
-            files: tuple[str, ...] = (job.out.name,)
+            files: tuple[str, ...] = (job.out.name, *_context(stage, built))
             for name in info.files:
                 stage.discard(name)
         else:
@@ -263,6 +263,18 @@ def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
             batches=job.batch if isinstance(job.batch, BatchRange) else None,
         ),
     )
+
+
+def _context(stage: Stage, built: EngineInfo) -> tuple[str, ...]:
+    """The file by which onnxruntime's provider for RTX loads the engine, where there is such."""
+    from todo_compile.export.context import context_name, write_context
+
+    name = context_name(built.path.name)
+    if built.library != "tensorrt_rtx" or ".." in built.path.name:  # which the provider refuses
+        stage.retire(name)
+        return ()
+    write_context(built, stage.publish(name))
+    return (name,)
 
 
 def _release_memory() -> None:

@@ -181,7 +181,7 @@ def _pipeline(name: str, path: Path, bundle: Bundle) -> Model:
         'output {\n  name: "images"\n  data_type: TYPE_UINT8\n  dims: [ -1, -1, -1, 3 ]\n}'
     )
     lines.append("instance_group { kind: KIND_CPU count: 1 }")
-    names = [BUNDLE_JSON, *(extra.name for extra in bundle.extras)]
+    names = [BUNDLE_JSON, *(one.name for one in bundle.loose())]
     names += [manifest_path(Path(entry.file)).name for _, entry in bundle.entries()]
     files = {f"{PARTS}/{one}": path / one for one in names}
     return Model(name, "\n".join(lines) + "\n", files, {"model.py": _MODEL})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from todo_compile.runtime.files import (
     open_bundle,
     open_output,
 )
+from todo_compile.runtime.how import How
 from todo_compile.runtime.module import COMPONENT, CompiledModule
 
 if TYPE_CHECKING:
@@ -25,17 +27,22 @@ if TYPE_CHECKING:
     from todo_compile.runtime.session import Session
 
 
+DEFAULT = How()
+
+
 def load(
     path: str | Path,
     *,
     component: str = "unet",
     device: str | None = None,
+    provider: str | None = None,
     verify: Verify = "full",
     batching: Batching = "split",
     cast: bool = False,
     encoder: Any = None,
     threads: int | None = None,
     cuda_graph: bool = False,
+    specialise: str | None = None,
     runtime_cache: str | Path | None = None,
     res: str | int | None = None,
 ) -> Any:
@@ -54,6 +61,8 @@ def load(
         component: only for a bundle: ``unet``, ``transformer``, ``vae_decoder``, ``text_encoder``,
             ``text_encoder_2``. A denoiser of several phases comes as a `PhasedDenoiser`.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one.
+        provider: onnxruntime's, where another one is installed: ``openvino``; by any name that it
+            gives itself. It gets its inputs from the CPU, and what it does not take runs there.
         verify: ``full`` hashes every file first (about a second a gigabyte); ``size`` compares
             sizes only: for files that were checked before.
         batching: ``split`` runs other batches in pieces, ``strict`` refuses them.
@@ -61,6 +70,9 @@ def load(
         encoder: torch VAE for the `encode` of a decoder, which image-to-image needs.
         threads: of onnxruntime on the CPU; None for one a core.
         cuda_graph: TensorRT: record the kernels once, replay them at every call.
+        specialise: TensorRT for RTX, of an engine with a range of batches: kernels for the very
+            batch that comes are compiled beside the run (``lazy``), before it (``eager``) or not at
+            all (``none``).
         runtime_cache: TensorRT for RTX: file that keeps the kernels compiled for this GPU.
         res: only for a bundle of several resolutions: take this one alone. Without, the engine is
             chosen by the size of each call; it is loaded when it is first needed, and stays.
@@ -71,15 +83,14 @@ def load(
         ConfigError: an option does not go with it.
     """
     path = given_path(path, "path")
+    cache = Path(runtime_cache) if runtime_cache is not None else None
+    how = How(device, provider, threads, cuda_graph, specialise, cache)
     options: dict[str, Any] = {
-        "device": device,
+        "how": how,
         "verify": verify,
         "batching": batching,
         "cast": cast,
         "encoder": encoder,
-        "threads": threads,
-        "cuda_graph": cuda_graph,
-        "runtime_cache": Path(runtime_cache) if runtime_cache is not None else None,
     }
     if not is_bundle(path):
         if res is not None:
@@ -113,22 +124,20 @@ def _module(output: Output, options: Mapping[str, Any]) -> CompiledModule:
                 f"{name} is for components of pipelines, and {output.path.name} is a module.",
                 remedy="Leave it out.",
             )
-    own = ("device", "threads", "cuda_graph", "runtime_cache")
-    session = open_session(output, **{name: options[name] for name in own})
+    session = open_session(output, options["how"])
     return CompiledModule(session, output.manifest, output.path.name)
 
 
-def wrap_phases(phases: Sequence[OpenPhase], **options: Any) -> Any:
+def wrap_phases(phases: Sequence[OpenPhase], *, how: How = DEFAULT, **options: Any) -> Any:
     """`wrap` for each phase of the schedule; one component if it is the same in all steps."""
     made: dict[Path, Component] = {}
-    cache = options.get("runtime_cache")
     for phase in phases:
         path = phase.outputs[0].path
         if path in made:
             continue  # an earlier phase comes again
-        if made and cache is not None:  # one file for each engine
-            options["runtime_cache"] = cache.with_name(f"{path.name}.cache")
-        made[path] = wrap(phase.outputs, **options)
+        if made and how.runtime_cache is not None:  # one file for each engine
+            how = replace(how, runtime_cache=how.runtime_cache.with_name(f"{path.name}.cache"))
+        made[path] = wrap(phase.outputs, how=how, **options)
     return phased(
         [made[phase.outputs[0].path] for phase in phases],
         [phase.start for phase in phases],
@@ -148,11 +157,8 @@ def phased(parts: Sequence[Any], starts: Sequence[float], *, dense: int | None =
 def wrap(
     outputs: Sequence[Output],
     *,
-    device: str | None = None,
+    how: How = DEFAULT,
     verify: Verify = "full",
-    threads: int | None = None,
-    cuda_graph: bool = False,
-    runtime_cache: Path | None = None,
     encoder: Any = None,
     batching: Batching = "split",
     cast: bool = False,
@@ -175,19 +181,13 @@ def wrap(
     def open_one(output: Output) -> Session:
         if opener is not None:
             return opener(output)
-        cache = runtime_cache
+        own = how
         if output is not first:
             # Perhaps hours after the bundle was checked, and builds write into the same folder.
             check_again(output, verify)
-            if cache is not None:  # one file for each engine
-                cache = cache.with_name(f"{output.path.name}.cache")
-        return open_session(
-            output,
-            device=device,
-            threads=threads,
-            cuda_graph=cuda_graph,
-            runtime_cache=cache,
-        )
+            if (cache := how.runtime_cache) is not None:  # one file for each engine
+                own = replace(how, runtime_cache=cache.with_name(f"{output.path.name}.cache"))
+        return open_session(output, own)
 
     session = open_one(first) if len(outputs) == 1 else SessionBySize(outputs, open_one)
     return adapt(session, first.origin, encoder=encoder, batching=batching, cast=cast)
@@ -235,40 +235,28 @@ def adapt(
             )
 
 
-def open_session(
-    output: Output,
-    *,
-    device: str | None = None,
-    threads: int | None = None,
-    cuda_graph: bool = False,
-    runtime_cache: Path | None = None,
-) -> Session:
+def open_session(output: Output, how: How = DEFAULT) -> Session:
     """What runs an output: TensorRT for engines, onnxruntime for ONNX, torch for packages.
 
     Raises:
         EngineError: it is absent, or refuses the output here.
         ConfigError: options of TensorRT for another file.
     """
+    how.check(output)
     if output.manifest.packaged:
-        if cuda_graph or runtime_cache is not None:
-            raise ConfigError(
-                "cuda_graph and runtime_cache are for TensorRT engines.",
-                remedy=f"Leave them out: {output.path.name} runs in torch.",
-            )
         from todo_compile.runtime.package_session import PackageSession
 
-        return PackageSession(output, device=device, threads=threads)
+        return PackageSession(output, device=how.device, threads=how.threads)
     if output.manifest.library is not None:
         from todo_compile.runtime.tensorrt_session import TensorRTSession
 
         return TensorRTSession(
-            output, device=device, cuda_graph=cuda_graph, runtime_cache=runtime_cache
-        )
-    if cuda_graph or runtime_cache is not None:
-        raise ConfigError(
-            "cuda_graph and runtime_cache are for TensorRT engines.",
-            remedy=f"Leave them out: {output.path.name} runs in onnxruntime.",
+            output,
+            device=how.device,
+            cuda_graph=how.cuda_graph,
+            specialise=how.specialise,
+            runtime_cache=how.runtime_cache,
         )
     from todo_compile.runtime.onnx_session import OnnxSession
 
-    return OnnxSession(output, device=device, threads=threads)
+    return OnnxSession(output, device=how.device, provider=how.provider, threads=how.threads)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile import packages
 from todo_compile.batches import NAME
-from todo_compile.errors import BundleError, EngineError, first_line
+from todo_compile.errors import BundleError, ConfigError, EngineError, first_line
 from todo_compile.runtime.external import check_external
 from todo_compile.runtime.fused import fuse_attention
 from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
@@ -42,7 +42,8 @@ class OnnxSession:
         output: checked, see `files.open_output`.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes the GPU if onnxruntime and torch both
             have one, else the CPU.
-        threads: of the CPU provider; None for one a core.
+        provider: of onnxruntime, in place of the device's own: ``openvino``, or as it calls itself.
+        threads: of the CPU; None for one a core.
 
     Raises:
         MissingPackageError: onnxruntime or onnx is absent.
@@ -52,15 +53,21 @@ class OnnxSession:
     """
 
     def __init__(
-        self, output: Output, *, device: str | None = None, threads: int | None = None
+        self,
+        output: Output,
+        *,
+        device: str | None = None,
+        provider: str | None = None,
+        threads: int | None = None,
     ) -> None:
         self._output = output
         manifest = output.manifest
         self._inputs = {spec.name: spec for spec in manifest.inputs}
         self._outputs = {spec.name: spec for spec in manifest.outputs}
-        self._device = choose_device(device)
+        named = None if provider is None else _provider(provider, device)
+        self._device = choose_device("cpu" if named else device)
         self._stream = _own_stream(self._device)
-        self._session = _create(output, self._device, self._stream, threads)
+        self._session = _create(output, self._device, self._stream, threads, named)
         _check_signature(self._session, output)
 
     @property
@@ -138,7 +145,8 @@ def choose_device(device: str | None) -> torch.device:
     if not has_cuda:
         raise EngineError(
             "This onnxruntime has no CUDA provider.",
-            remedy='Install onnxruntime-gpu instead of onnxruntime, or take device="cpu".',
+            remedy="Uninstall onnxruntime, then install todo-compile[onnx-gpu]; or take "
+            'device="cpu".',
         )
     if not torch.cuda.is_available():
         raise EngineError(
@@ -160,8 +168,38 @@ def _own_stream(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device)
 
 
+def _provider(name: str, device: str | None) -> str:
+    """onnxruntime's own name of a provider.
+
+    Raises:
+        EngineError: it has none of this name.
+        ConfigError: another device than the CPU is asked for as well.
+    """
+    if device not in (None, "cpu"):
+        raise ConfigError(
+            f"provider and device both say where it runs: {name} and {device}.",
+            remedy="Leave device out.",
+        )
+    known = {_short(one): one for one in _onnxruntime().get_available_providers()}
+    if _short(name) not in known:
+        raise EngineError(
+            f"This onnxruntime has no provider {name}.",
+            remedy=f"It has {', '.join(known)}. Others come with another package in its place "
+            "(onnxruntime-openvino, onnxruntime-gpu).",
+        )
+    return known[_short(name)]
+
+
+def _short(name: str) -> str:
+    return name.removesuffix("ExecutionProvider").lower()
+
+
 def _create(
-    output: Output, device: torch.device, stream: torch.cuda.Stream | None, threads: int | None
+    output: Output,
+    device: torch.device,
+    stream: torch.cuda.Stream | None,
+    threads: int | None,
+    provider: str | None,
 ) -> Any:
     model = check_external(output)
     ort = _onnxruntime()
@@ -177,6 +215,13 @@ def _create(
         options.add_session_config_entry(_WEIGHTS_FOLDER, folder)
     del model
     providers: list[Any] = ["CPUExecutionProvider"]
+    if provider not in (None, "CPUExecutionProvider"):
+        chosen: dict[str, str] = {}
+        if provider == "OpenVINOExecutionProvider":
+            # Else it may round to bf16 where the processor is good at that.
+            chosen = {"device_type": "CPU", "precision": "ACCURACY"}
+            chosen |= {} if threads is None else {"num_of_threads": str(threads)}
+        providers.insert(0, (provider, chosen))
     if stream is not None:
         # On a stream that torch knows, so that both can wait for each other without the host.
         settings = {"device_id": device.index or 0, "user_compute_stream": str(stream.cuda_stream)}
@@ -190,8 +235,13 @@ def _create(
             remedy="onnxruntime's CPU provider has few bf16 kernels: build with --precision fp32 "
             "or fp16."
             if precision == "bf16" and device.type == "cpu"
-            else "Build it again, or with another --opset.",
+            else "Build it again, or with another --opset"
+            + (": OpenVINO does not know Attention, which opset 23 brings." if provider else "."),
         ) from error
+    if provider is not None and provider not in session.get_providers():
+        raise EngineError(
+            f"onnxruntime's {provider} does not load.", remedy="Its own log says why."
+        )
     if stream is not None and "CUDAExecutionProvider" not in session.get_providers():
         # onnxruntime falls back to the CPU by itself, and would read GPU addresses there.
         raise EngineError(

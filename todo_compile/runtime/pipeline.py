@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from todo_compile.errors import BundleError, ConfigError, ModelError, first_line
 from todo_compile.models.trust import INDEX, check_part, read_index
 from todo_compile.runtime.compiled import Compiled
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
+from todo_compile.runtime.how import How
 from todo_compile.runtime.loading import wrap, wrap_phases
 from todo_compile.runtime.schedulers import make_scheduler
 from todo_compile.runtime.torch_parts import torch_part
@@ -40,12 +42,14 @@ def load_pipeline(
     scheduler: Any = None,
     pipeline_class: Any = None,
     device: str | None = None,
+    provider: str | None = None,
     verify: Verify = "full",
     batching: Batching = "split",
     cast: bool = False,
     encoder: Any = None,
     threads: int | None = None,
     cuda_graph: bool = False,
+    specialise: str | None = None,
     runtime_cache: str | Path | None = None,
     dense: bool = False,
     res: str | int | None = None,
@@ -59,7 +63,8 @@ def load_pipeline(
             …) or a class name of diffusers; None takes the bundle's own.
         pipeline_class: another one for the same components: a class or its name in diffusers, such
             as ``StableDiffusionImg2ImgPipeline``.
-        device, verify, batching, cast, threads, cuda_graph, res: as for `load`.
+        device, provider, verify, batching, cast, threads, cuda_graph, specialise, res: as for
+            `load`.
         encoder: torch VAE whose encoder image-to-image uses.
         runtime_cache: folder for one cache file a component; see `load`.
         dense: run the denoiser of a dense phase alone, from the first step on. The VAE decoder
@@ -82,13 +87,11 @@ def load_pipeline(
         runtime_cache=runtime_cache,
         dense=dense,
         options={
-            "device": device,
+            "how": How(device, provider, threads, cuda_graph, specialise),
             "verify": verify,
             "batching": batching,
             "cast": cast,
             "encoder": encoder,
-            "threads": threads,
-            "cuda_graph": cuda_graph,
         },
     )
 
@@ -145,7 +148,12 @@ def assemble(
         if place in parts or place not in wanted:
             continue
         cache = Path(runtime_cache) / f"{outputs[0].path.name}.cache" if runtime_cache else None
-        own: dict[str, Any] = {**options, "encoder": encoder, "runtime_cache": cache}
+        how: How = options.get("how", How())
+        own: dict[str, Any] = {
+            **options,
+            "encoder": encoder,
+            "how": replace(how, runtime_cache=cache),
+        }
         if name != opened.bundle.denoiser:
             parts[place] = wrap(outputs, **own)
         elif dense and opened.dense is not None:

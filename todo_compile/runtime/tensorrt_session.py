@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile import packages
-from todo_compile.errors import BundleError, EngineError
+from todo_compile.errors import BundleError, ConfigError, EngineError
 from todo_compile.runtime.files import check_gpu, check_library
 from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
 
@@ -34,6 +34,8 @@ class TensorRTSession:
         cuda_graph: record the kernels once and replay them. Inputs and outputs then pass through
             buffers that keep their addresses (copied on the GPU). A recording is for one batch: of
             an engine with a range, a call with another batch than the last one records anew.
+        specialise: when TensorRT for RTX compiles kernels for the very batch of a call: ``lazy``,
+            ``eager`` or ``none``; None for its default. Classic TensorRT has no such kernels.
         runtime_cache: file in which TensorRT for RTX keeps the kernels that it compiled for this
             GPU; read at the start, written after the first run. Classic TensorRT needs none.
 
@@ -49,6 +51,7 @@ class TensorRTSession:
         *,
         device: str | None = None,
         cuda_graph: bool = False,
+        specialise: str | None = None,
         runtime_cache: Path | None = None,
     ) -> None:
         self._output = output
@@ -69,7 +72,7 @@ class TensorRTSession:
             self._cache: Any = None
             self._cache_file = runtime_cache
             self._kept = False
-            self._context: Any = self._make_context(trt, cuda_graph)
+            self._context: Any = self._make_context(trt, cuda_graph, specialise)
             self._stream = torch.cuda.Stream(self._device)
         self._replay: torch.cuda.CUDAGraph | None = None
         # RTX records by itself; with classic TensorRT torch does it.
@@ -148,13 +151,22 @@ class TensorRTSession:
             raise self._refusal("TensorRT cannot open the engine")
         return engine
 
-    def _make_context(self, trt: Any, cuda_graph: bool) -> Any:
+    def _make_context(self, trt: Any, cuda_graph: bool, specialise: str | None) -> Any:
         if not hasattr(self._engine, "create_runtime_config"):
+            if specialise is not None:
+                raise ConfigError(
+                    "specialise is for TensorRT for RTX.",
+                    remedy=f"Leave it out: {self._output.path.name} is of classic TensorRT.",
+                )
             context = self._engine.create_execution_context()
         else:
             config = self._engine.create_runtime_config()
             if hasattr(trt, "CudaGraphStrategy") and cuda_graph:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if specialise is not None:
+                known = trt.DynamicShapesKernelSpecializationStrategy
+                chosen = getattr(known, specialise.upper())
+                config.dynamic_shapes_kernel_specialization_strategy = chosen
             if self._cache_file is not None and hasattr(config, "create_runtime_cache"):
                 self._cache = config.create_runtime_cache()
                 if self._cache_file.exists():
