@@ -17,7 +17,9 @@ from models_parts.families import Family
 from models_parts.truth import Pooled, attentions, distance, tensor_of
 from tests.graphs import Captured, capture
 from todo_compile.build.request import BuildRequest
+from todo_compile.capture import trace
 from todo_compile.capture.inputs import ExampleInputs, example_inputs, with_habits
+from todo_compile.capture.trace import constants_of
 from todo_compile.errors import TodoError, first_line
 from todo_compile.models import (
     LoadedModel,
@@ -107,7 +109,7 @@ def in_dialect(
     """What the passes do, and how far the result is from the truth; the truth itself."""
     with nullcontext() if dialect == "export" else torch.no_grad():
         try:
-            captured: Captured = capture(example.wrapper, example.args, dialect)
+            captured = exported(example) if dialect == "export" else dynamo(example)
         except Exception as error:  # noqa: BLE001 -- whatever a model sets off in torch
             return {"captured": first_line(error)[:160]}, None
     axes = example.image_axes if dialect == "export" else {}  # Dynamo has other names of inputs
@@ -136,6 +138,26 @@ def in_order(report: Report, captured: Captured) -> list[SiteReport]:
     """The sites as the graph calls them."""
     order = {node.name: index for index, node in enumerate(captured.nodes)}
     return sorted(report.sites, key=lambda site: order.get(site.name, len(order)))
+
+
+def dynamo(example: ExampleInputs) -> Captured:
+    """As a ``torch.compile`` backend sees it."""
+    return capture(example.wrapper, example.args, "dynamo")
+
+
+def exported(example: ExampleInputs) -> Captured:
+    """As the command captures it."""
+    program = trace.capture(example.wrapper, example.args)
+
+    def run() -> tuple[Tensor, ...]:
+        program.validate()
+        with torch.no_grad():
+            found = program.module()(*example.args)
+        return (tensor_of(found),)
+
+    return Captured(
+        program.graph_module, run, "export", lambda: exported(example), constants_of(program)
+    )
 
 
 def counts(report: Report) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from todo_compile._torch import fake_mode_of
 from todo_compile.batches import NAME, BatchRange
+from todo_compile.capture.complex_numbers import write_real
 from todo_compile.errors import CaptureError
 
 
@@ -37,7 +38,7 @@ def capture(
     """
     try:
         with torch.no_grad():
-            return torch.export.export(
+            program = torch.export.export(
                 module,
                 tuple(args),
                 dict(kwargs or {}),
@@ -51,6 +52,8 @@ def capture(
             remedy="torch.export must be able to trace it: no .item(), no branches on tensor "
             'values. torch.compile(module, backend="todo_inductor") tolerates more.',
         ) from error
+    write_real(program)
+    return program
 
 
 def constants_of(program: ExportedProgram) -> dict[str, torch.Tensor]:
