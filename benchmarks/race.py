@@ -4,6 +4,7 @@
     python benchmarks/race.py --device cuda                            all that a GPU can tell
     python benchmarks/race.py --workload sd15 --px 512 1024 --runtime eager inductor --out race-x
     python benchmarks/race.py --peers --px 1024 --out race-peers       other methods, same UNet
+    python benchmarks/race.py --fits                                   what they can be used with
 
 ``--device cuda`` needs torch and this repository, nothing else: it first compares small UNets with
 the truth (`race_parts.truth`), and then runs what fits into ``--budget`` seconds; what is left out
@@ -32,7 +33,7 @@ from common import RESULTS, machine, save
 from race_parts import presets, truth
 from race_parts.figures import exponents
 from race_parts.heat import Rules, run
-from race_parts.peers import PEERS
+from race_parts.peers import PEERS, SETTINGS, fits
 from race_parts.presets import Heat
 from race_parts.runtimes import RUNTIMES, unavailable
 from race_parts.variants import Variant, variant
@@ -41,7 +42,11 @@ from race_parts.workloads import WORKLOADS, make_module, workload
 from todo_compile.errors import TodoError
 from todo_compile.precision import PRECISIONS, dtype_of
 
-_KEY = ("workload", "px", "batch", "precision", "runtime", "device", "threads")
+
+def _heat(row: dict[str, Any]) -> list[Any]:
+    """What tells one heat from another; its variants too, for a few can be run at a time."""
+    named = ("workload", "px", "batch", "precision", "runtime", "device", "threads")
+    return [*(row[name] for name in named), sorted(row["variants"])]
 
 
 class Race:
@@ -72,8 +77,7 @@ class Race:
     def write(self, row: dict[str, Any] | None = None) -> None:
         """Save all rows; `row` takes the place of the one of the same heat."""
         if row is not None:
-            key = [row[k] for k in _KEY]
-            kept = [r for r in self.data["rows"] if [r[k] for k in _KEY] != key]
+            kept = [r for r in self.data["rows"] if _heat(r) != _heat(row)]
             self.data["rows"] = [*kept, row]
         self.data["exponents"] = exponents(self.data["rows"])
         save(self.name, self.data)
@@ -127,7 +131,7 @@ class Race:
         )
         variants: list[Variant] = [variant(name, work) for name in heat.variants]
         if heat.peers:
-            variants += PEERS
+            variants += [one for one in PEERS if heat.peers is True or one.name in heat.peers]
         rules = Rules(heat.rounds, heat.warmup, self.begun + self.budget)
         when = machine()["when"]
         return run(
@@ -163,6 +167,22 @@ def described(row: dict[str, Any]) -> list[str]:
     return lines
 
 
+def fitting(name: str) -> int:
+    """Try every method on the packaged model's UNet."""
+    from common import DEMO
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    unet: Any = UNet2DConditionModel.from_pretrained(DEMO / "unet")
+    unet.eval().requires_grad_(False)
+    side, text = unet.config.sample_size, unet.config.cross_attention_dim
+    rows: list[dict[str, str]] = []
+    for setting in SETTINGS:
+        rows.append({"name": setting.name, **fits(setting, unet, (side, side), text)})
+        print(rows[-1], flush=True)
+        save(name, {"model": "demo", "latent": [side, side], "rows": rows})
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -174,7 +194,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", choices=PRECISIONS, default="bf16")
     made.add_argument("--runtime", nargs="+", choices=RUNTIMES, default=["eager"])
     made.add_argument("--variants", nargs="+", default=list(presets.STEPS))
-    made.add_argument("--peers", action="store_true", help="other methods too, eagerly, on sd15")
+    made.add_argument(
+        "--peers", nargs="*", default=None, metavar="NAME",
+        choices=[one.name for one in PEERS],
+        help="other methods too, eagerly, on sd15; all of them without names",
+    )  # fmt: skip
+    made.add_argument("--fits", action="store_true", help="whether peers compile and export")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made.add_argument("--rounds", type=int, default=3, help="0: one cold run of each")
     made.add_argument("--warmup", type=int, default=1, help="calls after the first, not timed")
@@ -195,6 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(chosen.threads)
     kind = "quick" if chosen.quick else chosen.device
     settings = {k: v for k, v in vars(chosen).items() if k not in ("add", "out")}
+    if chosen.fits:
+        return fitting(chosen.out or "race-fits")
     race = Race(chosen.out or f"race-{kind}", settings, chosen.device, chosen.budget)
     if chosen.add:
         race.add()
@@ -206,11 +233,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         race.data["gpu"] = truth.gpu()
         wrong = not race.numbers_are_right()
     else:
+        peers = () if chosen.peers is None else tuple(chosen.peers) or True
         sizes = product(chosen.workload, chosen.runtime, chosen.batch, chosen.px or [1024])
         heats = [
             Heat(
                 name, px, runtime, chosen.dtype, batch, tuple(chosen.variants), chosen.rounds,
-                chosen.warmup, chosen.peers and runtime == "eager",
+                chosen.warmup, runtime == "eager" and peers,
             )
             for name, runtime, batch, px in sizes
         ]  # fmt: skip

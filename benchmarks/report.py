@@ -12,14 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import race_tables
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "tune", "tools")),
 )
-_OLDER = (("race-sd15-amd-bf16", "bf16"), ("race-sd15-old-fp32", "fp32, no bf16 units"))
-"""Races on machines that were at hand before, and what they have."""
+_INDUCTOR = (("race-sd15-amd-bf16", "bf16"), ("race-sd15-old-fp32", "fp32, no bf16 units"))
+"""Races through Inductor, and what their machines have."""
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -82,7 +84,7 @@ def decoder() -> str:
 def speed() -> str:
     """Processor time of a call under Inductor: median [quartiles] of dense over rewritten."""
     rows: list[str] = []
-    for name, precision in _OLDER:
+    for name, precision in _INDUCTOR:
         for row in read(name):
             ours, bound = (row["dense_over"][k]["ratio"] for k in ("default", "bound"))
             spread = f" [{ours['q1']:.2f}, {ours['q3']:.2f}]" if ours["count"] > 1 else ""
@@ -175,6 +177,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "savings": savings,
     "decoder": decoder,
     "speed": speed,
+    "race": race_tables.race,
+    "exponents": race_tables.exponents,
+    "onnx": race_tables.onnx,
+    "peers": race_tables.peers,
     "pictures": pictures,
     "tuned": tuned,
     "providers": providers,
@@ -192,6 +198,7 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
+    race_tables.plot(ROOT / "docs" / "race.png")
     for path in DOCUMENTS:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
         print(f"wrote the tables of {path.relative_to(ROOT)}")

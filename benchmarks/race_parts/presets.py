@@ -9,7 +9,7 @@ STEPS = ("dense", "default", "4,2", "bound")
 
 @dataclass(frozen=True)
 class Heat:
-    """A workload at one size in one runtime."""
+    """A workload at one size in one runtime; `peers` by name, or all of them."""
 
     workload: str
     px: int
@@ -19,7 +19,7 @@ class Heat:
     variants: tuple[str, ...] = STEPS
     rounds: int = 3
     warmup: int = 1
-    peers: bool = False
+    peers: tuple[str, ...] | bool = False
 
 
 # About five minutes of two cores.

@@ -12,6 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import race_tables
 import report
 from fidelity_summary import RUNS, drift_table, read, readme_table, sampling_table
 
@@ -70,3 +71,28 @@ def test_tables_of_the_reports() -> None:
     readme = report.DOCUMENTS[0].read_text(encoding="utf-8")
     said = re.findall(r"(\d\.\d\d)× less processor time|and (\d\.\d\d)× at 2048 px", readme)
     assert [a or b for a, b in said] == re.findall(r"bf16 \| \*\*([\d.]+)×", report.speed())
+
+
+def test_the_race_is_told_as_it_was_run() -> None:
+    """The plot draws the rows' ratios, and a plan is beyond the bound by noise at most."""
+    drawn = race_tables.points()
+    assert len(drawn) >= 3
+    for run in race_tables.RUNS:
+        for row in race_tables.read(run)["rows"]:
+            bound = row["dense_over"].get("bound")
+            for name, found in row["dense_over"].items():
+                assert found["ratio"]["median"] > 0.8, f"{row['px']} {name}"
+                if bound is not None and name in ("default", "2", "4", "4,2"):
+                    assert found["ratio"]["median"] < 1.05 * bound["ratio"]["median"]
+    lines = [v for variants in drawn.values() for v in variants["bound"].values()]
+    assert max(lines) > 10
+    assert (report.ROOT / "docs" / "race.png").stat().st_size < 200_000
+
+
+def test_peers_have_all_their_columns() -> None:
+    rows = race_tables.peers().splitlines()[2:]
+    assert len(rows) == len(race_tables.ABOUT) + 2
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert all(cells[i][1] for i in range(len(cells) - 1)), "only the last was not timed"
+    same = {row[2] for row in cells if "every 2nd key" in row[0] or row[0].startswith("factor 2")}
+    assert len(same) == 1, "the paper's processor and the rewrite draw the same pictures"
