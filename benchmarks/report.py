@@ -173,6 +173,20 @@ def providers() -> str:
     return table("px | plan | plain | OpenVINO | ratio | difference", rows)
 
 
+def features() -> str:
+    """diffusers' features together with `accelerate`."""
+    rows: list[str] = []
+    for row in read("features"):
+        if "absent" in row:
+            rows.append(f"| {row['name']} | not tried: not installed here | | |")
+        elif "error" in row:
+            rows.append(f"| {row['name']} | error: {row['error']} | | |")
+        else:
+            what = "rewritten" if row["rewritten"] else "**runs, dense**: the graph is split"
+            rows.append(f"| {row['name']} | {what} | {row['graphs']} | {row['relative_l2']:.1g} |")
+    return table("feature | attention | graphs | difference to accelerate alone", rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "savings": savings,
     "decoder": decoder,
@@ -184,6 +198,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pictures": pictures,
     "tuned": tuned,
     "providers": providers,
+    "features": features,
 }
 
 
