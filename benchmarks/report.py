@@ -128,10 +128,9 @@ def _tuned_ratios() -> dict[str, str]:
             factor = row["at_the_speed_of"].removeprefix("uniform nearest:").partition(",")[0]
             one = row["against_uniform"]
             found.setdefault(factor, []).append(
-                f"{one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}] of factor {factor}'s at "
-                f"{size['side']} px"
+                f"{one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}] at {size['side']} px"
             )
-    return {factor: "; ".join(parts) for factor, parts in found.items()}
+    return {factor: f"× factor {factor}'s: {', '.join(said)}" for factor, said in found.items()}
 
 
 def tuned() -> str:
