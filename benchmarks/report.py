@@ -186,6 +186,39 @@ def features() -> str:
     return table("feature | attention | graphs | difference to accelerate alone", rows)
 
 
+def large() -> str:
+    """Denoisers and SD1.5's decoder at 4096 and 8192 px, by `plan` alone."""
+    rows: list[str] = []
+    for row in read("large"):
+        decoder = row["component"] == "vae-decoder"
+        cells = [f"{row['model']}{' decoder' if decoder else ''}", str(row["px"])]
+        if "refused" in row:
+            why = row["refused"].rpartition("captured: ")[2]
+            rows.append(f"| {' | '.join(cells)} | – | – | – | {why} |")
+            continue
+        limit = row["limit"]
+        cells += [
+            f"{_tera(row['flops'])} → {_tera(row['flops_after'])} "
+            f"({_ratio(row['flops'], row['flops_after'])})",
+            f"{row['scores'] / limit:,.0f} → {row['scores_after'] / limit:,.1f}",
+            f"{row['tensor'] / limit:.2f}",
+            _stops_first(row),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return table(
+        "model | px | FLOPs, dense → default plan | largest scores | largest other tensor | "
+        "over the limit",
+        rows,
+    )
+
+
+def _stops_first(row: dict[str, Any]) -> str:
+    """The first of what is over the limit; scores are held only where attention is not fused."""
+    if row["tensor"] > row["limit"]:
+        return "an activation"
+    return "nothing" if row["scores_after"] <= row["limit"] else "scores, if not fused"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "savings": savings,
     "decoder": decoder,
@@ -198,6 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tuned": tuned,
     "providers": providers,
     "features": features,
+    "large": large,
 }
 
 
