@@ -143,6 +143,19 @@ def test_loaded_files_run_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("device", "provider", "fused"),
+    [
+        ("cpu", None, True),
+        ("cpu", "CPUExecutionProvider", True),
+        ("cpu", "OpenVINOExecutionProvider", False),
+        ("cuda", None, False),
+    ],
+)
+def test_only_for_the_provider_that_has_it(device: str, provider: str | None, fused: bool) -> None:
+    assert onnx_session._on_own_cpu(torch.device(device), provider) is fused
+
+
 class Attend(nn.Module):
     """Attention of 64 × 64 tokens to themselves."""
 

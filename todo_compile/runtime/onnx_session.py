@@ -194,6 +194,11 @@ def _short(name: str) -> str:
     return name.removesuffix("ExecutionProvider").lower()
 
 
+def _on_own_cpu(device: torch.device, provider: str | None) -> bool:
+    """Whether onnxruntime's own CPU provider runs it: others do not know its operators."""
+    return device.type == "cpu" and provider in (None, "CPUExecutionProvider")
+
+
 def _create(
     output: Output,
     device: torch.device,
@@ -208,7 +213,7 @@ def _create(
     if threads is not None:
         options.intra_op_num_threads = threads
     source: str | bytes = str(output.path)
-    if device.type == "cpu" and fuse_attention(model):
+    if _on_own_cpu(device, provider) and fuse_attention(model):
         source = model.SerializeToString()
         # Where the weights' own file is; the model names it relatively.
         folder = str(output.path.resolve().parent)
