@@ -19,7 +19,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 import todo_compile
 
-PASSED = {"inner": "eager", "factors": "2"}
+PASSED: dict[str, Any] = {"inner": "eager", "factors": "2"}
 Feature = Callable[[Any], None]
 
 
@@ -78,7 +78,10 @@ def casting(model: Any) -> None:
 
 def cache(model: Any) -> None:
     """Attention of some steps again in the next."""
-    from diffusers.hooks import PyramidAttentionBroadcastConfig
+    from diffusers.hooks.pyramid_attention_broadcast import (
+        PyramidAttentionBroadcastConfig,
+        apply_pyramid_attention_broadcast,
+    )
 
     config = PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
@@ -86,8 +89,6 @@ def cache(model: Any) -> None:
     if hasattr(model, "enable_cache"):
         model.enable_cache(config)
     else:
-        from diffusers.hooks import apply_pyramid_attention_broadcast
-
         apply_pyramid_attention_broadcast(model, config)
 
 

@@ -11,6 +11,7 @@ last node that compiles wins, ours or ComfyUI's.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any, ClassVar
 
 from todo_compile.errors import ConfigError, TodoError
@@ -137,6 +138,55 @@ class ToDoPatch(_Node):
     extra: ClassVar[dict[str, Any]] = {"inner": "eager"}
 
 
+class LoadToDoBundle:
+    """A bundle's denoiser in place of a checkpoint's, and its VAE."""
+
+    RETURN_TYPES = ("MODEL", "VAE")
+    FUNCTION = "load"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "A todo-compile bundle (ONNX or engine) of Stable Diffusion 1 or 2 as MODEL and VAE. What "
+        "sampling must know of the model comes from a checkpoint of the same kind."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The widgets."""
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "bundle": ("STRING", {"default": "", "tooltip": "The bundle's folder."}),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, bundle: str | None = None) -> bool | str:
+        """True, or what is wrong with the folder: said before anything runs."""
+        if bundle is None:  # it comes from another node
+            return True
+        from todo_compile.bundle.bundle import read_bundle
+
+        try:
+            read_bundle(Path(bundle).expanduser())
+        except TodoError as error:
+            return str(error)
+        return True
+
+    def load(self, model: Any, bundle: str) -> tuple[Any, Any]:
+        """A clone of the model that samples with the bundle's denoiser, and the bundle's VAE.
+
+        Raises:
+            BundleError: it is no bundle, or damaged.
+            ConfigError: ComfyUI could not call what it holds.
+        """
+        from .bundle import open_parts
+
+        denoiser, decoder = open_parts(bundle)
+        changed = model.clone()
+        changed.add_object_patch("diffusion_model", denoiser)
+        return changed, decoder
+
+
 def _wrapper() -> Any:
     try:
         return importlib.import_module("comfy_api.torch_helpers").set_torch_compile_wrapper
@@ -160,5 +210,13 @@ def _check_backend() -> None:
         ) from error
 
 
-NODE_CLASS_MAPPINGS = {"ToDoCompile": ToDoCompile, "ToDoPatch": ToDoPatch}
-NODE_DISPLAY_NAME_MAPPINGS = {"ToDoCompile": "ToDo compile", "ToDoPatch": "ToDo patch"}
+NODE_CLASS_MAPPINGS = {
+    "ToDoCompile": ToDoCompile,
+    "ToDoPatch": ToDoPatch,
+    "LoadToDoBundle": LoadToDoBundle,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "ToDoCompile": "ToDo compile",
+    "ToDoPatch": "ToDo patch",
+    "LoadToDoBundle": "Load ToDo bundle",
+}

@@ -123,10 +123,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return found
 
 
+def compiling(nodes: Any) -> list[Any]:
+    """The nodes that compile; `test_runtime_comfyui` has the one that loads a bundle."""
+    return [nodes.NODE_CLASS_MAPPINGS[name] for name in ("ToDoCompile", "ToDoPatch")]
+
+
 def test_contract(nodes: Any) -> None:
     assert nodes.NODE_CLASS_MAPPINGS.keys() == nodes.NODE_DISPLAY_NAME_MAPPINGS.keys()
-    assert list(nodes.NODE_DISPLAY_NAME_MAPPINGS.values()) == ["ToDo compile", "ToDo patch"]
-    for node in nodes.NODE_CLASS_MAPPINGS.values():
+    assert list(nodes.NODE_DISPLAY_NAME_MAPPINGS.values()) == [
+        "ToDo compile",
+        "ToDo patch",
+        "Load ToDo bundle",
+    ]
+    for node in compiling(nodes):
         inputs = node.INPUT_TYPES()["required"]
         assert list(inputs) == ["model", *DEFAULTS]
         assert {name: one[1]["default"] for name, one in inputs.items() if len(one) > 1} == DEFAULTS
@@ -196,7 +205,7 @@ WRONG = [
 def test_wrong_options(nodes: Any, calls: Any, widgets: Any, problem: str, remedy: str) -> None:
     """Shown at the node before anything runs; and where a value came by a wire, when it runs."""
     given = Patcher(Base(Level()))
-    for node in nodes.NODE_CLASS_MAPPINGS.values():
+    for node in compiling(nodes):
         said = node.VALIDATE_INPUTS(**{**DEFAULTS, **widgets})
         assert problem in said
         assert remedy in said
