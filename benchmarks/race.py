@@ -8,7 +8,7 @@
 
 ``--device cuda`` needs torch and this repository, nothing else: it first compares small UNets with
 the truth (`race_parts.truth`), and then runs what fits into ``--budget`` seconds; what is left out
-is named. The exit status is 1 if a number was wrong.
+is named. The exit status is 1 if a number was wrong, or a variant was not what its name says.
 
 Each heat is one workload at one size in one runtime. Its variants have the same weights and inputs
 and are run in turn; each round gives one ratio, and medians and quartiles are written. On a CPU
@@ -54,7 +54,7 @@ class Race:
 
     def __init__(self, name: str, settings: dict[str, Any], device: str, budget: float) -> None:
         self.name, self.device = name, device
-        self.begun, self.budget = time.monotonic(), budget
+        self.begun, self.budget, self.wrong = time.monotonic(), budget, False
         self.data: dict[str, Any] = {"settings": settings, "rows": [], "left_out": []}
         self._module: tuple[tuple[str, str], Any] | None = None
 
@@ -110,6 +110,9 @@ class Race:
             row = self._measure(heat)
         except (ImportError, RuntimeError, TodoError) as error:  # memory, an absent package
             self._leave_out(name, str(error).splitlines()[0])
+        except SystemExit as error:  # a variant that is not what it says; the other heats still run
+            self.wrong = True
+            self._leave_out(name, str(error))
         else:
             for line in described(row):
                 print(f"  {line}", flush=True)
@@ -225,13 +228,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     race = Race(chosen.out or f"race-{kind}", settings, chosen.device, chosen.budget)
     if chosen.add:
         race.add()
-    wrong = False
     if chosen.quick:
         heats: Sequence[Heat] = presets.QUICK
     elif chosen.px is None and chosen.device == "cuda":
         heats = presets.CUDA
         race.data["gpu"] = truth.gpu()
-        wrong = not race.numbers_are_right()
+        race.wrong = not race.numbers_are_right()
     else:
         peers = () if chosen.peers is None else tuple(chosen.peers) or True
         sizes = product(chosen.workload, chosen.runtime, chosen.batch, chosen.px or [1024])
@@ -247,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     race.data["seconds"] = time.monotonic() - race.begun
     race.write()
     print(f"in benchmarks/results/{race.name}.json, {race.data['seconds']:.0f} s in all")
-    return int(wrong)
+    return int(race.wrong)
 
 
 if __name__ == "__main__":

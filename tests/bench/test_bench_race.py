@@ -168,7 +168,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again.add()
     again.write({**found["rows"][0], "about": "measured anew"})
     assert [row["about"] for row in again.data["rows"]] == ["", "measured anew"]
+    monkeypatch.setattr(race, "run", _stops)
+    assert race.main([*tiny, *few, "--px", "64"]) == 1
+    stopped = json.loads(path.read_text(encoding="utf-8"))
+    assert [one["why"] for one in stopped["left_out"]] == ["bound: not finite"]
     found["machine"]["processor"] = "another"
     path.write_text(json.dumps(found), encoding="utf-8")
     with pytest.raises(SystemExit, match="another processor"):
         race.main([*tiny, *few, "--add"])
+
+
+def _stops(*_: Any, **__: Any) -> None:
+    raise SystemExit("bound: not finite")
