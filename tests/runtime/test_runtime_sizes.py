@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from todo_compile.cli.app import main
 from todo_compile.errors import ConfigError, InputError
 from todo_compile.options import PlanOptions
 from todo_compile.runtime import loading
+from todo_compile.runtime.how import How
 
 SIZES = {"32x32": (16, 16), "48x16": (8, 24)}
 """Width × height in pixels: rows and columns of the latents."""
@@ -145,9 +147,10 @@ def test_every_engine_has_a_cache_of_its_own(
     seen: dict[str, str] = {}
     opened = loading.open_session
 
-    def recorded(output: Any, *, runtime_cache: Path, **options: Any) -> Any:
-        seen[output.path.name] = runtime_cache.name
-        return opened(output, **options)  # onnxruntime takes no such file
+    def recorded(output: Any, how: How) -> Any:
+        assert how.runtime_cache is not None
+        seen[output.path.name] = how.runtime_cache.name
+        return opened(output, replace(how, runtime_cache=None))  # onnxruntime takes no such file
 
     monkeypatch.setattr(loading, "open_session", recorded)
     pair = todo_compile.load(sized, verify="size", runtime_cache=tmp_path / "unet.cache")
