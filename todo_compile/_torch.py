@@ -16,6 +16,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def fake_mode(*, allow_non_fake_inputs: bool = False) -> FakeTensorMode:
@@ -315,6 +316,32 @@ def version_of(tensor: torch.Tensor) -> int | None:
 def declares_writing(target: object) -> bool:
     """Whether `target` is an operator whose schema says that it writes into an argument."""
     return isinstance(target, OpOverload) and bool(target._schema.is_mutable)  # pyright: ignore[reportPrivateUsage]
+
+
+class Writes(TorchDispatchMode):
+    """Notes the memory that operators write into by their schemas, as long as it is entered.
+
+    Version counters tell of nearly all of it, but not of what an operator on a list of tensors
+    writes (``_foreach_add_``) where the tensors are fake.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if func._schema.is_mutable:
+            for i, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is None or not argument.alias_info.is_write:
+                    continue
+                value = args[i] if i < len(args) else given.get(argument.name)
+                for one in value if isinstance(value, (list, tuple)) else [value]:
+                    if isinstance(one, torch.Tensor) and (found := storage_of(one)) is not None:
+                        self.storages.add(found)
+        return func(*args, **given)
 
 
 def declares_aliases(target: object) -> bool:

@@ -225,6 +225,13 @@ def side_lengths(case: Case) -> tuple[int, int]:
     return before, after
 
 
+def beside_another(case: Case) -> bool:
+    """Whether a second picture's packed tokens are keys too. Only the one that is returned is named
+    by the caller's number, so the other's tokens are kept whole, as text would be.
+    """
+    return case.side == "two_pictures" and case.source == "packed"
+
+
 def another_picture(case: Case) -> bool:
     """Whether a second picture goes in."""
     return case.side in ("two_pictures", "other_picture") or case.blocks in ("pictures", "crossed")

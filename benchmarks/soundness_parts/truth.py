@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from soundness_parts.attend import SPELLINGS
-from soundness_parts.case import SIDES, Case, grid_of, side_lengths
+from soundness_parts.case import SIDES, Case, beside_another, grid_of, side_lengths
 from soundness_parts.keys import KEY_MAPS
 from soundness_parts.masks import MASKS
 from soundness_parts.sources import ORDERS, SOURCES, Grid
@@ -32,13 +32,20 @@ def forbidden(case: Case, call: int = 0) -> str:
         return "nothing shows that its tokens are a picture"
     if not ORDERS[case.order].picture:
         return "its tokens are in another order"
-    if not SIDES[case.side].allowed:
+    if not SIDES[case.side].allowed and not beside_another(case):
         return "its keys are not the queries' picture"
     if not MASKS[case.mask].safe and case.masks == "prove":
         return "its mask can hide keys"
     if not SPELLINGS[case.spelling].softmax:
         return "it is no softmax attention, or its scores are used elsewhere"
     return ""
+
+
+def kept_whole(case: Case) -> Grid:
+    """Keys before and after the image's."""
+    if beside_another(case):
+        return 0, case.size[0] * case.size[1]
+    return side_lengths(case)
 
 
 def by_call(case: Case, sites: Sequence[SiteReport]) -> list[list[SiteReport]]:
@@ -84,7 +91,7 @@ class Truth:
         done = [any(site.action == "rewritten" for site in group) for group in groups]
         if not done[call]:
             return spelling.attend(q, k, v, bias)
-        before, after = side_lengths(self.case)
+        before, after = kept_whole(self.case)
         grid, factors = grid_of(self.case), self.case.factors
         if ORDERS[self.case.order].column_major:
             grid, factors = (grid[1], grid[0]), (factors[1], factors[0])
@@ -132,7 +139,7 @@ class Truth:
 
 def equal_image(case: Case, seen: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> bool:
     """Whether all image keys of a call are one key, all values one value, under one bias."""
-    before, after = side_lengths(case)
+    before, after = kept_whole(case)
     if not case.keep_mass:
         return False  # fewer keys then weigh less beside the text
     return all(
@@ -184,7 +191,7 @@ def classify(case: Case) -> str:
         return "two attentions"
     if case.dynamic or case.dtype != "float32":
         return "dynamic batch or another dtype"
-    if side_lengths(case) != (0, 0):
+    if kept_whole(case) != (0, 0):
         return "joint"
     if case.source in ("packed", "packed_raw", "convolved", "tabled", "axes_named", "axes_last"):
         return "packed or named"

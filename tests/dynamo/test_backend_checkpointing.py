@@ -120,3 +120,25 @@ def test_what_loses_the_tokens_between_blocks_is_seen() -> None:
         torch.compiler.reset()
         compiled(Blocks(sorted_by_channel), factors=2)(image)
     assert [s.action for s in self_attention()] == ["rewritten", "refused", "refused"]
+
+
+class Mixed(Blocks):
+    """The blocks in bfloat16, by a region of autocast around their calls."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(image).float()
+
+
+def test_a_block_runs_in_the_autocast_around_its_call() -> None:
+    """Else its projections would become float32 where the passes renew their values."""
+    from oracle import stand_ins
+
+    image = torch.randn(2, 3, 6, 4)
+    run = torch.compile(Mixed(), backend="todo_inductor", options={"factors": 2, "inner": "eager"})
+    result = run(image)
+    assert [(s.action, s.reason) for s in self_attention()] == [
+        ("rewritten", "factor given for level 1")
+    ] * 3
+    truth = Mixed(checkpointed=False, pool=lambda t: stand_ins(t, 1, (6, 4), (2, 2)))(image)
+    assert float((result - truth).abs().max()) < 0.03 * float(truth.abs().max())

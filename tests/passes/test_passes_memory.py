@@ -6,6 +6,7 @@ on a real tensor, and those whose result shares its storage are the views.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,9 @@ import torch.nn.functional as F
 from graphs import DIALECTS, ImageAttention, assert_close, capture, image, only_site
 from torch import nn
 
+from todo_compile._torch import fake_mode
 from todo_compile.options import PlanOptions
+from todo_compile.passes.memory import Memory
 
 GRID, HALF = (4, 6), PlanOptions(factors=((2, 2),))
 View = Callable[[torch.Tensor], Any]
@@ -90,6 +93,35 @@ WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
     "out": lambda w: torch.mul(w, -1.0, out=w),
     "fill_": lambda w: w.fill_(0.5),
 }
+
+
+def _lists() -> dict[str, Callable[[torch.Tensor], Any]]:
+    """Every function of torch that writes into a list of tensors, and takes any number."""
+    found: dict[str, Callable[[torch.Tensor], Any]] = {}
+    for name in dir(torch):
+        if not (name.startswith("_foreach_") and name.endswith("_")):
+            continue
+        function = getattr(torch, name)
+        for more in ((), (2.0,), ([torch.ones(1, 24, 8)],), ([torch.ones(1, 24, 8)],) * 2):
+            x = torch.full((1, 24, 8), -3.0)
+            try:
+                function([x], *more)
+            except (RuntimeError, TypeError):
+                continue
+            if x.isfinite().all() and not torch.equal(x, torch.full_like(x, -3.0)):
+                found[name] = _writing(function, more)
+                break
+    return found
+
+
+def _writing(function: Any, more: tuple[Any, ...]) -> Callable[[torch.Tensor], Any]:
+    def write(w: torch.Tensor) -> None:
+        function([w], *([torch.ones_like(w)] if isinstance(m, list) else m for m in more))
+
+    return write
+
+
+LISTS = _lists()
 
 
 class Written(ImageAttention):
@@ -177,3 +209,32 @@ def test_without_writes_all_is_hoisted(dialect: str) -> None:
     report = captured.rewrite(HALF)
     assert next(p.detail for p in report.passes if p.name == "hoist")["merged"] == 1
     assert {s.operand for s in only_site(report).stops} == {"key", "value"}
+
+
+def test_the_writes_into_lists_were_found() -> None:
+    assert {"_foreach_add_", "_foreach_mul_", "_foreach_copy_", "_foreach_zero_"} <= set(LISTS)
+    assert len(LISTS) > 20
+
+
+@pytest.mark.parametrize("write", sorted({"_foreach_add_", *list(LISTS)[::4]}))
+def test_a_write_into_a_list(write: str) -> None:
+    """Version counters of fake tensors do not tell of these."""
+    for dialect in DIALECTS:
+        _check(Written(lambda t: t, LISTS[write]), dialect, None)
+
+
+def test_writes_into_every_list_are_seen() -> None:
+    """The same of all of them, from a graph alone."""
+    for name, write in LISTS.items():
+        graph = torch.fx.Graph()
+        tokens = graph.placeholder("tokens")
+        before = graph.call_function(torch.neg, (tokens,))
+        more = inspect.getclosurevars(write).nonlocals["more"]
+        given = [[tokens] if isinstance(one, list) else one for one in more]
+        writer = graph.call_function(getattr(torch, name), ([tokens], *given))
+        after = graph.call_function(torch.neg, (tokens,))
+        graph.output((before, after))
+        with fake_mode():
+            fakes = dict.fromkeys((tokens, before, after), torch.empty(1, 24, 8))
+        memory = Memory(torch.fx.GraphModule({}, graph), fakes.get, fakes.get)
+        assert memory.writer([tokens], memory.position(before), memory.position(after)) is writer

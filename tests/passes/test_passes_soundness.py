@@ -128,11 +128,16 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "soundness.json
 
 
 def test_what_the_long_run_found_is_right_now() -> None:
-    """The run that `benchmarks/soundness.py` committed, at the commit that it names."""
+    """The run of 10,000 cases that is committed, at the commit that it names: all that failed there
+    is right now. (What failed is unshrunk; four of its kinds were faults of ours, the others of the
+    judge's, which took torch's own limits and float32's rounding for wrong.)
+    """
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert sum(found["outcomes"].values()) == len(DIALECTS) * found["cases"]
-    assert (found["crash"], found["missing"]) == (0, 0)
-    assert found["wrong"] == sum(one["alike"] for one in found["failures"])
+    assert found["cases"] == 10_000
+    assert found["missing"] == 0
+    failed = found["wrong"] + found["crash"]
+    assert failed == sum(one["alike"] for one in found["failures"])
     assert found["outcomes"]["uncaptured"] <= 0.03 * len(DIALECTS) * found["cases"]
     assert not [name for name in RATES if not found["classes"][name]["rate"]]
     for one in found["failures"]:

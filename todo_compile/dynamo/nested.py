@@ -14,6 +14,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from todo_compile.options import PlanOptions
+from todo_compile.passes.autocast import inside_call
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import Axes, Dim, Unifier
 from todo_compile.passes.grid.grids import Call, GridMap
@@ -52,12 +53,13 @@ def rewrite_nested(
     reports: list[Report] = []
     for same_body in calls.values():
         body, inner = same_body[0].body, _common_seeds(grids.unifier, same_body)
-        reports.append(
-            rewrite_graph(
-                body, options, token_grids=token_grids, levels=lambda _: levels, seeds=inner
+        with inside_call(module.graph, same_body[0].node):
+            reports.append(
+                rewrite_graph(
+                    body, options, token_grids=token_grids, levels=lambda _: levels, seeds=inner
+                )
             )
-        )
-        reports += rewrite_nested(body, options, token_grids, levels, inner)
+            reports += rewrite_nested(body, options, token_grids, levels, inner)
     return tuple(reports)
 
 

@@ -19,8 +19,9 @@ from torch.fx.node import map_arg
 from todo_compile._torch import fake_mode_of, is_symbolic, size_expression, symbolic_rules
 from todo_compile.errors import PassError
 from todo_compile.passes import ops
+from todo_compile.passes.autocast import autocast_regions
 from todo_compile.passes.grid.axes import Size, plain_size, same
-from todo_compile.passes.memory import Memory, autocast_regions
+from todo_compile.passes.memory import Memory
 
 BUG = "This is a bug in todo-compile; run again with --dump and report it."
 

@@ -6,10 +6,12 @@
 
 Fake tensors have storages and version counters as real ones do: a view shares its input's storage,
 and a write raises the counter that all views share. Capturing leaves both in the graph's fake
-values. So a graph in which no counter was raised writes nothing, and nothing more is asked.
-Otherwise the graph is run once on fresh fake tensors, and every operation is watched. What cannot
-be told (an operation that does not run on fake tensors, a graph in the graph) counts as writing
-into all its operands and as sharing memory with them.
+values. So a graph in which no counter was raised, and in which nothing writes by its schema or by
+torch's convention for names (``add_``, ``out=``), writes nothing, and nothing more is asked.
+Otherwise the graph is run once on fresh fake tensors, and every operation is watched: its counters,
+and the schemas of what it calls. What cannot be told (an operation that does not run on fake
+tensors, a graph in the graph) counts as writing into all its operands and as sharing memory with
+them.
 
 Under fake tensors an operation that is made of others may be decomposed into a copy where the real
 one hands on its operand (dropout in eval mode). So the result of such an operation, or of a
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,14 +30,16 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from todo_compile._torch import (
+    Writes,
     declares_aliases,
     declares_writing,
     fake_mode_of,
     is_higher_order,
     storage_of,
+    symbolic_rules,
     version_of,
 )
-from todo_compile.passes import ops
+from todo_compile.passes.autocast import autocast_regions
 from todo_compile.passes.grid.axes import plain_size
 
 log = logging.getLogger("todo_compile")
@@ -118,14 +122,27 @@ class Memory:
 def may_write(module: GraphModule, value: Callable[[Node], Any]) -> bool:
     """Whether anything in a graph, or in a graph that it calls, may write into memory."""
     for node in module.graph.nodes:
-        if declares_writing(node.target):
+        if declares_writing(node.target) or _named_so(node):
             return True
+        if is_higher_order(node.target) and not any(
+            _bodies(module, operand) for operand in node.all_input_nodes
+        ):
+            return True  # it calls no graph that could be looked into, so it may do anything
         if any(version_of(tensor) != 0 for tensor in _tensors(value(node))):
             return True
         for body in _bodies(module, node):
             if may_write(body, value):
                 return True
     return False
+
+
+def _named_so(node: Node) -> bool:
+    """Whether a function or method writes by torch's convention for names."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or node.kwargs.get("out") is not None
 
 
 def _bodies(module: GraphModule, node: Node) -> list[GraphModule]:
@@ -148,7 +165,8 @@ def _watch(module: GraphModule, value: Callable[[Node], Any], record: _Record) -
     mode = next(
         (m for n in graph.nodes for t in _tensors(value(n)) if (m := fake_mode_of(t))), None
     )
-    with mode or nullcontext(), autocast_regions() as run_region:
+    # Without their rules for symbols some operations would fix a dynamic size for good.
+    with mode or nullcontext(), symbolic_rules(), autocast_regions() as run_region:
         for node in graph.nodes:
             given = value(node)
             if node.op == "output" or run_region(node):
@@ -159,7 +177,8 @@ def _watch(module: GraphModule, value: Callable[[Node], Any], record: _Record) -
                 continue
             operands = [t for n in node.all_input_nodes for t in _tensors(values.get(n))]
             before = [version_of(t) for t in operands]
-            result, told = _run(node, values, given, bool(operands))
+            with Writes() as writes:
+                result, told = _run(node, values, given, bool(operands))
             after = [version_of(t) for t in operands]
             kept += [result, operands]
             values[node] = result
@@ -176,7 +195,8 @@ def _watch(module: GraphModule, value: Callable[[Node], Any], record: _Record) -
                     if theirs.isdisjoint(_ids(one)) and _geometry(one) == _geometry(other)
                 ]
             changed = [t for t, a, b in zip(operands, before, after, strict=True) if a != b]
-            record(node, mine, [s for s in shared if s], _ids(changed) if told else theirs)
+            written = _ids(changed) | (writes.storages & theirs)
+            record(node, mine, [s for s in shared if s], written if told else theirs)
 
 
 def _run(node: Node, values: dict[Node, Any], given: Any, has_tensors: bool) -> tuple[Any, bool]:
@@ -195,36 +215,6 @@ def _run(node: Node, values: dict[Node, Any], given: Any, has_tensors: bool) -> 
     except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known of the operation
         log.debug("%s does not run on fake tensors: %s", node.name, error)
         return given, False
-
-
-@contextmanager
-def autocast_regions() -> Generator[Callable[[Node], bool]]:
-    """Enter and leave autocast where a graph does; the function says whether a node was that."""
-    open_regions: dict[Node, torch.autocast] = {}
-
-    def step(node: Node) -> bool:
-        name = ops.op(node)
-        if name == "_enter_autocast":
-            given: Any = (*node.args, None, True, None)[:4]
-            device, dtype, enabled, cache = given
-            region = torch.autocast(
-                device_type=str(device), dtype=dtype, enabled=bool(enabled), cache_enabled=cache
-            )
-            region.__enter__()
-            open_regions[node] = region
-        elif name == "_exit_autocast":
-            region = open_regions.pop(node.all_input_nodes[0], None)
-            if region is not None:
-                region.__exit__(None, None, None)
-        else:
-            return False
-        return True
-
-    try:
-        yield step
-    finally:
-        for region in reversed(open_regions.values()):
-            region.__exit__(None, None, None)
 
 
 def _fresh(value: Any) -> Any:
