@@ -37,7 +37,10 @@ def test_a_session_gives_what_bare_onnxruntime_gives(bundle: Path, unet) -> None
     expected = bare.run(None, {name: value.numpy() for name, value in feeds().items()})[0]
     found = unet.session.run(feeds())
     assert list(found) == ["out_sample"]
-    torch.testing.assert_close(found["out_sample"], torch.from_numpy(expected), rtol=0, atol=0)
+    # Not the same bits: attention is fused as the file is loaded, see `runtime.fused`.
+    torch.testing.assert_close(
+        found["out_sample"], torch.from_numpy(expected), rtol=1e-4, atol=1e-5
+    )
     again = unet.session.run(feeds())["out_sample"]
     assert again.data_ptr() != found["out_sample"].data_ptr()  # fresh, never a shared buffer
 

@@ -59,6 +59,14 @@ def make_scheduler(wanted: Any, folder: Path | Mapping[str, Any] | None) -> Any:
             f"Unknown scheduler {name!r}.",
             remedy=f"Known: {', '.join(SCHEDULERS)}, or a class name of diffusers.",
         )
+    # Pipelines of noise prediction call it; schedulers of flow matching and of tokens lack it.
+    own = getattr(diffusers, str(config.get("_class_name")), None)
+    if hasattr(own, "scale_model_input") and not hasattr(found, "scale_model_input"):
+        raise ConfigError(
+            f"{name} is for another kind of model: this one was trained with "
+            f"{config['_class_name']}.",
+            remedy=f"Known: {', '.join(SCHEDULERS)}.",
+        )
     # Takes what it knows and passes over the rest, as diffusers does when schedulers are exchanged.
     build: Any = getattr(found, "from_config", None)
     try:
