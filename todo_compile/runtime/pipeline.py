@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile import packages
 from todo_compile.bundle.bundle import inside
 from todo_compile.errors import BundleError, ConfigError, ModelError, first_line, given_path
+from todo_compile.libraries import quiet_libraries
 from todo_compile.models.trust import INDEX, check_part, read_index
 from todo_compile.runtime.compiled import Compiled
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
@@ -222,7 +223,8 @@ def _tokenizer(opened: OpenBundle, name: str) -> Any:
             remedy=f"Hand it over: load_pipeline(…, {name}=…)",
         )
     try:
-        return found.from_pretrained(str(folder), local_files_only=True)
+        with quiet_libraries():
+            return found.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # tokenizers raises bare ones, for a file of another shape
         raise BundleError(
             f"The bundle's {name} cannot be read: {first_line(error)}",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile import packages
 from todo_compile.bundle.bundle import inside
 from todo_compile.errors import BundleError, ModelError, first_line
+from todo_compile.libraries import quiet_libraries
 from todo_compile.models.trust import check_part, pipeline_module
 from todo_compile.precision import dtype_of
 
@@ -43,12 +44,13 @@ def torch_part(opened: OpenBundle, name: str) -> Any:
         )
     cls: Any = found
     try:
-        made = cls.from_pretrained(
-            str(folder),
-            torch_dtype=dtype_of(opened.bundle.precision),
-            local_files_only=True,
-            use_safetensors=True,
-        )
+        with quiet_libraries():
+            made = cls.from_pretrained(
+                str(folder),
+                torch_dtype=dtype_of(opened.bundle.precision),
+                local_files_only=True,
+                use_safetensors=True,
+            )
     except Exception as error:  # whatever files from elsewhere set off in the libraries
         raise BundleError(
             f"The bundle's {name} cannot be loaded: {first_line(error)}", remedy=remedy

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile import packages
 from todo_compile.errors import ModelError, first_line
+from todo_compile.libraries import quiet_libraries
 from todo_compile.models.trust import INDEX, check_folder, check_part
 from todo_compile.runtime.schedulers import make_scheduler
 
@@ -104,13 +105,14 @@ def from_folder(folder: Path, dtype: torch.dtype) -> Any:
     diffusers = packages.load("diffusers", "A pipeline")
     check_folder(folder)
     try:
-        return diffusers.DiffusionPipeline.from_pretrained(
-            str(folder),
-            torch_dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            variant=_variant(folder),
-        )
+        with quiet_libraries():
+            return diffusers.DiffusionPipeline.from_pretrained(
+                str(folder),
+                torch_dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                variant=_variant(folder),
+            )
     except Exception as error:  # whatever a folder from elsewhere sets off in the libraries
         raise ModelError(
             f"{folder} cannot be loaded as a pipeline: {first_line(error)}",
@@ -173,7 +175,9 @@ def _tokenizer(source: Source, name: str) -> Any:
     check_part(root / name, root)
     transformers = packages.load("transformers", "A tokenizer")
     try:
-        return transformers.CLIPTokenizer.from_pretrained(str(root / name), local_files_only=True)
+        with quiet_libraries():
+            found: Any = transformers.CLIPTokenizer
+            return found.from_pretrained(str(root / name), local_files_only=True)
     except Exception as error:  # tokenizers raises bare ones, for a file of another shape
         raise ModelError(
             f"The tokenizer in {root / name} cannot be read: {first_line(error)}",

@@ -15,6 +15,7 @@ from todo_compile.capture.recording.arguments import arguments
 from todo_compile.capture.recording.modules import Recorded, Stage, class_of, stand_in
 from todo_compile.capture.recording.words import UNBOUNDED, tokenizer
 from todo_compile.errors import ModelError, TodoError, first_line
+from todo_compile.libraries import quiet_libraries
 from todo_compile.models.parts import Part, Parts, token_limit
 from todo_compile.models.resolution import Resolution
 
@@ -37,7 +38,7 @@ class Rehearsal:
         self.parts = parts
         self.denoiser = denoiser
         self.stage = Stage()
-        with _quiet():
+        with quiet_libraries(logging.CRITICAL):
             self.pipeline = _assembled(parts, denoiser, self.stage)
 
     def call(
@@ -66,7 +67,7 @@ class Rehearsal:
         bounded = length is not None and "max_sequence_length" not in given
         try:
             with (
-                _quiet(),
+                quiet_libraries(logging.CRITICAL),
                 self._tokens(length if bounded else None),
                 torch.random.fork_rng(devices=[]),
                 torch.no_grad(),
@@ -180,22 +181,3 @@ def _length(name: str, parts: Parts) -> int:
     if encoder.name.startswith("CLIP"):
         return int(encoder.config.get("max_position_embeddings", _CLIP_LENGTH))
     return UNBOUNDED
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Without what libraries say about texts that are cut and parts that are absent."""
-    from diffusers.utils import logging as theirs
-
-    before = theirs.get_verbosity()
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    theirs.set_verbosity(logging.CRITICAL)
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(before)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
