@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "tune", "tools")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "tune", "tools", "proof")),
 )
 _INDUCTOR = (("race-sd15-amd-bf16", "bf16"), ("race-sd15-old-fp32", "fp32, no bf16 units"))
 """Races through Inductor, and what their machines have."""
@@ -186,6 +186,50 @@ def features() -> str:
     return table("feature | attention | graphs | difference to accelerate alone", rows)
 
 
+def soundness() -> str:
+    """Random modules in both dialects, by class (`benchmarks/soundness.py`)."""
+    found: Any = json.loads((RESULTS / "soundness.json").read_text(encoding="utf-8"))
+    rows: list[str] = []
+    for name, one in sorted(found["classes"].items()):
+        failed = one.get("wrong", 0) + one.get("crash", 0)
+        numbers = (one.get("rewritten", 0), one.get("refused", 0), one.get("dense", 0), failed)
+        rows.append(f"| {name} | " + " | ".join(f"{n:,}" for n in numbers) + " |")
+    outcomes = found["outcomes"]
+    numbers = [outcomes.get(name, 0) for name in ("rewritten", "refused", "dense")]
+    failed = outcomes.get("wrong", 0) + outcomes.get("crash", 0)
+    rows.append("| **all** | " + " | ".join(f"**{n:,}**" for n in (*numbers, failed)) + " |")
+    return table("class | rewritten | refused | dense | wrong or crashed", rows)
+
+
+def fuzz() -> str:
+    """Damaged files and mistaken command lines, by reader (`tests/fuzz`)."""
+    found: Any = json.loads((RESULTS / "fuzz.json").read_text(encoding="utf-8"))
+    rows: list[str] = []
+    for reader, outcomes in found["outcomes"].items():
+        accepted = outcomes.get("accepted", 0)
+        refused = sum(outcomes.values()) - accepted
+        rows.append(f"| {reader} | {refused + accepted:,} | {refused:,} |")
+    begun = found["statuses"]["exit 130"] + found["statuses"]["exit 0"]
+    lines = found["command_lines"]
+    rows.append(f"| command lines | {lines:,} | {lines - begun:,} |")
+    return table("what was damaged | tried | refused", rows)
+
+
+def faults() -> str:
+    """Builds that met a fault, by kind (`tests/faults`)."""
+    found: Any = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))
+    kinds = dict.fromkeys(row["kind"] for row in found["rows"])
+    names = list(dict.fromkeys(row["fault"] for row in found["rows"]))
+    by = {(row["kind"], row["fault"]): row for row in found["rows"]}
+    rows: list[str] = []
+    for kind in kinds:
+        cells = [by[kind, name] for name in names]
+        rows.append(
+            f"| {kind} | " + " | ".join(f"{c['survived']}/{c['tried']}" for c in cells) + " |"
+        )
+    return table(f"output | {' | '.join(names)}", rows)
+
+
 def large() -> str:
     """Denoisers and SD1.5's decoder at 4096 and 8192 px, by `plan` alone."""
     rows: list[str] = []
@@ -232,6 +276,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "providers": providers,
     "features": features,
     "large": large,
+    "soundness": soundness,
+    "fuzz": fuzz,
+    "faults": faults,
 }
 
 

@@ -128,10 +128,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "soundness.json
 
 
 def test_what_the_long_run_found_is_right_now() -> None:
-    """The run of 10,000 cases that is committed, at the commit that it names: all that failed there
-    is right now. (What failed is unshrunk; four of its kinds were faults of ours, the others of the
-    judge's, which took torch's own limits and float32's rounding for wrong.)
-    """
+    """All that failed in the committed run, at the commit that it names; docs/proof.md says why."""
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert sum(found["outcomes"].values()) == len(DIALECTS) * found["cases"]
     assert found["cases"] == 10_000
