@@ -41,10 +41,11 @@ def test_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     }
     assert manifest["files"] == [
         {
-            "name": "x.plan",
-            "bytes": out.stat().st_size,
-            "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+            "name": file.name,
+            "bytes": file.stat().st_size,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         }
+        for file in (out, out.with_name("x.plan.onnx"))
     ]
     assert manifest["library"].startswith("tensorrt_rtx ")
     assert manifest["targets"] == ["sm89"]

@@ -8,6 +8,7 @@ import pytest
 
 import todo_compile
 from todo_compile.build import bundles
+from todo_compile.build.phases import DENSE, DenoiserPhase, phase_job
 from todo_compile.build.request import BuildRequest
 from todo_compile.build.verification import pinned
 from todo_compile.options import PlanOptions
@@ -28,7 +29,7 @@ def test_a_dense_twin_is_dense(model: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     (job,) = request.resolve().parts
     assert todo_compile.plan(str(model), res=256, options=job.options).rewritten == 1
-    twin = bundles._dense_job(job, 0.7)
+    twin = phase_job(job, DenoiserPhase(0.7, DENSE))
     assert todo_compile.plan(str(model), res=256, options=twin.options).rewritten == 0
     assert twin.identity["plan"] != job.identity["plan"]
 

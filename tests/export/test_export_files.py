@@ -71,7 +71,7 @@ def test_failure_keeps_the_old_output(tmp_path: Path, failure: type[BaseExceptio
 def test_file_that_was_never_written_keeps_the_old_output(tmp_path: Path):
     target = tmp_path / "a.plan"
     write(target, "old")
-    with pytest.raises(FileNotFoundError), staged(target) as stage:
+    with pytest.raises(BundleError, match="No such file"), staged(target) as stage:
         stage.publish("a.plan")
     assert target.read_text() == "old"
 

@@ -197,7 +197,7 @@ def test_an_engine_without_its_library(plan: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_engine_of_another_version(plan: Path, tmp_path: Path) -> None:
-    for name in (plan.name, f"{plan.name}.json"):
+    for name in (plan.name, f"{plan.name}.json", f"{plan.name}.onnx"):
         shutil.copyfile(plan.parent / name, tmp_path / name)
     edit(tmp_path / "u.plan.json", lambda v: v.update(library="tensorrt_rtx 1.0.0"))
     with pytest.raises(EngineError, match=r"built with tensorrt_rtx 1.0.0; here is"):

@@ -269,6 +269,7 @@ def _put_in_place(
 ) -> None:
     """Let the pipeline run what was built."""
     from todo_compile.runtime.files import OpenPhase
+    from todo_compile.runtime.how import How
     from todo_compile.runtime.loading import phased, wrap_phases
     from todo_compile.runtime.pipeline import place_of
     from todo_compile.runtime.variants import CapturedComponent
@@ -277,7 +278,7 @@ def _put_in_place(
         own = [(start, job) for start, job in phases if job.source.component == component]
         if outputs is not None:
             opened = [OpenPhase(start, (outputs[job.out.name],)) for start, job in own]
-            part = wrap_phases(opened, device=device, cast=True)
+            part = wrap_phases(opened, how=How(device=device), cast=True)
         else:
             first = own[0][1]
             batch = 1 if component == "vae_decoder" else rows

@@ -32,12 +32,12 @@ class Inspection:
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Its parts by name."""
+        """JSON-able form."""
         return {
             "path": str(self.path),
-            "manifest": self.manifest,
-            "damage": self.damage,
-            "layers": self.layers,
+            "manifest": self.manifest.model_dump(mode="json"),
+            "damage": list(self.damage),
+            "layers": list(self.layers),
             "note": self.note,
         }
 
