@@ -203,7 +203,7 @@ def bundle(family: Family, folder: Path, root: Path) -> str:
         return ""
     try:
         BuildRequest(
-            model=str(folder), res=family.size, out=f"{root / 'bundle'}/", format="onnx",
+            model=str(folder), res=(family.size,), out=f"{root / 'bundle'}/", format="onnx",
             precision="fp32",
         ).resolve(look=True)  # fmt: skip
     except TodoError as error:

@@ -114,7 +114,7 @@ class _Trial:
             return verdict
         return self.rewritten(captured, dense, before)
 
-    def other(self) -> list[Tensor] | None:
+    def other(self) -> Tensors | None:
         """Inputs of another batch or size, which the graph takes as well if it is dynamic."""
         case, (rows, columns) = self.case, self.case.size
         if case.dynamic:

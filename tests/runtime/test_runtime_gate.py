@@ -191,7 +191,8 @@ def test_a_safety_checker_does_not_blacken_what_is_measured() -> None:
         return images * 0, [True] * len(images)
 
     pipe.safety_checker = blackened
-    pipe.feature_extractor = lambda *_, **__: BatchFeature({"pixel_values": torch.zeros(1)})
+    extractor: Any = lambda *_, **__: BatchFeature({"pixel_values": torch.zeros(1)})  # noqa: E731
+    pipe.feature_extractor = extractor
     size, pairs = models.Resolution.parse(tiny.PIXELS), [Pair("a cat", 1)]
     (black,) = call_pipeline(pipe, pairs, Sampling(steps=1), size)
     assert asked == ["checker"]
