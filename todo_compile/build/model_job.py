@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from todo_compile.build.planned import Planned
     from todo_compile.build.request import BuildRequest
-    from todo_compile.capture.inputs import ExampleInputs, InputSpec
+    from todo_compile.capture.inputs import ExampleInputs
+    from todo_compile.capture.written import InputSpec
     from todo_compile.models import Lora, Resolution, Source, Weights
 
 

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from todo_compile._torch import is_symbolic
 from todo_compile.batches import BatchRange
-from todo_compile.capture.inputs import ExampleInputs, InputSpec
+from todo_compile.capture.inputs import ExampleInputs
 from todo_compile.capture.trace import capture
 from todo_compile.capture.trees import (
     KINDS,
@@ -26,6 +26,7 @@ from todo_compile.capture.trees import (
     parts_of,
     rebuilt,
 )
+from todo_compile.capture.written import InputSpec
 from todo_compile.errors import CaptureError, ConfigError, first_line
 
 

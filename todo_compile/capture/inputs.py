@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,9 +20,15 @@ from torch import nn
 from todo_compile import packages
 from todo_compile.batches import Batch, BatchRange, largest
 from todo_compile.capture import wrappers
+from todo_compile.capture.written import (
+    InputSpec,
+    controlled_inputs,
+    pixart_inputs,
+    text_inputs,
+    unet_inputs,
+)
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models.architecture import (
-    CLIP_PROJECTION,
     DIT,
     PIXART,
     TEXT_CLASSES,
@@ -31,7 +37,6 @@ from todo_compile.models.architecture import (
     VAE_CLASSES,
 )
 from todo_compile.models.components import pipeline_class
-from todo_compile.models.controlnet import residual_names, residual_shapes
 from todo_compile.models.loading import LoadedModel
 from todo_compile.models.parts import parts_of
 from todo_compile.models.resolution import Resolution
@@ -40,33 +45,11 @@ from todo_compile.models.source import DENOISERS, Source
 if TYPE_CHECKING:
     from todo_compile.capture.recording.recorded import Recorder, Recording
 
-_T5_TOKENS = {True: 120, False: 300}  # PixArt-α (with size conditions) and -Σ pipelines' defaults
 _MAX_BATCH = 64
 # Pipelines whose denoisers' inputs are written here, by the start of their names.
 _WRITTEN = ("StableDiffusion", "StableUnCLIP", "LatentConsistency", "PixArt", "DiT")
 # From 64 on, diffusers makes other memory layouts before it upsamples: no graph is for both.
 _MAX_RANGE = 63
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input tensor.
-
-    Attributes:
-        name: parameter of the wrapper's ``forward``, and name in the exported graph.
-        shape: at the largest batch, where there is a range of them.
-        dtype: the model's, or fp32/int64 where said in this module's docstring.
-        fill: how `example_inputs` makes it up: ``normal`` N(0,1), ``timestep`` 500, ``label`` 0,
-            ``ones``, ``sizes``: image size, crop, target size, or ``tokens``: random ones, then
-            the vocabulary's last; ``recorded``: as the pipeline made it.
-        limit: size of the vocabulary, for ``tokens``.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    fill: Literal["normal", "timestep", "label", "ones", "sizes", "tokens", "recorded"] = "normal"
-    limit: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,123 +303,24 @@ def _plan(
             remedy=f"Give 1 to {_MAX_BATCH}; with classifier-free guidance it is twice the images.",
         )
     if source.class_name in TEXT_CLASSES:
-        return _text(source, batch)
+        return text_inputs(source, batch)
     if source.class_name in VAE_CLASSES:
         latent = (batch, int(source.config.get("latent_channels", 4)), *_latent(source, resolution))
         return (InputSpec("latent_sample", latent, dtype),), wrappers.VaeDecoder
     sample = (batch, int(source.config.get("in_channels", 4)), *_latent(source, resolution))
     if source.class_name == UNET:
-        specs, wrapper = _unet(source.config, sample, dtype, source.text_tokens or TEXT_TOKENS)
-        return _controlled(specs, wrapper, source) if source.controlnet else (specs, wrapper)
+        specs, wrapper = unet_inputs(
+            source.config, sample, dtype, source.text_tokens or TEXT_TOKENS
+        )
+        return controlled_inputs(specs, wrapper, source) if source.controlnet else (specs, wrapper)
     if source.class_name == PIXART:
-        return _pixart(source.config, sample, dtype, source.text_tokens)
+        return pixart_inputs(source.config, sample, dtype, source.text_tokens)
     assert source.class_name == DIT
     return (
         InputSpec("hidden_states", sample, dtype),
         InputSpec("timestep", (1,), torch.float32, "timestep"),
         InputSpec("class_labels", (batch,), torch.int64, "label"),
     ), wrappers.ClassTransformer
-
-
-def _unet(
-    config: Mapping[str, Any], sample: tuple[int, ...], dtype: torch.dtype, text: int
-) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
-    batch = sample[0]
-    width = config.get("encoder_hid_dim") or config.get("cross_attention_dim", 1280)
-    if not isinstance(width, int):  # one for each block: the text has one width all the same
-        width = int(width[0])
-    specs = [
-        InputSpec("sample", sample, dtype),
-        InputSpec("timestep", (1,), torch.float32, "timestep"),
-        InputSpec("encoder_hidden_states", (batch, text, width), dtype),
-    ]
-    if config.get("encoder_hid_dim_type") not in (None, "text_proj"):
-        raise _unsupported("encoder_hid_dim_type", config["encoder_hid_dim_type"])
-    addition = config.get("addition_embed_type")
-    labels = _labels(config, batch, dtype)
-    wrapper: type[nn.Module] = wrappers.TextUNet
-    if addition == "text_time":
-        if labels is not None:
-            raise _unsupported("class_embed_type beside text_time", config.get("class_embed_type"))
-        # What is left of the projection's input when the embedded numbers are taken off: six
-        # sizes, or the refiner's five, whose one text encoder gives both texts in one width.
-        joined = int(config["projection_class_embeddings_input_dim"])
-        each = int(config["addition_time_embed_dim"])
-        sizes = 5 if joined - 5 * each == config.get("cross_attention_dim") else 6
-        pooled = joined - sizes * each
-        specs.append(InputSpec("text_embeds", (batch, pooled), dtype))
-        specs.append(InputSpec("time_ids", (batch, sizes), torch.float32, "sizes"))
-        wrapper = wrappers.TextTimeUNet
-    elif addition not in (None, "text"):  # "text" is made of encoder_hidden_states: no input
-        raise _unsupported("addition_embed_type", addition)
-    elif labels is not None:
-        specs.append(labels)
-        wrapper = wrappers.LabelledUNet
-    guidance = config.get("time_cond_proj_dim")
-    if guidance is not None:  # latent consistency models: the guidance scale, embedded
-        specs.append(InputSpec("timestep_cond", (batch, int(guidance)), dtype))
-    return tuple(specs), wrapper
-
-
-def _controlled(
-    specs: tuple[InputSpec, ...], wrapper: type[nn.Module], source: Source
-) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
-    """The same with a ControlNet's residuals, in the model's type."""
-    batch, _, height, width = specs[0].shape
-    shapes = residual_shapes(source.config, (height, width))
-    names = residual_names(len(shapes))
-    more = [
-        InputSpec(name, (batch, *shape), specs[0].dtype)
-        for name, shape in zip(names, shapes, strict=True)
-    ]
-    own = [spec.name for spec in specs]
-    return (*specs, *more), wrappers.controlled(wrapper, own, names)
-
-
-def _text(source: Source, batch: int) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
-    length = int(source.config.get("max_position_embeddings", TEXT_TOKENS))
-    limit = int(source.config.get("vocab_size", 49408))
-    spec = InputSpec("input_ids", (batch, length), torch.int64, "tokens", limit)
-    if source.class_name == CLIP_PROJECTION:
-        return (spec,), wrappers.ClipTextProjection
-    if source.pipeline.startswith("StableDiffusionXL"):
-        return (spec,), wrappers.ClipTextPenultimate
-    return (spec,), wrappers.ClipText
-
-
-def _labels(config: Mapping[str, Any], batch: int, dtype: torch.dtype) -> InputSpec | None:
-    kind = config.get("class_embed_type")
-    if kind is None and config.get("num_class_embeds") is not None:
-        return InputSpec("class_labels", (batch,), torch.int64, "label")
-    if kind == "timestep":
-        return InputSpec("class_labels", (batch,), torch.float32, "timestep")
-    if kind in ("projection", "simple_projection"):
-        width = int(config["projection_class_embeddings_input_dim"])
-        return InputSpec("class_labels", (batch, width), dtype)
-    if kind is not None:
-        raise _unsupported("class_embed_type", kind)
-    return None
-
-
-def _pixart(
-    config: Mapping[str, Any], sample: tuple[int, ...], dtype: torch.dtype, length: int | None
-) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
-    batch = sample[0]
-    sized = config.get("use_additional_conditions")
-    if sized is None:  # diffusers' own rule for checkpoints that do not say
-        sized = config.get("sample_size") == 128
-    text = length or _T5_TOKENS[bool(sized)]
-    width = int(config.get("caption_channels") or 4096)
-    specs = [
-        InputSpec("hidden_states", sample, dtype),
-        InputSpec("encoder_hidden_states", (batch, text, width), dtype),
-        InputSpec("timestep", (1,), torch.float32, "timestep"),
-        InputSpec("encoder_attention_mask", (batch, text), dtype, "ones"),
-    ]
-    if sized:
-        specs.append(InputSpec("resolution", (batch, 2), torch.float32, "sizes"))
-        specs.append(InputSpec("aspect_ratio", (batch, 1), torch.float32, "sizes"))
-    return tuple(specs), wrappers.PixArtTransformer
 
 
 def _tensor(
@@ -468,11 +352,3 @@ def _tensor(
             return torch.tensor([values] * spec.shape[0], dtype=spec.dtype)
         case "recorded":
             raise AssertionError("made by the pipeline")
-
-
-def _unsupported(key: str, value: object) -> ModelError:
-    return ModelError(
-        f"This UNet's conditions are not supported yet: {key} = {value!r}.",
-        remedy="Load the module yourself and hand it to the Python API with example inputs: "
-        "todo_compile.rewrite(module, example_inputs).",
-    )
