@@ -215,21 +215,6 @@ def fuzz() -> str:
     return table("what was damaged | tried | refused", rows)
 
 
-def faults() -> str:
-    """Builds that met a fault, by kind (`tests/faults`)."""
-    found: Any = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))
-    kinds = dict.fromkeys(row["kind"] for row in found["rows"])
-    names = list(dict.fromkeys(row["fault"] for row in found["rows"]))
-    by = {(row["kind"], row["fault"]): row for row in found["rows"]}
-    rows: list[str] = []
-    for kind in kinds:
-        cells = [by[kind, name] for name in names]
-        rows.append(
-            f"| {kind} | " + " | ".join(f"{c['survived']}/{c['tried']}" for c in cells) + " |"
-        )
-    return table(f"output | {' | '.join(names)}", rows)
-
-
 def large() -> str:
     """Denoisers and SD1.5's decoder at 4096 and 8192 px, by `plan` alone."""
     rows: list[str] = []
@@ -278,7 +263,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "large": large,
     "soundness": soundness,
     "fuzz": fuzz,
-    "faults": faults,
 }
 
 
