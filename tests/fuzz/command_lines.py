@@ -121,7 +121,7 @@ def run(seed: int) -> str:
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = app.main(words)
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         raise AssertionError(f"{words}: {error!r}") from error
     assert code in EXIT_CODES, (words, code)
     return f"exit {code}"

@@ -223,6 +223,20 @@ def test_a_write_into_a_list(write: str) -> None:
         _check(Written(lambda t: t, LISTS[write]), dialect, None)
 
 
+def test_an_operator_without_a_graph_of_its_own_may_write() -> None:
+    """A kernel of the user's own, which no schema describes and no body shows."""
+    graph = torch.fx.Graph()
+    tokens = graph.placeholder("tokens")
+    # Any of the kind will do: without bodies among its operands nothing can be looked into.
+    writer = graph.call_function(torch.ops.higher_order.cond, (tokens,))
+    graph.output((tokens,))
+    with fake_mode():
+        values = {tokens: torch.empty(1, 24, 8)}
+    memory = Memory(torch.fx.GraphModule({}, graph), values.get, values.get)
+    assert memory.is_written(tokens)
+    assert memory.writes(writer)
+
+
 def test_writes_into_every_list_are_seen() -> None:
     """The same of all of them, from a graph alone."""
     for name, write in LISTS.items():

@@ -88,7 +88,9 @@ def test_from_a_model_in_torch(
     out = tmp_path / "m.png"
     arguments = ["-p", "a red cat", "--steps", 2, "--guidance", 4, "--seed", 5, "-o", out]
     assert call("--model", model, "--res", tiny.PIXELS, *arguments) == 0
-    assert "3 attention sites rewritten" in said(capsys)
+    shown = said(capsys)
+    assert "3 attention sites rewritten" in shown
+    assert not [word for word in ("torchvision", "Loading", "deprecated") if word in shown]
     oracle = with_oracle(tiny.sd())
     oracle.vae = tiny.vae()
     expected = np.rint(tiny.picture(oracle, steps=2)[0].numpy() * 255)

@@ -14,13 +14,12 @@ from todo_compile.batches import NAME
 from todo_compile.errors import BundleError, ConfigError, EngineError, first_line
 from todo_compile.runtime.external import check_external
 from todo_compile.runtime.fused import fuse_attention
-from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
+from todo_compile.runtime.session import OutputSession, batch_of, check_feeds, dtype_named
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from todo_compile.bundle.tensors import Tensor as Spec
     from todo_compile.runtime.files import Output
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -35,7 +34,7 @@ _TYPES = {
 }
 
 
-class OnnxSession:
+class OnnxSession(OutputSession):
     """An ONNX file in onnxruntime.
 
     Args:
@@ -60,27 +59,12 @@ class OnnxSession:
         provider: str | None = None,
         threads: int | None = None,
     ) -> None:
-        self._output = output
-        manifest = output.manifest
-        self._inputs = {spec.name: spec for spec in manifest.inputs}
-        self._outputs = {spec.name: spec for spec in manifest.outputs}
+        super().__init__(output)
         named = None if provider is None else _provider(provider, device)
         self._device = choose_device("cpu" if named else device)
         self._stream = _own_stream(self._device)
         self._session = _create(output, self._device, self._stream, threads, named)
         _check_signature(self._session, output)
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def inputs(self) -> Mapping[str, Spec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Spec]:
-        return self._outputs
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Session.run`."""

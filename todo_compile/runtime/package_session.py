@@ -12,14 +12,13 @@ from todo_compile import _torch
 from todo_compile.errors import ConfigError, EngineError, first_line
 from todo_compile.export import package
 from todo_compile.runtime.files import check_library
-from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
+from todo_compile.runtime.session import OutputSession, batch_of, check_feeds, dtype_named
 
 if TYPE_CHECKING:
-    from todo_compile.bundle.tensors import Tensor as Spec
     from todo_compile.runtime.files import Output
 
 
-class PackageSession:
+class PackageSession(OutputSession):
     """A package in torch.
 
     Args:
@@ -35,7 +34,8 @@ class PackageSession:
     def __init__(
         self, output: Output, *, device: str | None = None, threads: int | None = None
     ) -> None:
-        self._output = output
+        super().__init__(output)
+        self._device = torch.device("cpu")
         manifest = output.manifest
         if threads is not None:
             raise ConfigError(
@@ -54,8 +54,6 @@ class PackageSession:
                 f"{output.path.name} needs {', '.join(missing)}, which this machine lacks.",
                 remedy="Build it again here, or on a machine like this one.",
             )
-        self._inputs = {spec.name: spec for spec in manifest.inputs}
-        self._outputs = {spec.name: spec for spec in manifest.outputs}
         try:
             self._call: Any = _torch.load_ahead(str(output.path))
         except RuntimeError as error:
@@ -63,18 +61,6 @@ class PackageSession:
                 f"torch cannot load {output.path.name}: {first_line(error)}",
                 remedy="Build it again with todo-compile.",
             ) from error
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def inputs(self) -> Mapping[str, Spec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Spec]:
-        return self._outputs
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Session.run`."""

@@ -6,6 +6,7 @@ checked before anything runs. Being lenient (casts, other batches) is up to `com
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from todo_compile.bundle.tensors import Tensor as Spec
+    from todo_compile.runtime.files import Output
 
 
 class Session(Protocol):
@@ -44,6 +46,41 @@ class Session(Protocol):
             EngineError: it failed.
         """
         ...
+
+
+class OutputSession(ABC):
+    """A session of one output: what it takes and gives stands in the manifest.
+
+    Args:
+        output: with its manifest.
+    """
+
+    _device: torch.device
+    """Set by whoever opens the output: some look into it before they choose."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._inputs = {spec.name: spec for spec in output.manifest.inputs}
+        self._outputs = {spec.name: spec for spec in output.manifest.outputs}
+
+    @property
+    def device(self) -> torch.device:
+        """See `Session`."""
+        return self._device
+
+    @property
+    def inputs(self) -> Mapping[str, Spec]:
+        """See `Session`."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Spec]:
+        """See `Session`."""
+        return self._outputs
+
+    @abstractmethod
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Session`."""
 
 
 def dtype_named(name: str) -> torch.dtype:

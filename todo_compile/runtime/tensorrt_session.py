@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile import packages
 from todo_compile.errors import BundleError, ConfigError, EngineError
 from todo_compile.runtime.files import check_gpu, check_library
-from todo_compile.runtime.session import batch_of, check_feeds, dtype_named
+from todo_compile.runtime.session import OutputSession, batch_of, check_feeds, dtype_named
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from todo_compile.runtime.files import Output
 
 
-class TensorRTSession:
+class TensorRTSession(OutputSession):
     """A TensorRT engine.
 
     Args:
@@ -54,9 +54,7 @@ class TensorRTSession:
         specialise: str | None = None,
         runtime_cache: Path | None = None,
     ) -> None:
-        self._output = output
-        self._inputs = {spec.name: spec for spec in output.manifest.inputs}
-        self._outputs = {spec.name: spec for spec in output.manifest.outputs}
+        super().__init__(output)
         trt = _library(output)
         self._log = _logger(trt)
         self._runtime: Any = trt.Runtime(self._log)
@@ -81,18 +79,6 @@ class TensorRTSession:
         self._fixed: dict[str, Tensor] = {}
         self._fixed_for: int | None = None  # the batch that these buffers are for
         self._shaped: int | None = None  # the batch that the context is set to
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def inputs(self) -> Mapping[str, Spec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Spec]:
-        return self._outputs
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Session.run`; asynchronous, as torch's own calls on a GPU are."""

@@ -19,14 +19,13 @@ from todo_compile.bundle.triton import PARTS, served_name
 from todo_compile.errors import EngineError, TodoError
 from todo_compile.runtime.files import open_bundle
 from todo_compile.runtime.pipeline import assemble
-from todo_compile.runtime.session import check_feeds
+from todo_compile.runtime.session import OutputSession, check_feeds
 
 if TYPE_CHECKING:
-    from todo_compile.bundle.tensors import Tensor as Spec
     from todo_compile.runtime.files import Output
 
 
-class TritonSession:
+class TritonSession(OutputSession):
     """An output that a model of the server runs.
 
     Args:
@@ -36,23 +35,10 @@ class TritonSession:
     """
 
     def __init__(self, output: Output, name: str, server: Any) -> None:
-        self._output = output
+        super().__init__(output)
+        self._device = torch.device("cpu")
         self._name = name
         self._server = server
-        self._inputs = {spec.name: spec for spec in output.manifest.inputs}
-        self._outputs = {spec.name: spec for spec in output.manifest.outputs}
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def inputs(self) -> Mapping[str, Spec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Spec]:
-        return self._outputs
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Session.run`."""
