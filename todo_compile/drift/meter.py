@@ -31,7 +31,7 @@ from todo_compile.drift.replay import descendants, first_tensor, lifted_tensors,
 from todo_compile.options import Factor, PlanOptions, Sampling
 from todo_compile.passes.find.sites import find_sites
 from todo_compile.passes.graph import GraphContext
-from todo_compile.passes.memory import may_write
+from todo_compile.passes.memory import last_writer
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.passes.report import Report, SiteReport
 
@@ -92,7 +92,7 @@ class DriftMeter:
         plans: int = 64,
     ) -> None:
         program = capture(module, args)
-        if may_write(program.graph_module, lambda node: node.meta.get("val")):
+        if last_writer(program.graph_module, lambda node: node.meta.get("val")) is not None:
             # Values that are kept must not be written into: the functional form of the graph.
             program = program.run_decompositions({})
         self._module = program.graph_module

@@ -8,10 +8,10 @@ Fake tensors have storages and version counters as real ones do: a view shares i
 and a write raises the counter that all views share. Capturing leaves both in the graph's fake
 values. So a graph in which no counter was raised, and in which nothing writes by its schema or by
 torch's convention for names (``add_``, ``out=``), writes nothing, and nothing more is asked.
-Otherwise the graph is run once on fresh fake tensors, and every operation is watched: its counters,
-and the schemas of what it calls. What cannot be told (an operation that does not run on fake
-tensors, a graph in the graph) counts as writing into all its operands and as sharing memory with
-them.
+Otherwise the graph is run once on fresh fake tensors, up to the last operation that may write, and
+every operation is watched: its counters, and the schemas of what it calls. What cannot be told (an
+operation that does not run on fake tensors, a graph in the graph) counts as writing into all its
+operands and as sharing memory with them.
 
 Under fake tensors an operation that is made of others may be decomposed into a copy where the real
 one hands on its operand (dropout in eval mode). So the result of such an operation, or of a
@@ -61,9 +61,9 @@ class Memory:
         self._parent: dict[int, int] = {}
         self._storages: dict[Node, frozenset[int]] = {}
         self._writes: list[tuple[Node, frozenset[int]]] = []
-        if may_write(module, value):
+        if (last := last_writer(module, value)) is not None:
             with torch.inference_mode(False), torch.no_grad():
-                _watch(module, operand, self._record)
+                _watch(module, operand, self._record, last)
 
     def position(self, node: Node) -> int:
         """Place of a node in the order of execution."""
@@ -119,21 +119,24 @@ class Memory:
         return storage
 
 
-def may_write(module: GraphModule, value: Callable[[Node], Any]) -> bool:
-    """Whether anything in a graph, or in a graph that it calls, may write into memory."""
-    for node in module.graph.nodes:
-        if declares_writing(node.target) or _named_so(node):
-            return True
-        if is_higher_order(node.target) and not any(
-            _bodies(module, operand) for operand in node.all_input_nodes
-        ):
-            return True  # it calls no graph that could be looked into, so it may do anything
-        if any(version_of(tensor) != 0 for tensor in _tensors(value(node))):
-            return True
-        for body in _bodies(module, node):
-            if may_write(body, value):
-                return True
-    return False
+def last_writer(module: GraphModule, value: Callable[[Node], Any]) -> Node | None:
+    """The last node that may write into memory: what shares memory after it matters to nobody."""
+    calls = (node for node in reversed(module.graph.nodes) if node.op.startswith("call_"))
+    return next((node for node in calls if _may_write(module, node, value)), None)
+
+
+def _may_write(module: GraphModule, node: Node, value: Callable[[Node], Any]) -> bool:
+    """Whether a node may write into memory, as far as can be seen without running it."""
+    if declares_writing(node.target) or _named_so(node):
+        return True
+    bodies = [body for operand in node.all_input_nodes for body in _bodies(module, operand)]
+    if is_higher_order(node.target) and not bodies:
+        return True  # it calls no graph that could be looked into, so it may do anything
+    if any(last_writer(body, value) is not None for body in bodies):
+        return True
+    # Whoever raised a counter had the memory among its operands.
+    operands = (tensor for operand in node.all_input_nodes for tensor in _tensors(value(operand)))
+    return any(version_of(tensor) != 0 for tensor in operands)
 
 
 def _named_so(node: Node) -> bool:
@@ -157,8 +160,8 @@ def _bodies(module: GraphModule, node: Node) -> list[GraphModule]:
 _Record = Callable[[Node, set[int], list[set[int]], set[int]], None]
 
 
-def _watch(module: GraphModule, value: Callable[[Node], Any], record: _Record) -> None:
-    """Run the graph on fresh fake tensors and record every node's storages and writes."""
+def _watch(module: GraphModule, value: Callable[[Node], Any], record: _Record, last: Node) -> None:
+    """Run the graph on fresh fake tensors up to `last`; record every node's storages and writes."""
     graph: Graph = module.graph
     values: dict[Node, Any] = {}
     kept: list[Any] = []  # a freed storage's number would be given to another
@@ -197,6 +200,8 @@ def _watch(module: GraphModule, value: Callable[[Node], Any], record: _Record) -
             changed = [t for t, a, b in zip(operands, before, after, strict=True) if a != b]
             written = _ids(changed) | (writes.storages & theirs)
             record(node, mine, [s for s in shared if s], written if told else theirs)
+            if node is last:
+                break
 
 
 def _run(node: Node, values: dict[Node, Any], given: Any, has_tensors: bool) -> tuple[Any, bool]:

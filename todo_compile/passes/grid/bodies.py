@@ -28,9 +28,12 @@ _BRANCHES = frozenset(("cond",))
 def bodies(module: GraphModule, node: Node) -> list[GraphModule]:
     """The graphs that `node` calls, in order."""
     found: list[GraphModule] = []
-    for argument in node.all_input_nodes if node.op == "call_function" else ():
+    operands = node.all_input_nodes if node.op == "call_function" else ()
+    for operand in operands:
+        if operand.op != "get_attr":
+            continue
         body: Any = module
-        for part in str(argument.target).split(".") if argument.op == "get_attr" else ("",):
+        for part in str(operand.target).split("."):
             body = getattr(body, part, None)
         if isinstance(body, GraphModule):
             found.append(body)
