@@ -165,8 +165,24 @@ class PlanOptions:
                 f"masks must be 'prove' or 'pool', not {self.masks!r}.",
                 remedy="'prove' refuses a mask that could hide keys, 'pool' takes the risk.",
             )
+        for name in ("hoist", "keep_mass"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    f"{name} must be True or False, not {getattr(self, name)!r}.",
+                    remedy="Leave it out: False is for comparison only.",
+                )
+        levels: Any = self.factors
+        if levels is not None and not isinstance(levels, (tuple, list)):
+            raise ConfigError(f"factors must be pairs, not {levels!r}.", remedy=_FACTORS_HELP)
         given: Any = self.sites
-        single = list(given.items() if isinstance(given, Mapping) else given)
+        if not isinstance(given, (Mapping, tuple, list)):
+            raise ConfigError(
+                f"sites must be a mapping from sites to factors, not {given!r}.",
+                remedy="Give paths and pairs, e.g. {'mid_block.attentions.0': (2, 2)}.",
+            )
+        single: list[Any] = list(given.items() if isinstance(given, Mapping) else given)
+        if any(not isinstance(one, (tuple, list)) or len(one) != 2 for one in single):
+            raise ConfigError(f"{given!r} does not pair sites with factors.", remedy=_FACTORS_HELP)
         choices = [(str(name), _site_choice(one)) for name, one in single]
         for factor in [*(self.factors or ()), *(one[:2] for _, one in choices)]:
             if not _is_pair(factor):
