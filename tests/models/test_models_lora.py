@@ -160,6 +160,6 @@ def test_text_layers_are_found_in_both_versions() -> None:
     new = nn.ModuleDict({"encoder": nn.ModuleDict({"q_proj": nn.Linear(2, 2)})})
     old = nn.ModuleDict({"text_model": new})
     for name in ("text_model_encoder_q_proj", "text_model.encoder.q_proj", "encoder.q_proj"):
-        assert Layers(new).find(name) == "encoder.q_proj"
-        assert Layers(old).find(name) == "text_model.encoder.q_proj"
-    assert Layers(new).find("encoder_k_proj") is None
+        assert Layers(new).find(name) == ("encoder.q_proj",)
+        assert Layers(old).find(name) == ("text_model.encoder.q_proj",)
+    assert Layers(new).find("encoder_k_proj") == ()

@@ -122,13 +122,16 @@ def fuser(module: nn.Module, loras: Sequence[Lora], component: str) -> Callable[
     for lora in loras:
         assert layers is not None
         scaling = lora.scalings.get(component_of(component))
-        for path, name in _targets(layers, lora, component).items():
+        for name, paths in _targets(layers, lora, component).items():
             adapter = lora.of(component)[name]
-            layer: Any = module.get_submodule(path)
-            weight, bias = cast("Tensor", layer.weight), cast("Tensor | None", layer.bias)
-            _check_fits(weight, bias, adapter, lora, name)
-            factor = lora.scale * _factor(adapter, scaling, path, lora)
-            jobs.append(_adding(weight, bias, adapter, factor))
+            found: list[Any] = [module.get_submodule(path) for path in paths]
+            _check_fits(found, adapter, lora, name)
+            start = 0
+            for path, layer in zip(paths, found, strict=True):
+                weight, bias = cast("Tensor", layer.weight), cast("Tensor | None", layer.bias)
+                rows = slice(start, start := start + weight.shape[0])
+                factor = lora.scale * _factor(adapter, scaling, path, lora)
+                jobs.append(_adding(weight, bias, adapter, factor, rows))
 
     def add() -> int:
         for job in jobs:
@@ -178,42 +181,46 @@ def _layers(path: Path, entries: dict[str, Entry]) -> dict[str, dict[str, Adapte
     return layers
 
 
-def _targets(layers: Layers, lora: Lora, component: str) -> dict[str, str]:
-    """Path of each layer to change → its name in the file.
+def _targets(layers: Layers, lora: Lora, component: str) -> dict[str, tuple[str, ...]]:
+    """Each layer's name in the file → its path in the module, or paths.
 
     Raises:
         ModelError: the module lacks a layer, or the file has one twice.
     """
     found = {name: layers.find(name) for name in lora.of(component)}
-    unknown = [name for name, path in found.items() if path is None]
+    unknown = [name for name, paths in found.items() if not paths]
     if unknown:
         raise ModelError(
             f"{lora.path} has {len(unknown)} of {len(found)} layers that this {component} lacks "
             f"({', '.join(unknown[:3])}).",
             remedy="Give a LoRA that was trained for this model.",
         )
-    paths: dict[str, str] = {}
-    for name, path in found.items():
-        assert path is not None
-        if path in paths:
+    names: dict[str, str] = {}
+    for name, path in ((name, path) for name, paths in found.items() for path in paths):
+        if path in names:
             raise ModelError(
-                f"{lora.path} changes {path} twice, as {paths[path]} and as {name}.",
+                f"{lora.path} changes {path} twice, as {names[path]} and as {name}.",
                 remedy="Remove one of the two from the file.",
             )
-        paths[path] = name
-    return paths
+        names[path] = name
+    return found
 
 
-def _check_fits(
-    weight: Tensor, bias: Tensor | None, adapter: Adapter, lora: Lora, name: str
-) -> None:
+def _check_fits(layers: Sequence[Any], adapter: Adapter, lora: Lora, name: str) -> None:
     """Compare shapes by the file's header: the change is worked out without numbers.
 
     Raises:
-        ModelError: its parts do not make up the weight.
+        ModelError: its parts do not make up the weight; the weights, if it is of several layers.
     """
     shapes = {part: entry.shape for part, entry in adapter.items()}
-    wanted = (weight.shape[0], weight[0].numel())
+    weight = layers[0].weight
+    if len(layers) > 1 and shapes.keys() & {"dora", "magnitude"}:
+        raise ModelError(
+            f"{name} of {lora.path} has magnitudes (DoRA) of several layers in one.",
+            remedy="Fuse it in diffusers (fuse_lora) and save the pipeline.",
+        )
+    outputs = sum(layer.weight.shape[0] for layer in layers)
+    wanted = (outputs, weight[0].numel())
     try:
         made = delta({p: torch.empty(s, device="meta") for p, s in _made_of(shapes).items()})
         fits = tuple(made.shape) == wanted
@@ -222,12 +229,13 @@ def _check_fits(
     for part in shapes.keys() & {"dora", "magnitude"}:
         fits = fits and magnitude_axis(part, shapes[part], tuple(weight.shape)) is not None
     if "diff_b" in shapes:
-        fits = fits and bias is not None and shapes["diff_b"] == tuple(bias.shape)
+        biased = all(layer.bias is not None for layer in layers)
+        fits = fits and biased and shapes["diff_b"] == (outputs,)
     if not fits or 0 in [side for shape in shapes.values() for side in shape]:
         listed = ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items())
         raise ModelError(
             f"{name} of {lora.path} has {listed}, which does not fit "
-            f"a weight of {tuple(weight.shape)}.",
+            f"a weight of {(outputs, *weight.shape[1:])}.",
             remedy="Give a LoRA that was trained for this model.",
         )
 
@@ -252,10 +260,10 @@ def _factor(adapter: Adapter, scaling: Scaling | None, path: str, lora: Lora) ->
 
 
 def _adding(
-    weight: Tensor, bias: Tensor | None, adapter: Adapter, factor: float
+    weight: Tensor, bias: Tensor | None, adapter: Adapter, factor: float, rows: slice
 ) -> Callable[[], None]:
     def add() -> None:
-        change = delta({part: _read(entry) for part, entry in _made_of(adapter).items()})
+        change = delta({part: _read(entry) for part, entry in _made_of(adapter).items()})[rows]
         with torch.no_grad():
             fused = weight.to(torch.float32) + factor * change.reshape(weight.shape)
             for part in adapter.keys() & {"dora", "magnitude"}:
@@ -264,7 +272,7 @@ def _adding(
                 fused = scaled(fused, _read(entry), by_output=bool(by_output))
             weight.copy_(fused.to(weight.dtype))
             if bias is not None and "diff_b" in adapter:
-                bias.add_((factor * _read(adapter["diff_b"])).to(bias.dtype))
+                bias.add_((factor * _read(adapter["diff_b"])[rows]).to(bias.dtype))
 
     return add
 

@@ -6,6 +6,7 @@ not. kohya's trainer writes ``lora_unet_….lora_down.weight`` with ``_`` for ``
 of diffusers or, for SDXL, those of the original layout (``input_blocks_4_1_…``); LyCORIS the same
 with parts of its own. diffusers' converters know the old and the original names; here one is asked
 for each layer alone, since they leave a layer out without a word where a file has both layouts.
+FLUX's original names are in `lora_flux`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
+
+from todo_compile.models.lora_flux import from_flux
 
 DENOISER = "denoiser"
 """Stands for whatever denoises: files call it ``unet``, ``transformer``, or nothing at all."""
@@ -110,13 +113,18 @@ class Layers:
         self._flat = {n.replace(".", "_"): n for n in self._names}
         self._config: Any = getattr(module, "config", None)
 
-    def find(self, name: str) -> str | None:
-        """The path of a layer of the module; None if it has none of that name."""
+    def find(self, name: str) -> tuple[str, ...]:
+        """The path of a layer of the module; empty if it has none of that name.
+
+        Several paths if the file has in one layer what the module has in several: the change's rows
+        are theirs, one after the other.
+        """
         for candidate in self._candidates(name):
             flat = candidate.replace(".", "_")
             if (found := self._flat.get(flat)) is not None:
-                return found
-        return None
+                return (found,)
+        paths = from_flux(name)
+        return paths if self._names.issuperset(paths) else ()
 
     def _candidates(self, name: str) -> Iterable[str]:
         yield name
