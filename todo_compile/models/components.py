@@ -24,6 +24,7 @@ from todo_compile.models.architecture import (
     vae_scale,
 )
 from todo_compile.models.builtin import COMPONENT_CONFIGS
+from todo_compile.models.registry import known_parts
 from todo_compile.models.source import Source, read_config, resolve
 from todo_compile.models.trust import read_index
 
@@ -177,8 +178,11 @@ def _config(source: Source, component: str) -> dict[str, Any] | None:
         inside = source.file.configs.get(component)
         return dict(inside) if inside is not None else None
     if source.entry is not None:
-        built_in = COMPONENT_CONFIGS.get(source.entry.name, {}).get(component)
-        return dict(built_in) if built_in is not None else None
+        if source.entry.pipeline:
+            found = known_parts(source.entry.name)["parts"].get(_subfolder(component))
+        else:
+            found = COMPONENT_CONFIGS.get(source.entry.name, {}).get(component)
+        return dict(found) if found is not None else None
     folder = hub.cached_folder(source.hub_ids[0], _subfolder(component))
     if folder is None:
         if f"{_subfolder(component)}/config.json" not in hub.list_files(source.hub_ids[0]):

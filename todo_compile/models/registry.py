@@ -2,6 +2,8 @@
 
 The configurations are those of ``config.json`` in the hub repositories; a key that is absent
 there is absent here, and diffusers' default applies, as it does when diffusers reads the file.
+Where a file could not be had, `REGISTRY` says where its content is from; the number of parameters
+is that of the published weights.
 One model, ``demo``, ships inside the package with its weights; its configuration is read there.
 """
 
@@ -169,8 +171,8 @@ def known_parts(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _transformer(name: str) -> Mapping[str, Any]:
-    return MappingProxyType(known_parts(name)["parts"]["transformer"])
+def _part(name: str, part: str = "transformer") -> Mapping[str, Any]:
+    return MappingProxyType(known_parts(name)["parts"][part])
 
 
 REGISTRY: Mapping[str, RegistryEntry] = MappingProxyType(
@@ -206,12 +208,24 @@ REGISTRY: Mapping[str, RegistryEntry] = MappingProxyType(
                 parameters=2_567_463_684,
             ),
             RegistryEntry(
+                # Stability AI's own generative-models, configs/inference/sd_xl_refiner.yaml, in
+                # diffusers' terms; its weights in fp16 are 4.52 GB.
+                name="sdxl-refiner",
+                hub_id="stabilityai/stable-diffusion-xl-refiner-1.0",
+                former_hub_ids=(),
+                description="Stable Diffusion XL's refiner 1.0, trained at 1024×1024",
+                licence="CreativeML Open RAIL++-M",
+                config=_part("sdxl-refiner", "unet"),
+                parameters=2_259_526_660,
+                pipeline="StableDiffusionXLImg2ImgPipeline",
+            ),
+            RegistryEntry(
                 name="pixart",
                 hub_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
                 former_hub_ids=(),
                 description="PixArt-Σ XL, trained at 1024×1024",
                 licence="CreativeML Open RAIL++-M",
-                config=_transformer("pixart"),
+                config=_part("pixart"),
                 parameters=610_856_096,
                 component="transformer",
                 pipeline="PixArtSigmaPipeline",
@@ -222,7 +236,7 @@ REGISTRY: Mapping[str, RegistryEntry] = MappingProxyType(
                 former_hub_ids=(),
                 description="Stable Diffusion 3 medium, trained at 1024×1024",
                 licence="Stability AI Community License",
-                config=_transformer("sd3"),
+                config=_part("sd3"),
                 parameters=2_028_328_000,
                 component="transformer",
                 pipeline="StableDiffusion3Pipeline",
@@ -234,11 +248,64 @@ REGISTRY: Mapping[str, RegistryEntry] = MappingProxyType(
                 former_hub_ids=(),
                 description="FLUX.1 dev (guidance distilled), trained at 1024×1024",
                 licence="FLUX.1 dev Non-Commercial License",
-                config=_transformer("flux"),
+                config=_part("flux"),
                 parameters=11_901_408_320,
                 component="transformer",
                 pipeline="FluxPipeline",
                 trained=Native((128, 128), 2, 4096),
+            ),
+            RegistryEntry(
+                # The transformer and autoencoder are the defaults of diffusers' classes; of 20 B
+                # parameters as published. The grid is what its pipeline draws by itself.
+                name="qwen-image",
+                hub_id="Qwen/Qwen-Image",
+                former_hub_ids=(),
+                description="Qwen-Image, drawn at 1024×1024 by default",
+                licence="Apache-2.0",
+                config=_part("qwen-image"),
+                parameters=20_430_401_088,
+                component="transformer",
+                pipeline="QwenImagePipeline",
+                trained=Native((128, 128), 2, 4096),
+            ),
+            RegistryEntry(
+                # Channels, text width and layers as IF-I-XL's unet/config.json is quoted, the rest
+                # from diffusers' scripts/convert_if.py; of 4.3 B parameters as published.
+                name="if",
+                hub_id="DeepFloyd/IF-I-XL-v1.0",
+                former_hub_ids=(),
+                description="DeepFloyd IF-I-XL, first stage in pixels, trained at 64×64",
+                licence="DeepFloyd IF License",
+                config=_part("if", "unet"),
+                parameters=4_304_695_110,
+                vae_scale=1,
+                pipeline="IFPipeline",
+            ),
+            RegistryEntry(
+                # Kandinsky 2.1's in diffusers' scripts/convert_kandinsky_to_diffusers.py, with
+                # image embeddings of CLIP ViT-bigG for its text; its weights in fp32 are 5.01 GB.
+                name="kandinsky22",
+                hub_id="kandinsky-community/kandinsky-2-2-decoder",
+                former_hub_ids=(),
+                description="Kandinsky 2.2's decoder (from an image embedding), 512×512 by default",
+                licence="Apache-2.0",
+                config=_part("kandinsky22", "unet"),
+                parameters=1_253_057_288,
+                pipeline="KandinskyV22Pipeline",
+            ),
+            RegistryEntry(
+                # diffusers' scripts/convert_kakao_brain_unclip_to_diffusers.py; of 900 M parameters
+                # as published.
+                name="karlo",
+                hub_id="kakaobrain/karlo-v1-alpha",
+                former_hub_ids=(),
+                description="Karlo unCLIP's decoder in pixels (an open DALL·E 2), trained at 64×64",
+                licence="CreativeML Open RAIL-M",
+                config=_part("karlo", "decoder"),
+                parameters=885_439_686,
+                vae_scale=1,
+                component="decoder",
+                pipeline="UnCLIPPipeline",
             ),
             RegistryEntry(
                 name="demo",

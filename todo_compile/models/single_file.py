@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from todo_compile.errors import ModelError
@@ -19,23 +18,6 @@ from todo_compile.models.files import refuse_gguf, refuse_pickle
 from todo_compile.models.original import UNET_PREFIX, has_part, is_original, part_of
 from todo_compile.models.registry import REGISTRY
 from todo_compile.models.stfile import Entry, read_header, read_metadata
-
-_SDXL = REGISTRY["sdxl"].config
-_REFINER: dict[str, Any] = {
-    **_SDXL,
-    "attention_head_dim": [6, 12, 24, 24],
-    "block_out_channels": [384, 768, 1536, 1536],
-    "cross_attention_dim": 1280,
-    "down_block_types": [
-        "DownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "DownBlock2D",
-    ],
-    "projection_class_embeddings_input_dim": 2560,
-    "transformer_layers_per_block": 4,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-}
 
 
 @dataclass(frozen=True)
@@ -92,12 +74,12 @@ FAMILIES: tuple[Family, ...] = (
     _family("sdxl", "Stable Diffusion XL", "StableDiffusionXL", 128),
     Family(
         "Stable Diffusion XL's refiner",
-        MappingProxyType(_REFINER),
+        REGISTRY["sdxl-refiner"].config,
         {k: v for k, v in COMPONENT_CONFIGS["sdxl"].items() if k != "text_encoder"},
         SCHEDULERS["sdxl"],
         {4: "StableDiffusionXLImg2ImgPipeline"},
         128,
-        ("stabilityai/stable-diffusion-xl-refiner-1.0", str(REGISTRY["sdxl"].hub_id)),
+        (str(REGISTRY["sdxl-refiner"].hub_id), str(REGISTRY["sdxl"].hub_id)),
         {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False},
     ),
 )
