@@ -21,6 +21,7 @@ import torch
 from common import save, spread
 from torch import Tensor, nn
 
+from todo_compile.bundle import entries
 from todo_compile.bundle import manifest as manifests
 from todo_compile.bundle.tensors import Tensor as Spec
 from todo_compile.bundle.tensors import tensors
@@ -53,7 +54,7 @@ def output(folder: Path) -> Path:
         progress=SilentProgress(),
     )
     document = manifests.Manifest(
-        created=manifests.now(),
+        created=entries.now(),
         request={},
         versions={},
         model={
@@ -66,12 +67,12 @@ def output(folder: Path) -> Path:
         },
         sites=[],
         totals={},
-        files=[manifests.file_entry(path)],
+        files=[entries.file_entry(path)],
         inputs=tensors(specs),
         outputs=[Spec(name="out_sample", shape=specs[0].shape, dtype="float32")],
         seconds={},
     )
-    manifests.write(document, manifests.manifest_path(path))
+    entries.write(document, manifests.manifest_path(path))
     return path
 
 

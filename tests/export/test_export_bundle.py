@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from todo_compile.bundle import bundle as bundles
-from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile, check_bundle, read_bundle
+from todo_compile.bundle import entries
+from todo_compile.bundle.bundle import check_bundle, inside, is_bundle, read_bundle
+from todo_compile.bundle.description import Bundle, ComponentEntry, ExtraFile
 from todo_compile.bundle.files import staged
-from todo_compile.bundle.manifest import Manifest, file_entry, manifest_path, write
+from todo_compile.bundle.manifest import Manifest, manifest_path
 from todo_compile.errors import BundleError
 
 
@@ -29,14 +30,14 @@ def component(folder: Path, name: str, content: bytes) -> ComponentEntry:
             model={"component": name},
             sites=[],
             totals={},
-            files=[file_entry(stage.folder / output.name)],
+            files=[entries.file_entry(stage.folder / output.name)],
             inputs=[],
             outputs=[],
             seconds={},
         )
-        write(manifest, stage.publish(manifest_path(output).name))
+        entries.write(manifest, stage.publish(manifest_path(output).name))
     return ComponentEntry(
-        file=output.name, manifest_sha256=bundles.file_sha256(manifest_path(output))
+        file=output.name, manifest_sha256=entries.file_sha256(manifest_path(output))
     )
 
 
@@ -61,10 +62,10 @@ def folder(tmp_path: Path) -> Path:
             "vae_decoder": component(folder, "vae_decoder", b"another"),
         },
         extras=[
-            ExtraFile(name="tokenizer/vocab.json", bytes=2, sha256=bundles.file_sha256(vocabulary))
+            ExtraFile(name="tokenizer/vocab.json", bytes=2, sha256=entries.file_sha256(vocabulary))
         ],
     )
-    bundles.write_bundle(bundle, folder / "bundle.json")
+    entries.write(bundle, folder / "bundle.json")
     return folder
 
 
@@ -81,14 +82,14 @@ def damage(folder: Path) -> list[str]:
 
 def test_intact(folder: Path) -> None:
     assert damage(folder) == []
-    assert bundles.is_bundle(folder)
+    assert is_bundle(folder)
     assert read_bundle(folder / "bundle.json") == read_bundle(folder)
     assert "unet.onnx, vae_decoder.onnx" in "\n".join(read_bundle(folder).summary())
 
 
 def test_unfinished(folder: Path) -> None:
     (folder / "bundle.json").unlink()
-    assert not bundles.is_bundle(folder)
+    assert not is_bundle(folder)
     with pytest.raises(BundleError, match="not a finished bundle"):
         read_bundle(folder)
 
@@ -131,7 +132,7 @@ def test_files_are_not_read_if_a_size_is_wrong(
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr(bundles, "file_sha256", refuse)
+    monkeypatch.setattr(entries, "file_sha256", refuse)
     assert damage(folder) == ["unet.onnx has 5 bytes instead of 7"]
 
 
@@ -206,7 +207,7 @@ def test_names_stay_inside(folder: Path, name: str) -> None:
     with pytest.raises(BundleError, match=r"extras\.0\.name"):
         read_bundle(folder)
     with pytest.raises(BundleError):
-        bundles.inside(folder, name)
+        inside(folder, name)
 
 
 @pytest.mark.parametrize("name", ["../unet.onnx", "tokenizer/vocab.json", "/x"])

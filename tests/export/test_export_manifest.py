@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from todo_compile.batches import BatchRange
+from todo_compile.bundle.entries import file_entry, write
 from todo_compile.bundle.files import staged
 from todo_compile.bundle.inspect import inspect
 from todo_compile.bundle.manifest import (
@@ -18,11 +19,9 @@ from todo_compile.bundle.manifest import (
     Manifest,
     check_files,
     differences,
-    file_entry,
     find_reusable,
     manifest_path,
     read,
-    write,
 )
 from todo_compile.bundle.tensors import Tensor
 from todo_compile.errors import BundleError

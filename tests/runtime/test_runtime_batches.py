@@ -20,6 +20,7 @@ from tiny_bundles import compiled, with_oracle
 
 import todo_compile
 from todo_compile.batches import BatchRange
+from todo_compile.bundle import entries
 from todo_compile.bundle import manifest as manifests
 from todo_compile.bundle.tensors import Tensor, tensors
 from todo_compile.errors import BundleError, ConfigError, InputError
@@ -251,7 +252,7 @@ def test_a_manifest_of_another_range_is_refused(ranged: Path, model: Path, tmp_p
     document = manifests.read(path)
     ranged_inputs = manifests.read(ranged / "unet.onnx").inputs
     changed = document.model_copy(update={"inputs": ranged_inputs})
-    manifests.write(changed, manifests.manifest_path(path))
+    entries.write(changed, manifests.manifest_path(path))
     with pytest.raises(BundleError, match="does not describe its inputs"):
         todo_compile.load(path)
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import todo_compile
-from todo_compile.bundle.manifest import file_entry
+from todo_compile.bundle.entries import file_entry
 from todo_compile.errors import BundleError
 
 

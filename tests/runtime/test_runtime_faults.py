@@ -12,7 +12,7 @@ import torch
 from tiny_bundles import compiled
 
 import todo_compile
-from todo_compile.bundle.manifest import file_entry
+from todo_compile.bundle.entries import file_entry
 from todo_compile.errors import BundleError, ConfigError, EngineError, MissingPackageError
 from todo_compile.runtime import files, onnx_session, tensorrt_session
 from todo_compile.runtime.files import Output, check_gpu, open_output

@@ -128,7 +128,7 @@ def test_crafted_bundles(bundle: Path, tmp_path: Path, name: str, content: str, 
     """Every hash right, the content from elsewhere."""
     import json
 
-    from todo_compile.bundle.bundle import file_sha256
+    from todo_compile.bundle.entries import file_sha256
     from todo_compile.errors import BundleError
 
     folder = Path(shutil.copytree(bundle, tmp_path / "crafted"))

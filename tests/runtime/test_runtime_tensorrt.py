@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from todo_compile.batches import BatchRange
+from todo_compile.bundle import entries
 from todo_compile.bundle import manifest as manifests
 from todo_compile.bundle.tensors import Tensor
 from todo_compile.errors import BundleError, ConfigError, EngineError, InputError
@@ -186,13 +187,13 @@ def output(
         for name in ("sample", "out_sample")
     ]
     document = manifests.Manifest(
-        created=manifests.now(),
+        created=entries.now(),
         request={},
         versions={},
         model={"component": "unet", "resolution": "32x32", "batch": 1, "precision": "fp32"},
         sites=[],
         totals={},
-        files=[manifests.file_entry(path)],
+        files=[entries.file_entry(path)],
         inputs=tensors[:1],
         outputs=tensors[1:],
         library="tensorrt_rtx 1",

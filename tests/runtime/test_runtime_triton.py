@@ -107,7 +107,7 @@ def engine(folder: Path, bundle: Path, library: str) -> Path:
     path = folder / "x.plan"
     path.write_bytes(b"engine")
     values = read(bundle / "unet.onnx").model_dump()
-    from todo_compile.bundle.manifest import file_entry
+    from todo_compile.bundle.entries import file_entry
 
     specs = [
         Tensor.model_validate(

@@ -9,9 +9,9 @@ import tiny_pipelines as tiny
 from oracle import OracleProcessor
 
 import todo_compile
+from todo_compile.bundle import entries
 from todo_compile.bundle import manifest as manifests
-from todo_compile.bundle.bundle import Bundle, ComponentEntry, ExtraFile, write_bundle
-from todo_compile.bundle.manifest import file_sha256
+from todo_compile.bundle.description import Bundle, ComponentEntry, ExtraFile
 from todo_compile.options import PlanOptions
 
 BATCHES = {"unet": 2, "vae_decoder": 1, "text_encoder": 1, "text_encoder_2": 1}
@@ -44,9 +44,11 @@ def make_bundle(folder: Path, model: Path, files: dict[str, Path], **facts: Any)
         target = folder / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(extra.read_bytes())
-        found.append(ExtraFile(name=name, bytes=target.stat().st_size, sha256=file_sha256(target)))
+        found.append(
+            ExtraFile(name=name, bytes=target.stat().st_size, sha256=entries.file_sha256(target))
+        )
     values: dict[str, Any] = {
-        "created": manifests.now(),
+        "created": entries.now(),
         "model": "tiny",
         "resolution": f"{tiny.PIXELS}x{tiny.PIXELS}",
         "batch": 2,
@@ -57,10 +59,10 @@ def make_bundle(folder: Path, model: Path, files: dict[str, Path], **facts: Any)
         "extras": found,
         **facts,
     }
-    write_bundle(Bundle(**values), folder / "bundle.json")
+    entries.write(Bundle(**values), folder / "bundle.json")
     return folder
 
 
 def entry(path: Path) -> ComponentEntry:
     manifest = manifests.manifest_path(path)
-    return ComponentEntry(file=path.name, manifest_sha256=file_sha256(manifest))
+    return ComponentEntry(file=path.name, manifest_sha256=entries.file_sha256(manifest))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from todo_compile.build.job import Job
     from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
-    from todo_compile.bundle.bundle import Bundle
+    from todo_compile.bundle.description import Bundle
     from todo_compile.models.torch_parts import TorchPart
 
 PARTS = ".parts"
@@ -223,14 +223,15 @@ class Assembly:
     def _describe(self, results: Mapping[str, CompileResult]) -> Bundle:
         import hashlib
 
-        from todo_compile.bundle.bundle import (
+        from todo_compile.bundle.description import (
             Bundle,
             ComponentEntry,
             ExtraFile,
             PhaseEntry,
             WeightFile,
         )
-        from todo_compile.bundle.manifest import file_sha256, manifest_path, now
+        from todo_compile.bundle.entries import file_sha256, now
+        from todo_compile.bundle.manifest import manifest_path
 
         main = next(iter(self.jobs.values()))
         entries = {
@@ -289,7 +290,8 @@ class Assembly:
 
     def _finish(self, bundle: Bundle, results: Mapping[str, CompileResult]) -> None:
         """Put everything in its place. From the first line to the last there is no bundle."""
-        from todo_compile.bundle.bundle import BUNDLE_JSON, write_bundle
+        from todo_compile.bundle.bundle import BUNDLE_JSON
+        from todo_compile.bundle.entries import write
         from todo_compile.bundle.manifest import manifest_path
 
         target = self.folder / BUNDLE_JSON
@@ -317,7 +319,7 @@ class Assembly:
             with staged(path) as stage:
                 stage.publish(path.name).write_bytes(content)
         with staged(target) as stage:
-            write_bundle(bundle, stage.publish(BUNDLE_JSON))
+            write(bundle, stage.publish(BUNDLE_JSON))
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
 
     def _files(self) -> set[str]:

@@ -11,7 +11,7 @@ from todo_compile.build.gate import Gate, beyond_memory, judge, why_not_onnxrunt
 if TYPE_CHECKING:
     from todo_compile.build.assembly import Assembly
     from todo_compile.build.compiler import CompileResult
-    from todo_compile.bundle.bundle import Bundle
+    from todo_compile.bundle.description import Bundle
     from todo_compile.bundle.verdict import Verdict
 
 

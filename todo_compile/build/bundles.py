@@ -43,7 +43,7 @@ def prepare_bundle(
     The decoder is built for the images of a batch with guidance (half of it), the text encoders for
     one prompt.
     """
-    from todo_compile.bundle.bundle import SIZED
+    from todo_compile.bundle.description import SIZED
     from todo_compile.models import parse_lora
 
     progress = progress or SilentProgress()
@@ -135,7 +135,7 @@ def _sizes(res: Sequence[str]) -> list[Resolution]:
     Raises:
         ConfigError: too many, or one twice.
     """
-    from todo_compile.bundle.bundle import MAX_SIZES
+    from todo_compile.bundle.description import MAX_SIZES
     from todo_compile.models import Resolution
 
     sizes = [Resolution.parse(one) for one in res]
@@ -180,7 +180,7 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
     """Rows of the denoising model for a picture, and names of the components to build; that model
     first."""
     from todo_compile.build.model_job import default_batch
-    from todo_compile.bundle.bundle import COMPONENTS
+    from todo_compile.bundle.description import COMPONENTS
     from todo_compile.capture.inputs import is_recorded, with_habits
     from todo_compile.errors import ModelError
     from todo_compile.models.components import OTHERS, parse_choice, part, resolve_component

@@ -100,6 +100,7 @@ def build(
         shared: other ONNX files share its weights, or it theirs; they go to a file of their own.
     """
     from todo_compile.build.translation import translate
+    from todo_compile.bundle import entries
     from todo_compile.bundle import manifest as manifests
     from todo_compile.bundle.files import staged
     from todo_compile.bundle.tensors import tensors
@@ -138,17 +139,16 @@ def build(
                 stage.retire(data_name(job.out))
         stage.complete(files)
         with job.progress.step("manifest"):
-            entries = [manifests.file_entry(stage.folder / name) for name in files]
-            entries += [manifests.file_entry(path) for path in lent]
+            written = [stage.folder / name for name in files]
         document = manifests.Manifest(
-            created=manifests.now(),
+            created=entries.now(),
             request=job.identity,
             versions=job.identity["versions"],
             model=job.facts(),
             sites=[site_facts(s) for s in report.to_dict()["sites"]],
             totals=report.to_dict()["totals"],
             plan=None if job.planned is None else job.planned.facts,
-            files=entries,
+            files=[entries.file_entry(path) for path in (*written, *lent)],
             inputs=as_built(built.inputs, inputs) if built else inputs,
             outputs=as_built(built.outputs, outputs) if built else outputs,
             library=f"{job.library.name} {job.library.version}" if job.library else None,
@@ -168,7 +168,7 @@ def build(
         )
         if verdict is None:
             document = _judged(job, file, document)
-        manifests.write(document, stage.publish(manifests.manifest_path(job.out).name))
+        entries.write(document, stage.publish(manifests.manifest_path(job.out).name))
     return CompileResult(job.out, document, False, reasons, report)
 
 

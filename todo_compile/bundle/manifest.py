@@ -7,59 +7,27 @@ competitors' engines are found by name alone and go stale unnoticed.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from todo_compile.bundle import entries
+from todo_compile.bundle.entries import FORMAT, FileEntry, Frozen, read_small, wrong_files
 from todo_compile.bundle.tensors import Tensor
 from todo_compile.bundle.verdict import Verdict
-from todo_compile.disk import disk_errors, flush, format_bytes
+from todo_compile.disk import format_bytes
 from todo_compile.errors import BundleError
-from todo_compile.foreign import ForeignError, open_regular, parse_object, read_bytes
 from todo_compile.tuning.plan_file import PlanFacts
 
-FORMAT = 1
-_MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
+MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
 _REBUILD = "Build the output again with todo-compile."
 
 
-def plain_name(name: str) -> str:
-    """A file of the manifest's own folder: no way out of it, on any system.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not re.fullmatch(r"[^/\\:\x00]+", name) or name in {".", ".."}:
-        raise ValueError(f"{name!r} is not a plain file name")
-    return name
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileEntry(_Frozen):
-    """One file of the output, in the manifest's folder.
-
-    Attributes:
-        name: of the file, without a folder.
-        bytes: its size.
-        sha256: of its content.
-    """
-
-    name: Annotated[str, AfterValidator(plain_name)]
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class MemoryUse(_Frozen):
+class MemoryUse(Frozen):
     """Bytes that the engine takes when it runs, as the builder reports them.
 
     Attributes:
@@ -73,7 +41,7 @@ class MemoryUse(_Frozen):
     weights: int | None = None
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """What an output is and how it was made.
 
     Attributes:
@@ -182,33 +150,6 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Size and hash of a file."""
-    return FileEntry(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a regular file, read in pieces."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def now() -> str:
-    """UTC time in ISO form, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write(manifest: Manifest, path: Path) -> None:
-    """Write a manifest (into a stage: this is not atomic by itself).
-
-    Raises:
-        BundleError: it cannot be written.
-    """
-    with disk_errors(path):
-        path.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        flush(path)
-
-
 def read(output: Path) -> Manifest:
     """The manifest of an output.
 
@@ -219,21 +160,7 @@ def read(output: Path) -> Manifest:
         BundleError: there is none, or it is damaged or of another version.
     """
     path = output if output.suffix == ".json" else manifest_path(output)
-    return parse(read_small(path), path)
-
-
-def read_small(path: Path, most: int = _MAX_BYTES) -> bytes:
-    """The bytes of a description, never more than `most` of them.
-
-    Raises:
-        BundleError: absent, unreadable, or larger.
-    """
-    try:
-        return read_bytes(path, most)
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} does not exist.", remedy=_REBUILD) from error
-    except (OSError, ForeignError) as error:
-        raise BundleError(f"{path} cannot be read: {error}.", remedy=_REBUILD) from error
+    return parse(read_small(path, MAX_BYTES, remedy=_REBUILD), path)
 
 
 def parse(data: bytes, path: Path) -> Manifest:
@@ -242,22 +169,7 @@ def parse(data: bytes, path: Path) -> Manifest:
     Raises:
         BundleError: damaged or of another version.
     """
-    try:
-        values = parse_object(data)
-        if values.get("format", FORMAT) != FORMAT:
-            raise BundleError(
-                f"{path} has format {values['format']}, this version reads {FORMAT}.",
-                remedy=_REBUILD,
-            )
-        return Manifest.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(
-            f"{path} is damaged: {where}: {first['msg']}.", remedy=_REBUILD
-        ) from error
-    except ForeignError as error:
-        raise BundleError(f"{path} is damaged: {error}.", remedy=_REBUILD) from error
+    return entries.parse(Manifest, data, path, remedy=_REBUILD)
 
 
 def check_files(manifest: Manifest, folder: Path, *, hashes: bool = True) -> list[str]:
@@ -268,20 +180,7 @@ def check_files(manifest: Manifest, folder: Path, *, hashes: bool = True) -> lis
         folder: where its files lie.
         hashes: read the files too; without, existence and sizes alone.
     """
-    wrong: list[str] = []
-    for entry in manifest.files:
-        path = folder / entry.name
-        if not path.is_file():
-            wrong.append(f"{entry.name} is missing")
-        elif (size := path.stat().st_size) != entry.bytes:
-            wrong.append(f"{entry.name} has {size} bytes instead of {entry.bytes}")
-    if wrong or not hashes:
-        return wrong
-    return [
-        f"{entry.name} was changed (its hash differs)"
-        for entry in manifest.files
-        if file_entry(folder / entry.name).sha256 != entry.sha256
-    ]
+    return wrong_files(manifest.files, folder, hashes=hashes)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

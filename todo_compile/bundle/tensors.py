@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     PlainSerializer,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -16,6 +14,7 @@ from pydantic import (
 )
 
 from todo_compile.batches import BatchRange, parse_batch
+from todo_compile.bundle.entries import Frozen
 from todo_compile.errors import ConfigError
 
 
@@ -31,7 +30,7 @@ def _batch_range(value: object) -> BatchRange | None:
     return found
 
 
-class Tensor(BaseModel):
+class Tensor(Frozen):
     """An input or output of the engine.
 
     Attributes:
@@ -41,8 +40,6 @@ class Tensor(BaseModel):
         batches: the range of the first size, a string such as ``1..4`` in the file. None for a
             tensor of fixed shape, whose entry has no such key.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     shape: tuple[int, ...]

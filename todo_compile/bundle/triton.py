@@ -23,12 +23,12 @@ from pathlib import Path
 
 from todo_compile.bundle.bundle import (
     BUNDLE_JSON,
-    Bundle,
     check_bundle,
     component_manifest,
     is_bundle,
     read_bundle,
 )
+from todo_compile.bundle.description import Bundle
 from todo_compile.bundle.manifest import Manifest, check_files, manifest_path, read
 from todo_compile.bundle.tensors import Tensor
 from todo_compile.disk import disk_errors

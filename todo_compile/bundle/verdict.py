@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from todo_compile.bundle.entries import Frozen
 from todo_compile.tuning.plan_file import Measured
 
 
-class Verdict(BaseModel):
+class Verdict(Frozen):
     """A gate that was kept; an output that fails its gate is never published.
 
     Attributes:
@@ -20,8 +21,6 @@ class Verdict(BaseModel):
         runner: what ran the output: onnxruntime the files themselves, torch the rewritten graphs.
         why: torch ran them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     gate: Annotated[str, Field(max_length=200)]
     resolution: Annotated[str, Field(max_length=20)]

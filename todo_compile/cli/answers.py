@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from todo_compile.bundle.bundle import Bundle
+from todo_compile.bundle.description import Bundle
 from todo_compile.bundle.manifest import Manifest
 from todo_compile.drift.report import SiteDrift
 from todo_compile.passes.report import PassReport, SiteReport, Totals

@@ -122,17 +122,17 @@ def export_package(program: ExportedProgram, path: Path, *, progress: Progress) 
 
 
 def _compile(program: ExportedProgram, folder: str, path: Path) -> None:
+    if unknown := _SETTINGS.keys() - _torch.inductor_options():
+        raise ExportError(
+            f"torch {torch.__version__} has no {', '.join(sorted(unknown))}, which packages need.",
+            remedy="Install torch 2.13 or newer, or write ONNX: --out FILE.onnx",
+        )
     try:
         with warnings.catch_warnings():
             # torch's own internals calling each other's deprecated names.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             files = _torch.compiled_ahead(program, folder, _SETTINGS)
-    except _torch.MissingSettingError as error:
-        raise ExportError(
-            f"torch {torch.__version__} has no {error}, which packages need.",
-            remedy="Install torch 2.13 or newer, or write ONNX: --out FILE.onnx",
-        ) from error
     except OSError:
         raise
     except Exception as error:  # Inductor's errors have no common base

@@ -10,14 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from todo_compile.bundle.bundle import (
-    SIZED,
-    Bundle,
-    check_bundle,
-    component_manifest,
-    inside,
-    read_bundle,
-)
+from todo_compile.bundle.bundle import check_bundle, component_manifest, inside, read_bundle
+from todo_compile.bundle.description import SIZED, Bundle
 from todo_compile.bundle.manifest import Manifest, check_files, read
 from todo_compile.errors import BundleError, ConfigError, EngineError, ModelError
 from todo_compile.models.bounds import check_config
