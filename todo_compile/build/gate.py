@@ -269,16 +269,17 @@ def _put_in_place(
 ) -> None:
     """Let the pipeline run what was built."""
     from todo_compile.runtime.files import OpenPhase
-    from todo_compile.runtime.how import How
+    from todo_compile.runtime.how import How, Wrapping
     from todo_compile.runtime.loading import phased, wrap_phases
     from todo_compile.runtime.pipeline import place_of
+    from todo_compile.runtime.switching import PhasedDenoiser
     from todo_compile.runtime.variants import CapturedComponent
 
     for component in dict.fromkeys(job.source.component for _, job in phases):
         own = [(start, job) for start, job in phases if job.source.component == component]
         if outputs is not None:
             opened = [OpenPhase(start, (outputs[job.out.name],)) for start, job in own]
-            part = wrap_phases(opened, how=How(device=device), cast=True)
+            part = wrap_phases(opened, Wrapping(How(device=device), cast=True))
         else:
             first = own[0][1]
             batch = 1 if component == "vae_decoder" else rows
@@ -286,5 +287,5 @@ def _put_in_place(
             made = {job.options: captured.variant(job.options)[0] for _, job in own}
             part = phased([made[job.options] for _, job in own], [start for start, _ in own])
         setattr(pipeline, place_of(component), part)
-        if hasattr(part, "follow"):
+        if isinstance(part, PhasedDenoiser):
             part.follow(pipeline)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from todo_compile.runtime.session import Session
 
 Batching = Literal["split", "strict"]
+
+
+class ComponentOptions(TypedDict, total=False):
+    """See `Component`."""
+
+    batching: Batching
+    cast: bool
 
 
 class PaddedBatchWarning(UserWarning):
@@ -83,6 +90,9 @@ class Component(Compiled):
     def config(self) -> Any:
         """Configuration of the module that this was made from."""
         return self._internal_dict
+
+    def _change_config(self, **changes: object) -> None:
+        self._internal_dict = type(self._internal_dict)({**self._internal_dict, **changes})
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,6 +11,7 @@ from todo_compile.errors import InputError
 from todo_compile.runtime.component import Component
 
 if TYPE_CHECKING:
+    from todo_compile.runtime.component import Batching
     from todo_compile.runtime.files import Origin
     from todo_compile.runtime.session import Session
 
@@ -26,14 +27,17 @@ class CompiledVAE(Component):
     """
 
     def __init__(
-        self, session: Session, origin: Origin, *, encoder: nn.Module | None = None, **options: Any
+        self,
+        session: Session,
+        origin: Origin,
+        *,
+        encoder: nn.Module | None = None,
+        batching: Batching = "split",
     ) -> None:
-        options["cast"] = True
-        super().__init__(session, origin, **options)
+        super().__init__(session, origin, batching=batching, cast=True)
         self.torch_vae = encoder
         # Pipelines would move a torch decoder to fp32 and back; ours is what it was built as.
-        values = {**self._internal_dict, "force_upcast": False}
-        self._internal_dict = type(self._internal_dict)(values)
+        self._change_config(force_upcast=False)
 
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None

@@ -15,6 +15,9 @@ from todo_compile.runtime.component import Component
 from todo_compile.runtime.session import dtype_named
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
+    from todo_compile.runtime.component import ComponentOptions
     from todo_compile.runtime.files import Origin
     from todo_compile.runtime.session import Session
 
@@ -24,13 +27,14 @@ _ANY_TYPE = frozenset({"timestep", "time_ids", "class_labels", "resolution", "as
 
 
 class _Denoiser(Component):
-    def __init__(self, session: Session, origin: Origin, **options: Any) -> None:
+    def __init__(
+        self, session: Session, origin: Origin, **options: Unpack[ComponentOptions]
+    ) -> None:
         super().__init__(session, origin, **options)
         _, _, height, width = next(iter(session.inputs.values())).shape
         if height == width:
             # What pipelines take for the size of pictures when the user names none.
-            values = {**self._internal_dict, "sample_size": height}
-            self._internal_dict = type(self._internal_dict)(values)
+            self._change_config(sample_size=height)
 
     def _predict(self, given: dict[str, Any], refused: dict[str, Any]) -> Tensor:
         """The noise prediction.
@@ -83,7 +87,9 @@ _REMEDIES = {
 class CompiledUNet(_Denoiser):
     """A compiled UNet; call it as diffusers' ``UNet2DConditionModel``."""
 
-    def __init__(self, session: Session, origin: Origin, **options: Any) -> None:
+    def __init__(
+        self, session: Session, origin: Origin, **options: Unpack[ComponentOptions]
+    ) -> None:
         super().__init__(session, origin, **options)
         # SDXL's pipelines compare it with the length of the conditions that they make.
         width = self.config.get("projection_class_embeddings_input_dim")

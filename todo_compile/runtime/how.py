@@ -1,15 +1,20 @@
-"""How an output shall run: one description of it, checked against what the output is."""
+"""How an output shall run, and how it becomes a component: one description of each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
-    from todo_compile.runtime.files import Output
+    from torch import nn
+
+    from todo_compile.runtime.component import Batching
+    from todo_compile.runtime.files import Output, Verify
+    from todo_compile.runtime.session import Session
 
 SPECIALISATIONS = ("lazy", "eager", "none")
 
@@ -56,3 +61,25 @@ class How:
                 raise ConfigError(
                     f"{option} is for {what}.", remedy=f"Leave it out: {name} runs in {place}."
                 )
+
+    def with_cache_of(self, output: Output) -> How:
+        """For one more output: each engine has a cache of its own, beside the first one's."""
+        if (cache := self.runtime_cache) is None:
+            return self
+        return replace(self, runtime_cache=cache.with_name(f"{output.path.name}.cache"))
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """How checked outputs become components; see `load` for each.
+
+    Attributes:
+        opener: opens an output, in place of `open_session`.
+    """
+
+    how: How = How()
+    verify: Verify = "full"
+    batching: Batching = "split"
+    cast: bool = False
+    encoder: nn.Module | None = None
+    opener: Callable[[Output], Session] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,17 @@ from todo_compile.runtime.files import (
     open_bundle,
     open_output,
 )
-from todo_compile.runtime.how import How
+from todo_compile.runtime.how import How, Wrapping
 from todo_compile.runtime.module import COMPONENT, CompiledModule
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from todo_compile.runtime.component import Batching, Component
     from todo_compile.runtime.session import Session
 
 
-DEFAULT = How()
+_DEFAULT = How()
 
 
 def load(
@@ -39,7 +41,7 @@ def load(
     verify: Verify = "full",
     batching: Batching = "split",
     cast: bool = False,
-    encoder: Any = None,
+    encoder: nn.Module | None = None,
     threads: int | None = None,
     cuda_graph: bool = False,
     specialise: str | None = None,
@@ -85,13 +87,7 @@ def load(
     path = given_path(path, "path")
     cache = Path(runtime_cache) if runtime_cache is not None else None
     how = How(device, provider, threads, cuda_graph, specialise, cache)
-    options: dict[str, Any] = {
-        "how": how,
-        "verify": verify,
-        "batching": batching,
-        "cast": cast,
-        "encoder": encoder,
-    }
+    options = Wrapping(how, verify, batching, cast, encoder)
     if not is_bundle(path):
         if res is not None:
             raise ConfigError(
@@ -101,43 +97,42 @@ def load(
         output = open_output(path, verify)
         if output.origin.component == COMPONENT:
             return _module(output, options)
-        return wrap([output], **options)
+        return wrap([output], options)
     opened = open_bundle(path, verify, res=res)
     if component not in opened.components:
         raise ConfigError(
             f"{path} has no {component}.", remedy=f"It has {', '.join(opened.components)}."
         )
     if component == opened.bundle.denoiser:
-        return wrap_phases(opened.phases, **options)
-    return wrap(opened.components[component], **options)
+        return wrap_phases(opened.phases, options)
+    return wrap(opened.components[component], options)
 
 
-def _module(output: Output, options: Mapping[str, Any]) -> CompiledModule:
+def _module(output: Output, options: Wrapping) -> CompiledModule:
     """A compiled module; the options of a pipeline's components are not for it.
 
     Raises:
         ConfigError: one was given.
     """
-    for name, default in (("batching", "split"), ("cast", False), ("encoder", None)):
-        if options[name] != default:
+    for name in ("batching", "cast", "encoder"):
+        if getattr(options, name) != getattr(Wrapping, name):
             raise ConfigError(
                 f"{name} is for components of pipelines, and {output.path.name} is a module.",
                 remedy="Leave it out.",
             )
-    session = open_session(output, options["how"])
+    session = open_session(output, options.how)
     return CompiledModule(session, output.manifest, output.path.name)
 
 
-def wrap_phases(phases: Sequence[OpenPhase], *, how: How = DEFAULT, **options: Any) -> Any:
+def wrap_phases(phases: Sequence[OpenPhase], options: Wrapping) -> nn.Module:
     """`wrap` for each phase of the schedule; one component if it is the same in all steps."""
     made: dict[Path, Component] = {}
     for phase in phases:
-        path = phase.outputs[0].path
-        if path in made:
+        output = phase.outputs[0]
+        if output.path in made:
             continue  # an earlier phase comes again
-        if made and how.runtime_cache is not None:  # one file for each engine
-            how = replace(how, runtime_cache=how.runtime_cache.with_name(f"{path.name}.cache"))
-        made[path] = wrap(phase.outputs, how=how, **options)
+        how = options.how.with_cache_of(output) if made else options.how
+        made[output.path] = wrap(phase.outputs, replace(options, how=how))
     return phased(
         [made[phase.outputs[0].path] for phase in phases],
         [phase.start for phase in phases],
@@ -145,7 +140,9 @@ def wrap_phases(phases: Sequence[OpenPhase], *, how: How = DEFAULT, **options: A
     )
 
 
-def phased(parts: Sequence[Any], starts: Sequence[float], *, dense: int | None = None) -> Any:
+def phased(
+    parts: Sequence[nn.Module], starts: Sequence[float], *, dense: int | None = None
+) -> nn.Module:
     """The components of a schedule's phases as one, see `PhasedDenoiser`; one alone as it is."""
     if len(parts) == 1:
         return parts[0]
@@ -154,20 +151,8 @@ def phased(parts: Sequence[Any], starts: Sequence[float], *, dense: int | None =
     return PhasedDenoiser(parts, starts, dense=dense)
 
 
-def wrap(
-    outputs: Sequence[Output],
-    *,
-    how: How = DEFAULT,
-    verify: Verify = "full",
-    encoder: Any = None,
-    batching: Batching = "split",
-    cast: bool = False,
-    opener: Callable[[Output], Session] | None = None,
-) -> Component:
+def wrap(outputs: Sequence[Output], options: Wrapping) -> Component:
     """The component of checked outputs: one, or one for each resolution.
-
-    Args:
-        opener: opens an output in place of `open_session`.
 
     Raises:
         BundleError: no pipeline has such a component.
@@ -175,67 +160,66 @@ def wrap(
         ConfigError: an option does not go with it.
     """
     first = outputs[0]
-    if encoder is not None and first.origin.component != "vae_decoder":
-        encoder = None
 
     def open_one(output: Output) -> Session:
-        if opener is not None:
-            return opener(output)
-        own = how
-        if output is not first:
-            # Perhaps hours after the bundle was checked, and builds write into the same folder.
-            check_again(output, verify)
-            if (cache := how.runtime_cache) is not None:  # one file for each engine
-                own = replace(how, runtime_cache=cache.with_name(f"{output.path.name}.cache"))
-        return open_session(output, own)
+        if options.opener is not None:
+            return options.opener(output)
+        if output is first:
+            return open_session(output, options.how)
+        # Perhaps hours after the bundle was checked, and builds write into the same folder.
+        check_again(output, options.verify)
+        return open_session(output, options.how.with_cache_of(output))
 
     session = open_one(first) if len(outputs) == 1 else SessionBySize(outputs, open_one)
-    return adapt(session, first.origin, encoder=encoder, batching=batching, cast=cast)
+    return adapt(
+        session,
+        first.origin,
+        encoder=options.encoder,
+        batching=options.batching,
+        cast=options.cast,
+    )
 
 
 def adapt(
     session: Session,
     origin: Origin,
     *,
-    encoder: Any = None,
+    encoder: nn.Module | None = None,
     batching: Batching = "split",
     cast: bool = False,
 ) -> Component:
     """The component for any session.
 
+    Args:
+        session: runs it.
+        origin: what it was made from.
+        encoder: of a decoder alone.
+        batching, cast: see `load`.
+
     Raises:
         BundleError: no pipeline has such a component.
     """
-    options: dict[str, Any] = {"batching": batching, "cast": cast}
     if origin.call is not None:
-        from todo_compile.runtime.recorded import CompiledCall
+        from todo_compile.runtime.recorded import CompiledCall as Kind
+    elif origin.component == "unet":
+        from todo_compile.runtime.denoisers import CompiledUNet as Kind
+    elif origin.component == "transformer":
+        from todo_compile.runtime.denoisers import CompiledTransformer as Kind
+    elif origin.component in ("text_encoder", "text_encoder_2"):
+        from todo_compile.runtime.text import CompiledTextEncoder as Kind
+    elif origin.component == "vae_decoder":
+        from todo_compile.runtime.decoder import CompiledVAE
 
-        return CompiledCall(session, origin, **options)
-    match origin.component:
-        case "unet":
-            from todo_compile.runtime.denoisers import CompiledUNet
-
-            return CompiledUNet(session, origin, **options)
-        case "transformer":
-            from todo_compile.runtime.denoisers import CompiledTransformer
-
-            return CompiledTransformer(session, origin, **options)
-        case "vae_decoder":
-            from todo_compile.runtime.decoder import CompiledVAE
-
-            return CompiledVAE(session, origin, encoder=encoder, **options)
-        case "text_encoder" | "text_encoder_2":
-            from todo_compile.runtime.text import CompiledTextEncoder
-
-            return CompiledTextEncoder(session, origin, **options)
-        case other:
-            raise BundleError(
-                f"{origin.name} is a {other!r}, which no pipeline here has a place for.",
-                remedy="Build it again with todo-compile.",
-            )
+        return CompiledVAE(session, origin, encoder=encoder, batching=batching)
+    else:
+        raise BundleError(
+            f"{origin.name} is a {origin.component!r}, which no pipeline here has a place for.",
+            remedy="Build it again with todo-compile.",
+        )
+    return Kind(session, origin, batching=batching, cast=cast)
 
 
-def open_session(output: Output, how: How = DEFAULT) -> Session:
+def open_session(output: Output, how: How = _DEFAULT) -> Session:
     """What runs an output: TensorRT for engines, onnxruntime for ONNX, torch for packages.
 
     Raises:

@@ -15,12 +15,14 @@ from todo_compile.libraries import quiet_libraries
 from todo_compile.models.trust import INDEX, check_part, read_index
 from todo_compile.runtime.compiled import Compiled
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
-from todo_compile.runtime.how import How
+from todo_compile.runtime.how import How, Wrapping
 from todo_compile.runtime.loading import wrap, wrap_phases
 from todo_compile.runtime.schedulers import make_scheduler
 from todo_compile.runtime.torch_parts import torch_part
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from todo_compile.runtime.component import Batching
 
 # A component of a bundle → the pipeline's name for it.
@@ -47,7 +49,7 @@ def load_pipeline(
     verify: Verify = "full",
     batching: Batching = "split",
     cast: bool = False,
-    encoder: Any = None,
+    encoder: nn.Module | None = None,
     threads: int | None = None,
     cuda_graph: bool = False,
     specialise: str | None = None,
@@ -87,13 +89,9 @@ def load_pipeline(
         pipeline_class=pipeline_class,
         runtime_cache=runtime_cache,
         dense=dense,
-        options={
-            "how": How(device, provider, threads, cuda_graph, specialise),
-            "verify": verify,
-            "batching": batching,
-            "cast": cast,
-            "encoder": encoder,
-        },
+        options=Wrapping(
+            How(device, provider, threads, cuda_graph, specialise), verify, batching, cast, encoder
+        ),
     )
 
 
@@ -101,7 +99,7 @@ def assemble(
     opened: OpenBundle,
     components: Mapping[str, Any],
     *,
-    options: Mapping[str, Any],
+    options: Wrapping,
     scheduler: Any = None,
     pipeline_class: Any = None,
     runtime_cache: str | Path | None = None,
@@ -137,8 +135,7 @@ def assemble(
             parts[name] = _tokenizer(opened, name)
         elif name.endswith("_scheduler"):
             parts[name] = make_scheduler(None, _folder(opened, name))
-    encoder: Any = options.get("encoder")
-    own_encoder = encoder is None
+    encoder = options.encoder
     for name in opened.bundle.torch:
         if name == "vae" and "vae_decoder" in opened.components:
             encoder = encoder or torch_part(opened, name)
@@ -149,21 +146,16 @@ def assemble(
         if place in parts or place not in wanted:
             continue
         cache = Path(runtime_cache) / f"{outputs[0].path.name}.cache" if runtime_cache else None
-        how: How = options.get("how", How())
-        own: dict[str, Any] = {
-            **options,
-            "encoder": encoder,
-            "how": replace(how, runtime_cache=cache),
-        }
+        own = replace(options, encoder=encoder, how=replace(options.how, runtime_cache=cache))
         if name != opened.bundle.denoiser:
-            parts[place] = wrap(outputs, **own)
+            parts[place] = wrap(outputs, own)
         elif dense and opened.dense is not None:
-            parts[place] = wrap(opened.dense.outputs, **own)
+            parts[place] = wrap(opened.dense.outputs, own)
         else:
-            parts[place] = wrap_phases(opened.phases, **own)
+            parts[place] = wrap_phases(opened.phases, own)
     compiled = next((part for part in parts.values() if isinstance(part, Compiled)), None)
     if compiled is not None:  # torch's parts go where the compiled ones are
-        if own_encoder and encoder is not None:
+        if options.encoder is None and encoder is not None:
             encoder.to(compiled.device)
         for name in opened.bundle.torch:
             part = parts.get(name)

@@ -16,6 +16,9 @@ from todo_compile.runtime.component import Component
 from todo_compile.runtime.session import dtype_named
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
+    from todo_compile.runtime.component import ComponentOptions
     from todo_compile.runtime.files import Origin
     from todo_compile.runtime.session import Session
 
@@ -32,7 +35,9 @@ class CompiledCall(Component):
         options: of `Component`.
     """
 
-    def __init__(self, session: Session, origin: Origin, **options: Any) -> None:
+    def __init__(
+        self, session: Session, origin: Origin, **options: Unpack[ComponentOptions]
+    ) -> None:
         super().__init__(session, origin, **options)
         import diffusers
 
@@ -45,8 +50,7 @@ class CompiledCall(Component):
         first = next(iter(session.inputs.values())).shape
         if len(first) == 4 and first[2] == first[3] and "sample_size" in self._internal_dict:
             # What pipelines take for the size of pictures when the user names none.
-            values = {**self._internal_dict, "sample_size": first[2]}
-            self._internal_dict = type(self._internal_dict)(values)
+            self._change_config(sample_size=first[2])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's; see diffusers.

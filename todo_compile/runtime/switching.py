@@ -34,7 +34,7 @@ class PhasedDenoiser(Compiled):
     """
 
     def __init__(
-        self, parts: Sequence[Any], starts: Sequence[float], *, dense: int | None = None
+        self, parts: Sequence[nn.Module], starts: Sequence[float], *, dense: int | None = None
     ) -> None:
         super().__init__()
         ascending = all(a <= b for a, b in pairwise(starts))
@@ -78,11 +78,11 @@ class PhasedDenoiser(Compiled):
         return self._first.origin.name
 
     @property
-    def _first(self) -> Any:
+    def _first(self) -> Any:  # with what a component has beyond a module
         return self.parts[0]
 
     @property
-    def dense(self) -> Any:
+    def dense(self) -> nn.Module | None:
         """The part that downsamples nothing, or None."""
         return None if self._dense is None else self.parts[self._dense]
 

@@ -18,6 +18,7 @@ from torch.utils import dlpack
 from todo_compile.bundle.triton import PARTS, served_name
 from todo_compile.errors import EngineError, TodoError
 from todo_compile.runtime.files import open_bundle
+from todo_compile.runtime.how import Wrapping
 from todo_compile.runtime.pipeline import assemble
 from todo_compile.runtime.session import OutputSession, check_feeds
 
@@ -84,7 +85,7 @@ class TritonPythonModel:
         def opener(output: Output) -> TritonSession:
             return TritonSession(output, served_name(name, output.path.name), server)
 
-        self._pipeline: Any = assemble(opened, {}, options={"opener": opener})
+        self._pipeline: Any = assemble(opened, {}, options=Wrapping(opener=opener))
         self._pipeline.set_progress_bar_config(disable=True)
 
     def execute(self, requests: list[Any]) -> list[Any]:

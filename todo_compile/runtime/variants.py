@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from todo_compile.models import Resolution, Source
     from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
+    from todo_compile.runtime.component import Component
 
 
 class CapturedComponent:
@@ -93,7 +94,7 @@ class CapturedComponent:
         }
         self.origin = Origin.of(Path(source.identifier).name, facts)
 
-    def variant(self, options: PlanOptions | None) -> tuple[Any, Report]:
+    def variant(self, options: PlanOptions | None) -> tuple[Component, Report]:
         """The component under a plan, for the pipeline that it came from, and what was done.
 
         Raises:
