@@ -57,9 +57,7 @@ if where.startswith("place"):
         place(part, goal)
     assembly._place = slow
 if where == "finish":
-    from todo_compile.bundle import entries
-    write = entries.write
-    entries.write = lambda it, path: hang() if path.name == "bundle.json" else write(it, path)
+    assembly.write = lambda *_: hang()
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -7,6 +7,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from todo_compile.bundle._locks import hold, still_there
+from todo_compile.disk import disk_errors
 from todo_compile.errors import BundleError
 
 LOCK = ".building"
@@ -33,9 +35,6 @@ def only_one(folder: Path) -> Generator[None]:
 
 
 def _held(folder: Path) -> int:
-    from todo_compile.bundle._locks import hold, still_there
-    from todo_compile.disk import disk_errors
-
     path = folder / LOCK
     while True:
         with disk_errors(path):

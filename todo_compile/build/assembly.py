@@ -19,15 +19,26 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.build.alone import only_one
 from todo_compile.build.bundle_gate import BundleGate
 from todo_compile.build.compiler import CompileResult, asked_for, build
-from todo_compile.bundle.files import staged
+from todo_compile.bundle.bundle import BUNDLE_JSON, check_bundle, component_manifest, read_bundle
+from todo_compile.bundle.description import (
+    Bundle,
+    ComponentEntry,
+    ExtraFile,
+    PhaseEntry,
+    WeightFile,
+)
+from todo_compile.bundle.entries import file_sha256, now, write
+from todo_compile.bundle.files import staged, sweep
+from todo_compile.bundle.manifest import find_reusable, manifest_path, read
+from todo_compile.disk import disk_errors
 from todo_compile.errors import BundleError
+from todo_compile.export import onnx
 from todo_compile.progress import Progress
 
 if TYPE_CHECKING:
     from todo_compile.build.job import Job
     from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
-    from todo_compile.bundle.description import Bundle
     from todo_compile.models.torch_parts import TorchPart
 
 PARTS = ".parts"
@@ -88,16 +99,11 @@ class Assembly:
         Raises:
             TodoError: whatever the user can mend; an older bundle then stands as it was.
         """
-        from todo_compile.bundle.bundle import BUNDLE_JSON
-        from todo_compile.disk import disk_errors
 
         with only_one(self.folder), disk_errors(self.folder / BUNDLE_JSON):
             return self.run()
 
     def run(self) -> BundleResult:
-        from todo_compile.bundle.bundle import BUNDLE_JSON
-        from todo_compile.bundle.files import sweep
-
         self._refuse_links()
         sweep(self.folder / BUNDLE_JSON)
         gate = BundleGate.of(self)
@@ -147,8 +153,6 @@ class Assembly:
         A twin (for another phase or resolution) comes after the model whose weights it shares, and
         only fits those.
         """
-        from todo_compile.bundle.files import sweep
-        from todo_compile.bundle.manifest import find_reusable, read
 
         part = self.folder / PARTS / job.out.name
         shared = self._shared(job)
@@ -190,11 +194,10 @@ class Assembly:
 
     def _beside(self, part: Path, twin: CompileResult | None) -> Path | None:
         """The twin's model file; its weights are linked to the parts, where they must lie too."""
-        from todo_compile.export.onnx import data_name
 
         if twin is None or self.kind != "onnx":
             return None
-        data = twin.path.with_name(data_name(twin.path))
+        data = twin.path.with_name(onnx.data_name(twin.path))
         link = part.with_name(data.name)
         if data.exists() and data != link:
             link.unlink(missing_ok=True)
@@ -206,7 +209,6 @@ class Assembly:
 
     def _intact(self) -> Bundle | None:
         """The bundle that stands, if it is whole."""
-        from todo_compile.bundle.bundle import check_bundle, read_bundle
 
         try:
             bundle = read_bundle(self.folder)
@@ -222,16 +224,6 @@ class Assembly:
 
     def _describe(self, results: Mapping[str, CompileResult]) -> Bundle:
         import hashlib
-
-        from todo_compile.bundle.description import (
-            Bundle,
-            ComponentEntry,
-            ExtraFile,
-            PhaseEntry,
-            WeightFile,
-        )
-        from todo_compile.bundle.entries import file_sha256, now
-        from todo_compile.bundle.manifest import manifest_path
 
         main = next(iter(self.jobs.values()))
         entries = {
@@ -290,9 +282,6 @@ class Assembly:
 
     def _finish(self, bundle: Bundle, results: Mapping[str, CompileResult]) -> None:
         """Put everything in its place. From the first line to the last there is no bundle."""
-        from todo_compile.bundle.bundle import BUNDLE_JSON
-        from todo_compile.bundle.entries import write
-        from todo_compile.bundle.manifest import manifest_path
 
         target = self.folder / BUNDLE_JSON
         stale = self._files()
@@ -324,8 +313,6 @@ class Assembly:
 
     def _files(self) -> set[str]:
         """Files of the bundle that stands, by its own word."""
-        from todo_compile.bundle.bundle import component_manifest, read_bundle
-        from todo_compile.bundle.manifest import manifest_path
 
         try:
             bundle = read_bundle(self.folder)
@@ -390,6 +377,5 @@ def _keeps_weights(result: CompileResult) -> bool:
     It was built when nothing else had them. Its manifest says it, not its request: a model whose
     weights lie apart serves without company too.
     """
-    from todo_compile.export.onnx import SHARED_OVER
 
-    return result.manifest.onnx.get("weight_bytes_inside", 0) > SHARED_OVER
+    return result.manifest.onnx.get("weight_bytes_inside", 0) > onnx.SHARED_OVER

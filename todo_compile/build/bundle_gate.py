@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from todo_compile.build.gate import Gate, beyond_memory, judge, why_not_onnxruntime
+from todo_compile.bundle.manifest import same_request
+from todo_compile.runtime.files import Output
 
 if TYPE_CHECKING:
     from todo_compile.build.assembly import Assembly
@@ -44,7 +46,6 @@ class BundleGate:
         Raises:
             GateError: the gate is not kept.
         """
-        from todo_compile.bundle.manifest import same_request
 
         jobs = self.assembly.jobs
         if not (why := why_not_onnxruntime(list(jobs.values()))):
@@ -78,7 +79,6 @@ class BundleGate:
         self, size: str, results: Mapping[str, CompileResult] | None, why: str = ""
     ) -> Verdict:
         """Draw with what there is for one resolution; without `results` in torch."""
-        from todo_compile.runtime.files import Output
 
         jobs = self.assembly.jobs
         phases = list(self.assembly.denoisers[size])

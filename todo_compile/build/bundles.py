@@ -18,17 +18,31 @@ from todo_compile.build.alone import LOCK
 from todo_compile.build.assembly import PARTS, Assembly
 from todo_compile.build.gate import check_gate
 from todo_compile.build.job import SUFFIXES
-from todo_compile.build.model_job import check_used, prepare_component
+from todo_compile.build.model_job import check_used, default_batch, prepare_component
 from todo_compile.build.phases import DenoiserPhase, phase_job, phases_of
+from todo_compile.bundle.bundle import BUNDLE_JSON
+from todo_compile.bundle.description import COMPONENTS, MAX_SIZES, SIZED
+from todo_compile.bundle.files import check_target
 from todo_compile.disk import format_bytes
-from todo_compile.errors import BundleError, ConfigError
+from todo_compile.errors import BundleError, ConfigError, ModelError
+from todo_compile.models import Resolution, parse_lora
+from todo_compile.models.components import (
+    OTHERS,
+    parse_choice,
+    part,
+    pipeline_folder,
+    resolve_component,
+)
+from todo_compile.models.extras import light_files
+from todo_compile.models.torch_parts import torch_parts
+from todo_compile.models.trust import read_index
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
-    from todo_compile.models import Resolution, Source
+    from todo_compile.models import Source
     from todo_compile.models.torch_parts import TorchPart
 
 SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan"}
@@ -43,8 +57,6 @@ def prepare_bundle(
     The decoder is built for the images of a batch with guidance (half of it), the text encoders for
     one prompt.
     """
-    from todo_compile.bundle.description import SIZED
-    from todo_compile.models import parse_lora
 
     progress = progress or SilentProgress()
     folder = Path(request.out)
@@ -135,8 +147,6 @@ def _sizes(res: Sequence[str]) -> list[Resolution]:
     Raises:
         ConfigError: too many, or one twice.
     """
-    from todo_compile.bundle.description import MAX_SIZES
-    from todo_compile.models import Resolution
 
     sizes = [Resolution.parse(one) for one in res]
     twice = [str(size) for size in dict.fromkeys(sizes) if sizes.count(size) > 1]
@@ -159,8 +169,6 @@ def is_folder_output(out: Path, text: str = "") -> bool:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that is no bundle of ours: components must not be strewn among files."""
-    from todo_compile.bundle.bundle import BUNDLE_JSON
-    from todo_compile.bundle.files import check_target
 
     if folder.is_file():
         raise ConfigError(
@@ -179,11 +187,7 @@ def check_folder(folder: Path) -> None:
 def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[str]]:
     """Rows of the denoising model for a picture, and names of the components to build; that model
     first."""
-    from todo_compile.build.model_job import default_batch
-    from todo_compile.bundle.description import COMPONENTS
     from todo_compile.capture.inputs import is_recorded, with_habits
-    from todo_compile.errors import ModelError
-    from todo_compile.models.components import OTHERS, parse_choice, part, resolve_component
 
     assert request.model is not None
     model, choice = request.model, parse_choice(request.component or "all")
@@ -223,8 +227,6 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
 
 def _absent(main: Source) -> frozenset[str]:
     """Parts that the pipeline says it does without."""
-    from todo_compile.models.components import pipeline_folder
-    from todo_compile.models.trust import read_index
 
     root = pipeline_folder(main)
     index = {} if root is None else read_index(root)
@@ -260,16 +262,15 @@ def _options(name: str, request: BuildRequest) -> PlanOptions | None:
 
 def _torch_parts(jobs: Mapping[str, ModelJob], progress: Progress) -> dict[str, TorchPart]:
     """Parts that stay in torch: in a bundle of the whole pipeline alone."""
-    from todo_compile.models.torch_parts import torch_parts
 
     main = next(iter(jobs.values()))
     if main.request.component not in (None, "all") and len(jobs) == 1:
         return {}
     fetch = main.weights.origin == "hub"
     found = torch_parts(main.source, [job.source.component for job in jobs.values()], fetch=fetch)
-    for name, part in found.items():
-        said = f"{name} ({part.name})"
-        if part.files:
+    for name, left in found.items():
+        said = f"{name} ({left.name})"
+        if left.files:
             progress.info(f"in torch       {said}, which is not compiled")
         else:
             progress.warn(f"not in the bundle: {said}, which is not compiled and has no weights")
@@ -279,8 +280,6 @@ def _torch_parts(jobs: Mapping[str, ModelJob], progress: Progress) -> dict[str, 
 def _extras(
     jobs: Mapping[str, ModelJob], kept: Mapping[str, TorchPart], progress: Progress
 ) -> dict[str, bytes]:
-    from todo_compile.models.extras import light_files
-
     fetch = any(job.weights.origin == "hub" for job in jobs.values())
     sources = {name: job.source for name, job in jobs.items()}
     extras = light_files(sources, fetch=fetch, torch=list(kept))

@@ -19,6 +19,18 @@ from typing import TYPE_CHECKING
 from todo_compile.batches import BatchRange, largest
 from todo_compile.build.facts import as_built, output_tensors, site_facts
 from todo_compile.build.gate import as_model, beyond_memory, gate_of, judge, why_not_onnxruntime
+from todo_compile.build.translation import translate
+from todo_compile.build.verification import verify
+from todo_compile.bundle import entries
+from todo_compile.bundle import manifest as manifests
+from todo_compile.bundle.files import check_target, staged, sweep
+from todo_compile.bundle.manifest import find_reusable, read
+from todo_compile.bundle.tensors import tensors
+from todo_compile.export._sharing import share_weights
+from todo_compile.export.context import context_name, write_context
+from todo_compile.export.onnx import data_name
+from todo_compile.export.tensorrt import EngineOptions, build_engine
+from todo_compile.runtime.files import Output
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -54,8 +66,6 @@ class CompileResult:
 
 def run(job: Job) -> CompileResult:
     """Build the output of a job, or keep an equal one; see `Job.build`."""
-    from todo_compile.bundle.files import check_target, sweep
-    from todo_compile.bundle.manifest import find_reusable, read
 
     force, verify = job.request.force, job.request.verify
     check_target(job.out)
@@ -99,12 +109,6 @@ def build(
             equal.
         shared: other ONNX files share its weights, or it theirs; they go to a file of their own.
     """
-    from todo_compile.build.translation import translate
-    from todo_compile.bundle import entries
-    from todo_compile.bundle import manifest as manifests
-    from todo_compile.bundle.files import staged
-    from todo_compile.bundle.tensors import tensors
-    from todo_compile.export.onnx import data_name
 
     engine = job.format == "tensorrt"
     verdict = _judged_in_torch(job)
@@ -114,8 +118,6 @@ def build(
         info = translate(job, program, file, example, job.progress, shared=shared)
         verification = None
         if job.request.verify:
-            from todo_compile.build.verification import verify
-
             assert dense is not None
             verification = verify(job, program, dense, report, file, example)
         inputs = tensors(example.specs, example.batches)
@@ -190,7 +192,6 @@ def _judged(job: Job, file: Path, document: Manifest) -> Manifest:
     Raises:
         GateError: the gate is not kept.
     """
-    from todo_compile.runtime.files import Output
 
     gate = gate_of(job)
     if gate is None:
@@ -208,8 +209,6 @@ def _passed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, 
 
 def _share(twin: Path, onnx: Path) -> tuple[Path, ...]:
     """Let `onnx` use the twin's weights; the files that it then refers to besides its own."""
-    from todo_compile.export._sharing import share_weights
-    from todo_compile.export.onnx import data_name
 
     data = twin.with_name(data_name(twin))
     return (data,) if data.exists() and share_weights(onnx, twin) else ()
@@ -247,8 +246,6 @@ def _rewritten(
 
 
 def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
-    from todo_compile.export.tensorrt import EngineOptions, build_engine
-
     assert job.library is not None and job.targets is not None
     return build_engine(
         onnx,
@@ -267,7 +264,6 @@ def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
 
 def _context(stage: Stage, built: EngineInfo) -> tuple[str, ...]:
     """The file by which onnxruntime's provider for RTX loads the engine, where there is such."""
-    from todo_compile.export.context import context_name, write_context
 
     name = context_name(built.path.name)
     if built.library != "tensorrt_rtx" or ".." in built.path.name:  # which the provider refuses

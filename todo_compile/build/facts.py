@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.batches import BatchRange
+from todo_compile.bundle.tensors import Tensor, tensors
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -25,7 +26,6 @@ def site_facts(site: dict[str, Any]) -> dict[str, Any]:
 def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
     """Shapes and dtypes of a graph's outputs; a dynamic first size is the batch."""
     from todo_compile._torch import is_symbolic
-    from todo_compile.bundle.tensors import Tensor
 
     def batches(value: Any) -> BatchRange | None:
         if isinstance(job.batch, BatchRange) and value.dim() and is_symbolic(value.shape[0]):
@@ -47,7 +47,6 @@ def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -
 
 def as_built(found: Sequence[Any], planned: Sequence[Any]) -> list[Any]:
     """An engine's tensors by the builder's word, with the ranges that they were planned for."""
-    from todo_compile.bundle.tensors import tensors
 
     batches = {spec.name: spec.batches for spec in planned}
     return tensors(found, [batches.get(spec.name) for spec in found])

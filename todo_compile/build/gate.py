@@ -17,14 +17,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from todo_compile import packages
+from todo_compile import models, packages
+from todo_compile.build import verification
+from todo_compile.build.model_job import ModelJob
 from todo_compile.bundle.verdict import Verdict
 from todo_compile.errors import ConfigError, GateError, ModelError
+from todo_compile.models.components import pipeline_folder
+from todo_compile.models.trust import INDEX
+from todo_compile.runtime.files import OpenPhase
+from todo_compile.runtime.how import How, Wrapping
+from todo_compile.runtime.onnx_session import choose_device
+from todo_compile.runtime.torch_pipelines import torch_pipeline
+from todo_compile.tuning.prompts import read_prompts, split
+from todo_compile.tuning.statistics import measure
 from todo_compile.tuning.wishes import Budget
 
 if TYPE_CHECKING:
     from todo_compile.build.job import Job
-    from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
     from todo_compile.bundle.manifest import Manifest
     from todo_compile.progress import Progress
@@ -94,7 +103,6 @@ def gate_of(job: Job) -> Gate | None:
 
 def as_model(job: Job) -> ModelJob:
     """A gated job: of a model by name, since the option is for those alone."""
-    from todo_compile.build.model_job import ModelJob
 
     assert isinstance(job, ModelJob)
     return job
@@ -111,8 +119,6 @@ def check_gate(request: BuildRequest, plan: TunedPlan | None, jobs: Sequence[Mod
     if Gate.of(request, plan) is None:
         return
     from todo_compile.capture.inputs import refuse_recorded
-    from todo_compile.models.components import pipeline_folder
-    from todo_compile.models.trust import INDEX
 
     packages.need("generate", "A gate, which draws")
     judged = _judged(jobs)
@@ -155,12 +161,11 @@ def why_not_onnxruntime(jobs: Sequence[Job]) -> str:
 
 def beyond_memory(manifests: Sequence[Manifest]) -> str:
     """Why finished ONNX files cannot draw here: onnxruntime keeps all scores of a site."""
-    from todo_compile.build.verification import available_bytes
 
     sites = [site for manifest in manifests for site in manifest.sites]
     scores = [s["heads"] * s["query_tokens"] * s["key_tokens_after"] for s in sites]
     # In fp32, before and after the softmax.
-    short = 2 * 4 * max(scores, default=0) > available_bytes() // 2
+    short = 2 * 4 * max(scores, default=0) > verification.available_bytes() // 2
     return "onnxruntime's attention scores need more memory than is free" if short else ""
 
 
@@ -185,12 +190,6 @@ def judge(
         GateError: the drift exceeds the gate.
         TodoError: the pipeline cannot be loaded, or not draw.
     """
-    from todo_compile import models
-    from todo_compile.models.components import pipeline_folder
-    from todo_compile.runtime.onnx_session import choose_device
-    from todo_compile.runtime.torch_pipelines import torch_pipeline
-    from todo_compile.tuning.prompts import read_prompts, split
-    from todo_compile.tuning.statistics import measure
     from todo_compile.tuning.studio import Sampling, call_pipeline, for_measuring, make_pairs
 
     job = phases[0][1]
@@ -248,7 +247,6 @@ def _own_weights(pipeline: Any, phases: Sequence[tuple[float, ModelJob]]) -> Non
     """Give the dense pipeline the weights that were built, where those are not the folder's own."""
     import torch
 
-    from todo_compile import models
     from todo_compile.runtime.pipeline import place_of
 
     for component in dict.fromkeys(job.source.component for _, job in phases):
@@ -268,8 +266,6 @@ def _put_in_place(
     rows: int,
 ) -> None:
     """Let the pipeline run what was built."""
-    from todo_compile.runtime.files import OpenPhase
-    from todo_compile.runtime.how import How, Wrapping
     from todo_compile.runtime.loading import phased, wrap_phases
     from todo_compile.runtime.pipeline import place_of
     from todo_compile.runtime.switching import PhasedDenoiser

@@ -10,9 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile import packages
 from todo_compile.batches import Batch, BatchRange
 from todo_compile.build.sources import sources_hash
+from todo_compile.bundle.files import check_new_folder
 from todo_compile.errors import ConfigError
+from todo_compile.export import library as libraries
+from todo_compile.export.library import Library
+from todo_compile.export.targets import Targets, parse_targets, resolve_targets
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress
 
@@ -23,8 +28,6 @@ if TYPE_CHECKING:
     from todo_compile.build.planned import Planned
     from todo_compile.build.request import BuildRequest
     from todo_compile.capture.inputs import ExampleInputs
-    from todo_compile.export.library import Library
-    from todo_compile.export.targets import Targets
 
 FORMATS: Mapping[str, str] = {
     ".plan": "tensorrt",
@@ -135,7 +138,6 @@ def need_packages(request: BuildRequest) -> None:
     Raises:
         MissingPackageError: it is not.
     """
-    from todo_compile import packages
 
     if request.bundle or format_of(request.out) != "aotinductor":
         packages.need("onnx", "Writing ONNX")
@@ -147,8 +149,6 @@ def check_output(request: BuildRequest) -> Path:
     Raises:
         ConfigError: an option is not possible, or not for such an output.
     """
-    from todo_compile.bundle.files import check_new_folder
-    from todo_compile.export.targets import parse_targets
 
     path = Path(request.out)
     kind = format_of(request.out)
@@ -185,21 +185,17 @@ def builder(request: BuildRequest, progress: Progress) -> tuple[Library | None, 
         EngineError: it is absent, or cannot build for them.
         ExportError: packages cannot be built here.
     """
-    from todo_compile.export.library import choose_library, current_gpu
-    from todo_compile.export.targets import parse_targets, resolve_targets
 
     kind = format_of(request.out)
     if kind == "aotinductor":
         from todo_compile.export import package
-        from todo_compile.export.library import Library
-        from todo_compile.export.targets import Targets
 
         here = Targets(package.needed_features(), current=True, reason="this machine's CPU")
         return Library(package.NAME, package.version(), ()), here
     if kind != "tensorrt":
         return None, None
-    gpu = current_gpu()
-    library = choose_library(request.library, gpu=gpu)
+    gpu = libraries.current_gpu()
+    library = libraries.choose_library(request.library, gpu=gpu)
     targets = resolve_targets(parse_targets(request.target), library, gpu)
     progress.info(f"target         {', '.join(targets.names)} ({targets.reason})")
     return library, targets

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from todo_compile import packages
+from todo_compile import models, packages
 from todo_compile.batches import Batch, BatchLike, BatchRange, parse_batch
 from todo_compile.build.job import (
     Job,
@@ -19,7 +19,11 @@ from todo_compile.build.job import (
     plain_batch,
     versions,
 )
+from todo_compile.build.planned import Planned
 from todo_compile.errors import ConfigError, ModelError
+from todo_compile.models import parse_lora
+from todo_compile.models.components import OTHERS, one_component, overflows_in_half
+from todo_compile.models.controlnet import with_controlnet
 from todo_compile.options import PlanOptions
 from todo_compile.precision import dtype_of
 from todo_compile.progress import Progress, SilentProgress, Step
@@ -27,7 +31,6 @@ from todo_compile.progress import Progress, SilentProgress, Step
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from todo_compile.build.planned import Planned
     from todo_compile.build.request import BuildRequest
     from todo_compile.capture.inputs import ExampleInputs
     from todo_compile.capture.written import InputSpec
@@ -50,7 +53,6 @@ class ModelJob(Job):
     loras: tuple[Lora, ...]
 
     def capture(self) -> tuple[ExportedProgram, ExampleInputs]:
-        from todo_compile import models
         from todo_compile.capture.inputs import example_inputs
         from todo_compile.capture.trace import capture
 
@@ -115,9 +117,6 @@ def prepare(
 ) -> ModelJob:
     """The job of a request for a file; see `BuildRequest.resolve`."""
     from todo_compile.build.gate import check_gate
-    from todo_compile.build.planned import Planned
-    from todo_compile.models import parse_lora
-    from todo_compile.models.components import one_component
 
     check_output(request)
     tuned = request.tuned
@@ -153,7 +152,6 @@ def prepare_component(
         request, progress, look: see `BuildRequest.resolve`.
         planned: in place of the request's options for factors.
     """
-    from todo_compile import models
     from todo_compile.capture.inputs import input_specs, inputs_identity, with_habits
 
     path = check_output(request)
@@ -168,8 +166,6 @@ def prepare_component(
     if source.file is not None and source.component == "unet":
         progress.info(f"model          {source.file.remark}")
     if request.controlnet:
-        from todo_compile.models.controlnet import with_controlnet
-
         source = with_controlnet(source)
     if planned is not None:
         planned.check(source, resolution)
@@ -223,7 +219,6 @@ def plan_identity(source: Source, options: PlanOptions, planned: Planned | None)
 
 def default_batch(source: Source) -> int:
     """What one image needs: 2 for a denoising model with classifier-free guidance, else 1."""
-    from todo_compile.models.components import OTHERS
 
     if source.habits is not None:
         return source.habits.batch
@@ -310,7 +305,6 @@ def check_used(loras: Sequence[Lora], jobs: Sequence[ModelJob]) -> None:
 
 def _precision(source: Source, precision: str | None, progress: Progress) -> str:
     """The precision of a component, and a warning where the one that was chosen cannot work."""
-    from todo_compile.models.components import overflows_in_half
 
     if not overflows_in_half(source):
         return precision or "fp16"
@@ -327,7 +321,6 @@ def _precision(source: Source, precision: str | None, progress: Progress) -> str
 
 def _weights_hash(weights: Weights, progress: Progress) -> str:
     """Identity of the weights; only files take time to read."""
-    from todo_compile import models
 
     if weights.kind == "random":
         return models.weights_hash(weights)

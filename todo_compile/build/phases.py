@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from todo_compile.build.model_job import plan_identity
 from todo_compile.build.planned import Planned
 from todo_compile.errors import ConfigError
+from todo_compile.models.components import OTHERS
 from todo_compile.options import PlanOptions
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def phases_of(request: BuildRequest, first: str) -> list[DenoiserPhase]:
     Raises:
         ConfigError: the bundle has no denoising model, or the share of the steps is none.
     """
-    from todo_compile.models.components import OTHERS
 
     tuned, after = request.tuned, request.dense_after
     option = "--plan" if tuned is not None else "--dense-after"

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile import packages
+from todo_compile import models, packages
 from todo_compile.batches import Batch, largest
+from todo_compile.build.factory import check_module, make_module
+from todo_compile.build.model_job import check_batch, check_options
+from todo_compile.bundle.files import check_new_folder
 from todo_compile.errors import ConfigError
+from todo_compile.models.components import one_component
+from todo_compile.options import check_token_grids
 from todo_compile.precision import dtype_of
 
 if TYPE_CHECKING:
@@ -24,13 +29,10 @@ def plan_request(request: BuildRequest) -> Report:
     Raises:
         TodoError: whatever the user can mend.
     """
-    from todo_compile.bundle.files import check_new_folder
 
     if request.dump is not None:
         check_new_folder(request.dump, "--dump")
     if request.is_module():
-        from todo_compile.build.factory import make_module
-
         module, args, kwargs = request.module, request.args, request.kwargs
         if isinstance(module, str):
             module, args, kwargs = make_module(module)
@@ -42,10 +44,7 @@ def plan_request(request: BuildRequest) -> Report:
             remedy="Plan once for each.",
         )
     packages.need("models", "Reading a model")
-    from todo_compile import models
-    from todo_compile.build.model_job import check_batch, check_options
     from todo_compile.capture.inputs import with_habits
-    from todo_compile.models.components import one_component
 
     assert request.model is not None
     source = models.resolve_component(request.model, one_component(request.component))
@@ -85,7 +84,6 @@ def plan_source(
     Raises:
         ConfigError: options or a size that the model cannot follow.
     """
-    from todo_compile import models
     from todo_compile.capture.inputs import example_inputs, input_specs
     from todo_compile.capture.trace import capture
     from todo_compile.passes.pipeline import rewrite_graph
@@ -111,10 +109,8 @@ def _plan_module(
     module: Any, args: Any, kwargs: Mapping[str, Any], request: BuildRequest
 ) -> Report:
     """The passes' report on a module, for its example inputs."""
-    from todo_compile.build.factory import check_module
     from todo_compile.capture.given import capture_module
     from todo_compile.capture.trace import constants_of
-    from todo_compile.options import check_token_grids
     from todo_compile.passes.pipeline import rewrite_graph
 
     check_module(module, args, kwargs)

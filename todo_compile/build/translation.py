@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from todo_compile.export import onnx
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
@@ -50,16 +52,15 @@ def translate(
 
         export_package(program, path, progress=progress)
         return Translated((path.name,))
-    from todo_compile.export.onnx import EXTERNAL_OVER, SHARED_OVER, export_onnx
 
-    info = export_onnx(
+    info = onnx.export_onnx(
         program,
         path,
         opset=job.opset,
         input_names=example.input_names,
         output_names=example.output_names,
         progress=progress,
-        external_over=SHARED_OVER if shared else EXTERNAL_OVER,
+        external_over=onnx.SHARED_OVER if shared else onnx.EXTERNAL_OVER,
     )
     facts = {"opset": info.opset, "ops": info.ops, "weight_bytes_inside": info.inside}
     return Translated(info.files, facts)

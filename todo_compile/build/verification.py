@@ -18,10 +18,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile import packages
+from todo_compile import models, packages
 from todo_compile.batches import BatchRange, largest
 from todo_compile.build.model_job import ModelJob
+from todo_compile.build.planning import plan_source
+from todo_compile.build.translation import translate
 from todo_compile.errors import ConfigError, ExportError, first_line
+from todo_compile.precision import dtype_of
+from todo_compile.progress import SilentProgress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -212,8 +216,6 @@ def _largest_that_fits(job: ModelJob, options: PlanOptions, budget: int) -> tupl
     Raises:
         ExportError: none fits.
     """
-    from todo_compile import models
-    from todo_compile.build.planning import plan_source
     from todo_compile.capture.inputs import side_multiple
 
     multiple = 8 * side_multiple(job.source)
@@ -240,14 +242,10 @@ def _largest_that_fits(job: ModelJob, options: PlanOptions, budget: int) -> tupl
 
 def _at(job: ModelJob, resolution: Any, options: PlanOptions, stage: Path) -> dict[str, Any]:
     """Capture, rewrite and export once more at `resolution`, and verify that."""
-    from todo_compile import models
     from todo_compile.build.site_proof import dense_copy
-    from todo_compile.build.translation import translate
     from todo_compile.capture.inputs import example_inputs
     from todo_compile.capture.trace import capture, constants_of
     from todo_compile.passes.pipeline import rewrite_graph
-    from todo_compile.precision import dtype_of
-    from todo_compile.progress import SilentProgress
 
     dtype = dtype_of(job.precision)
     loaded = models.load(job.source, job.weights, dtype=dtype, hashed=False, loras=job.loras)

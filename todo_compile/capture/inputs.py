@@ -20,6 +20,8 @@ from torch import nn
 from todo_compile import packages
 from todo_compile.batches import Batch, BatchRange, largest
 from todo_compile.capture import wrappers
+from todo_compile.capture.recording.call import wrapper
+from todo_compile.capture.recording.recorded import recorder
 from todo_compile.capture.written import (
     InputSpec,
     controlled_inputs,
@@ -200,7 +202,6 @@ def _recorder(source: Source) -> Recorder:
             remedy="Give the pipeline's folder (the one with model_index.json), or hand the module "
             "to todo_compile.rewrite(module, example_inputs).",
         )
-    from todo_compile.capture.recording.recorded import recorder
 
     return recorder(source, parts)
 
@@ -225,8 +226,6 @@ def _recorded_specs(recording: Recording) -> tuple[InputSpec, ...]:
 
 
 def _recorded(model: LoadedModel, resolution: Resolution, batch: Batch) -> ExampleInputs:
-    from todo_compile.capture.recording.call import wrapper
-
     recording = _recording(model.source, resolution, batch, model.dtype)
     specs = _recorded_specs(recording)
     if model.fake is None:

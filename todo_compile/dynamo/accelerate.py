@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from todo_compile._torch import compiled_call, set_compiled_call
+from todo_compile.dynamo.backend_options import BackendOptions, patch_grid_at
+from todo_compile.dynamo.tuned import compile_phases
 from todo_compile.errors import ConfigError, ModelError
+from todo_compile.models import Resolution, native
 from todo_compile.options import check_token_grids, parse_factors
+from todo_compile.tuning.plan_file import read_plan, single_phase
 
 if TYPE_CHECKING:
     from todo_compile.tuning.plan_file import TunedPlan
@@ -75,7 +79,6 @@ def accelerate(
         ModelError: it is a pipeline without a denoiser.
         ConfigError: an option is unknown.
     """
-    from todo_compile.dynamo.backend_options import BackendOptions
 
     tuned = _tuned(pipe, options)
     BackendOptions.parse({**options, **({} if tuned is None else {"phase": 0})}, mode)
@@ -96,8 +99,6 @@ def accelerate(
             chosen["kv_tokens"] = part.native
         _before.setdefault(part.module, compiled_call(part.module))
         if tuned is not None and part.denoises and len(tuned.phases) > 1:
-            from todo_compile.dynamo.tuned import compile_phases
-
             rest = {name: value for name, value in chosen.items() if name != "plan"}
             rest |= {"mode": mode} if mode is not None else {}
             compile_phases(part.module, pipe, tuned, rest, fullgraph=fullgraph, dynamic=dynamic)
@@ -119,8 +120,6 @@ def _tuned(pipe: object, options: dict[str, Any]) -> TunedPlan | None:
     """
     if options.get("plan") is None:
         return None
-    from todo_compile.models import Resolution
-    from todo_compile.tuning.plan_file import read_plan, single_phase
 
     plan = read_plan(options["plan"])
     present = [name for name in _DENOISERS if getattr(pipe, name, None) is not None]
@@ -147,7 +146,6 @@ def _packed_grid(pipe: object, res: object) -> tuple[int, int] | None:
     None without `res`, for a pipeline that packs nothing, and for one of videos: the tokens of
     several frames are no grid of two axes.
     """
-    from todo_compile.dynamo.backend_options import patch_grid_at
 
     if res is None or not callable(pipe) or not hasattr(pipe, "_pack_latents"):
         return None
@@ -199,7 +197,6 @@ def _controlnets(pipe: object) -> Iterator[nn.Module]:
 
 def _native(module: Any) -> int | None:
     """Tokens at the highest attention level in training, where the configuration tells."""
-    from todo_compile.models import native
 
     config = dict(getattr(module, "config", {}) or {})
     config.setdefault("_class_name", type(module).__name__)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from todo_compile._torch import inductor_mode, inductor_options
 from todo_compile.errors import ConfigError
+from todo_compile.models import Resolution
 from todo_compile.options import PlanOptions, check_token_grids
+from todo_compile.tuning.plan_file import read_plan, single_phase
 
 if TYPE_CHECKING:
     from todo_compile.tuning.plan_file import TunedPlan
@@ -107,7 +109,6 @@ def _tuned(given: Mapping[str, Any]) -> tuple[TunedPlan | None, PlanOptions | No
         if phase is not None:
             raise ConfigError("phase is one of a plan's.", remedy="Give the plan too.")
         return None, None
-    from todo_compile.tuning.plan_file import read_plan, single_phase
 
     for other in ("kv_tokens", "factors", "sampling", "preset"):
         if given.get(other) is not None:
@@ -181,7 +182,6 @@ def grids_at(res: str) -> dict[int, tuple[int, int]]:
     The latent has one cell for 8×8 pixels; each level halves it, rounding up as strided
     convolutions with padding do. Sizes that two levels would share are left out.
     """
-    from todo_compile.models import Resolution
 
     resolution = Resolution.parse(res)
     rows, columns = -(-resolution.height // _LATENT_SCALE), -(-resolution.width // _LATENT_SCALE)
@@ -198,7 +198,6 @@ def patch_grid_at(res: str, pixels: int = 2 * _LATENT_SCALE) -> tuple[int, int] 
 
     Models that take packed tokens (FLUX) make one of 2×2 latent cells; what is left over is cut.
     """
-    from todo_compile.models import Resolution
 
     resolution = Resolution.parse(res)
     grid = resolution.height // pixels, resolution.width // pixels

@@ -16,6 +16,7 @@ from torch import nn
 from todo_compile._torch import set_compiled_call
 from todo_compile.errors import ConfigError, InputError
 from todo_compile.passes.report import Report
+from todo_compile.runtime.switching import PhasedDenoiser
 from todo_compile.tuning.plan_file import TunedPlan
 
 
@@ -72,7 +73,6 @@ def compile_phases(
         options: of the backend, without the plan.
         settings: of `torch.compile`.
     """
-    from todo_compile.runtime.switching import PhasedDenoiser
 
     compile_one: Any = torch.compile  # its annotations know no options but Inductor's
     calls: list[Callable[..., Any]] = [

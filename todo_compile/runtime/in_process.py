@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from todo_compile import models
 from todo_compile.errors import EngineError
+from todo_compile.precision import dtype_of
+from todo_compile.runtime.switching import PhasedDenoiser
+from todo_compile.runtime.variants import CapturedComponent
 
 if TYPE_CHECKING:
     from todo_compile.models import Resolution, Source, WeightsChoice
@@ -59,7 +63,6 @@ def rewrite_pipeline(
     Raises:
         TodoError: the model cannot be captured, or does not take the options.
     """
-    from todo_compile.runtime.variants import CapturedComponent
 
     captured = CapturedComponent(pipeline, source, resolution, batch=batch)
     component, report = captured.variant(options)
@@ -87,8 +90,6 @@ def plan_pipeline(
         ConfigError: the plan was tuned for something else.
         TodoError: the model cannot be captured.
     """
-    from todo_compile.runtime.switching import PhasedDenoiser
-    from todo_compile.runtime.variants import CapturedComponent
 
     check_plan(plan, source, resolution, dtype=pipeline.dtype)
     captured = CapturedComponent(pipeline, source, resolution, batch=batch)
@@ -105,7 +106,6 @@ def check_plan(plan: TunedPlan, source: Source, resolution: Resolution, *, dtype
     Raises:
         ConfigError: says what differs.
     """
-    from todo_compile import models
 
     plan.check(component=source.component, resolution=str(resolution))
     check_weights(plan, source, models.WeightsChoice.parse("auto"), dtype)
@@ -120,8 +120,6 @@ def check_weights(plan: TunedPlan, source: Source, choice: WeightsChoice, dtype:
     Raises:
         ConfigError: says so.
     """
-    from todo_compile import models
-    from todo_compile.precision import dtype_of
 
     digest = models.weights_hash(models.find_weights(source, choice, dtype=dtype))
     precision = plan.settings.get("precision")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.bundle.bundle import is_bundle
 from todo_compile.errors import BundleError, ConfigError, given_path
 from todo_compile.runtime.by_size import SessionBySize
+from todo_compile.runtime.decoder import CompiledVAE
+from todo_compile.runtime.denoisers import CompiledTransformer, CompiledUNet
 from todo_compile.runtime.files import (
     OpenPhase,
     Origin,
@@ -21,6 +23,12 @@ from todo_compile.runtime.files import (
 )
 from todo_compile.runtime.how import How, Wrapping
 from todo_compile.runtime.module import COMPONENT, CompiledModule
+from todo_compile.runtime.onnx_session import OnnxSession
+from todo_compile.runtime.package_session import PackageSession
+from todo_compile.runtime.recorded import CompiledCall
+from todo_compile.runtime.switching import PhasedDenoiser
+from todo_compile.runtime.tensorrt_session import TensorRTSession
+from todo_compile.runtime.text import CompiledTextEncoder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +38,12 @@ if TYPE_CHECKING:
 
 
 _DEFAULT = How()
+_KINDS = {
+    "unet": CompiledUNet,
+    "transformer": CompiledTransformer,
+    "text_encoder": CompiledTextEncoder,
+    "text_encoder_2": CompiledTextEncoder,
+}
 
 
 def load(
@@ -146,8 +160,6 @@ def phased(
     """The components of a schedule's phases as one, see `PhasedDenoiser`; one alone as it is."""
     if len(parts) == 1:
         return parts[0]
-    from todo_compile.runtime.switching import PhasedDenoiser
-
     return PhasedDenoiser(parts, starts, dense=dense)
 
 
@@ -199,24 +211,15 @@ def adapt(
     Raises:
         BundleError: no pipeline has such a component.
     """
-    if origin.call is not None:
-        from todo_compile.runtime.recorded import CompiledCall as Kind
-    elif origin.component == "unet":
-        from todo_compile.runtime.denoisers import CompiledUNet as Kind
-    elif origin.component == "transformer":
-        from todo_compile.runtime.denoisers import CompiledTransformer as Kind
-    elif origin.component in ("text_encoder", "text_encoder_2"):
-        from todo_compile.runtime.text import CompiledTextEncoder as Kind
-    elif origin.component == "vae_decoder":
-        from todo_compile.runtime.decoder import CompiledVAE
-
+    if origin.component == "vae_decoder":
         return CompiledVAE(session, origin, encoder=encoder, batching=batching)
-    else:
+    if origin.call is None and origin.component not in _KINDS:
         raise BundleError(
             f"{origin.name} is a {origin.component!r}, which no pipeline here has a place for.",
             remedy="Build it again with todo-compile.",
         )
-    return Kind(session, origin, batching=batching, cast=cast)
+    kind = CompiledCall if origin.call is not None else _KINDS[origin.component]
+    return kind(session, origin, batching=batching, cast=cast)
 
 
 def open_session(output: Output, how: How = _DEFAULT) -> Session:
@@ -228,12 +231,8 @@ def open_session(output: Output, how: How = _DEFAULT) -> Session:
     """
     how.check(output)
     if output.manifest.packaged:
-        from todo_compile.runtime.package_session import PackageSession
-
         return PackageSession(output, device=how.device, threads=how.threads)
     if output.manifest.library is not None:
-        from todo_compile.runtime.tensorrt_session import TensorRTSession
-
         return TensorRTSession(
             output,
             device=how.device,
@@ -241,6 +240,4 @@ def open_session(output: Output, how: How = _DEFAULT) -> Session:
             specialise=how.specialise,
             runtime_cache=how.runtime_cache,
         )
-    from todo_compile.runtime.onnx_session import OnnxSession
-
     return OnnxSession(output, device=how.device, provider=how.provider, threads=how.threads)

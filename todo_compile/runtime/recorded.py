@@ -12,6 +12,7 @@ from torch import Tensor
 
 from todo_compile.capture.recording.call import flatten
 from todo_compile.errors import InputError
+from todo_compile.models.build import build
 from todo_compile.runtime.component import Component
 from todo_compile.runtime.session import dtype_named
 
@@ -125,8 +126,6 @@ class CompiledCall(Component):
 
     def _sizes(self) -> Any:
         if self._twin is None:
-            from todo_compile.models.build import build
-
             with torch.device("meta"):
                 # In a tuple: as a module of this one it would move with it.
                 self._twin = (build(self.origin.config, self.dtype),)

@@ -10,10 +10,14 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile import packages
+from todo_compile import models, packages
 from todo_compile.errors import ModelError, first_line
 from todo_compile.libraries import quiet_libraries
+from todo_compile.models import hub
+from todo_compile.models.components import part, pipeline_folder
+from todo_compile.models.files import DIFFUSERS_BASE, TEXT_BASE, select_names
 from todo_compile.models.trust import INDEX, check_folder, check_part
+from todo_compile.precision import dtype_of
 from todo_compile.runtime.schedulers import make_scheduler
 
 if TYPE_CHECKING:
@@ -39,7 +43,6 @@ def torch_pipeline(
         ModelError: it is no whole pipeline, says what `models.trust` refuses, or cannot be had.
         EngineError: torch has no such device.
     """
-    from todo_compile.precision import dtype_of
     from todo_compile.runtime.in_process import torch_device
 
     place = torch_device(device)
@@ -62,7 +65,6 @@ def pipeline_root(source: Source) -> Path:
     Raises:
         ModelError: it is no whole pipeline, or cannot be had.
     """
-    from todo_compile.models.components import pipeline_folder
 
     folder = pipeline_folder(source)
     if folder is None:
@@ -76,9 +78,6 @@ def pipeline_root(source: Source) -> Path:
 
 
 def _from_hub(source: Source) -> Path:
-    from todo_compile.models import hub
-    from todo_compile.models.files import DIFFUSERS_BASE, TEXT_BASE, select_names
-
     for hub_id in source.hub_ids:
         folder = hub.cached_snapshot(hub_id, INDEX)
         # A snapshot may hold configurations alone.
@@ -87,12 +86,12 @@ def _from_hub(source: Source) -> Path:
     hub_id = source.hub_ids[0]
     names = hub.list_files(hub_id)
     wanted = [n for n in names if n == INDEX or (n.count("/") == 1 and n.endswith(_LIGHT))]
-    for part in {n.split("/")[0] for n in names if n.count("/") == 1}:
-        inside = [n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/")]
+    for folder in {n.split("/")[0] for n in names if n.count("/") == 1}:
+        inside = [n.removeprefix(f"{folder}/") for n in names if n.startswith(f"{folder}/")]
         chosen = select_names(inside, False, DIFFUSERS_BASE) or select_names(
             inside, False, TEXT_BASE
         )
-        wanted += [f"{part}/{name}" for name in chosen]
+        wanted += [f"{folder}/{name}" for name in chosen]
     return hub.download(hub_id, wanted)
 
 
@@ -130,9 +129,6 @@ def _variant(folder: Path) -> str | None:
 
 
 def _from_file(source: Source, dtype: torch.dtype) -> Any:
-    from todo_compile import models
-    from todo_compile.models.components import part
-
     assert source.file is not None
     diffusers = packages.load("diffusers", "A pipeline")
     made_of = getattr(diffusers, source.file.pipeline)
@@ -164,7 +160,6 @@ def _from_file(source: Source, dtype: torch.dtype) -> Any:
 
 def _tokenizer(source: Source, name: str) -> Any:
     """A tokenizer, which a checkpoint does not hold: from the hub's cache, else from the hub."""
-    from todo_compile.models import hub
 
     vocabulary = f"{name}/vocab.json"
     snapshots = (hub.cached_snapshot(hub_id, vocabulary) for hub_id in source.hub_ids)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from todo_compile import models
 from todo_compile.bundle.tensors import Tensor as Spec
 from todo_compile.bundle.tensors import tensors
 from todo_compile.capture.trace import capture, constants_of
@@ -24,6 +25,7 @@ from todo_compile.drift.replay import lifted_tensors
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.runtime.files import Origin
 from todo_compile.runtime.loading import adapt
+from todo_compile.runtime.pipeline import place_of
 from todo_compile.runtime.session import check_feeds
 
 if TYPE_CHECKING:
@@ -54,9 +56,7 @@ class CapturedComponent:
     def __init__(
         self, pipeline: Any, source: Source, resolution: Resolution, *, batch: int
     ) -> None:
-        from todo_compile import models
         from todo_compile.capture.inputs import example_inputs, refuse_recorded
-        from todo_compile.runtime.pipeline import place_of
 
         refuse_recorded(source, "A rewritten denoiser in a pipeline that draws")
         self.source = source

@@ -12,6 +12,7 @@ from todo_compile.build.many.document import Document, Mistake, read_document
 from todo_compile.build.many.matrix import Build, choose, collisions, expand
 from todo_compile.build.many.memory import default_budget, need, parse_memory
 from todo_compile.build.many.schedule import Need
+from todo_compile.disk import format_bytes
 from todo_compile.errors import ConfigError, TodoError
 
 
@@ -152,7 +153,6 @@ def _check_fits(need: Need, budget: int, chosen: bool) -> None:
     Raises:
         ConfigError: it needs more.
     """
-    from todo_compile.disk import format_bytes
 
     if chosen and budget < need.bytes < math.inf:
         raise ConfigError(

@@ -14,6 +14,11 @@ import signal
 import sys
 import threading
 
+from todo_compile.build.request import BuildRequest
+from todo_compile.errors import TodoError
+from todo_compile.foreign import printable
+from todo_compile.progress import LineProgress
+
 _GRACE_SECONDS = 20.0
 """For a step that Python cannot interrupt; what it leaves then, the next build sweeps away."""
 
@@ -48,9 +53,6 @@ def main() -> None:
 def _build(line: bytes) -> int:
     # Before torch is loaded, see `cli.app`.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from todo_compile.build.request import BuildRequest
-    from todo_compile.errors import TodoError
-    from todo_compile.progress import LineProgress
 
     try:
         request = BuildRequest.model_validate_json(line)
@@ -67,8 +69,6 @@ def _build(line: bytes) -> int:
 
 
 def _say(text: str) -> None:
-    from todo_compile.foreign import printable
-
     print(printable(text), file=sys.stderr, flush=True)
 
 
