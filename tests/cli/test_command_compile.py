@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_helpers import refuse_build
 from compile_helpers import fp32, manifest_of
 from helpers import said
 
@@ -252,7 +253,12 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sdxl" in capsys.readouterr().out
 
 
-def test_controlnet(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_controlnet(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Residuals are inputs of the engine; with and without are two outputs."""
     out = tmp_path / "x.plan"
     with_flag = ["-m", str(model), "-r", "64", "-o", str(out), "--target", "sm89", "--controlnet"]
@@ -267,7 +273,6 @@ def test_controlnet(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert inputs["mid_block_residual"]["dtype"] == "float16"
     assert main([*with_flag, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reused"] is True
-    assert main([*with_flag[:-1], "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert "controlnet: True → False" in printed["rebuilt_because"]
-    assert len(printed["manifest"]["inputs"]) == 3
+    refuse_build(monkeypatch, "unet")
+    assert main(with_flag[:-1]) != 0
+    assert "Rebuilding: controlnet: True → False" in said(capsys)

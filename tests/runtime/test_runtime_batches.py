@@ -52,6 +52,15 @@ def ranged(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def drawing(ranged: Path) -> tuple[Any, Any]:
+    """The bundle's pipeline, rewritten in all steps, and torch's on the oracle."""
+    ours = todo_compile.load_pipeline(ranged)
+    ours.set_progress_bar_config(disable=True)
+    ours.unet = ours.unet.parts[0]
+    return ours, with_oracle(tiny.sd())
+
+
 def feeds(batch: int, height: int = 16, width: int = 16) -> dict[str, torch.Tensor]:
     noise = torch.Generator().manual_seed(batch)
     return {
@@ -157,12 +166,16 @@ def test_parts_get_the_batch_that_is_theirs(ranged: Path) -> None:
     ("images", "guidance", "runs"),
     [(1, 4.0, [2]), (2, 4.0, [4]), (3, 4.0, [4, 2]), (1, 1.0, [1])],
 )
-def test_pictures_equal_torch(ranged: Path, images: int, guidance: float, runs: list[int]) -> None:
+def test_pictures_equal_torch(
+    drawing: tuple[Any, Any],
+    images: int,
+    guidance: float,
+    runs: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What lies in the range runs as it is, once; nothing is ever filled up."""
     options = {"num_images_per_prompt": images, "guidance_scale": guidance}
-    ours = todo_compile.load_pipeline(ranged)
-    ours.set_progress_bar_config(disable=True)
-    ours.unet = ours.unet.parts[0]
+    ours, oracle = drawing
     inner, seen = ours.unet.session, []
 
     class Watched:
@@ -172,11 +185,11 @@ def test_pictures_equal_torch(ranged: Path, images: int, guidance: float, runs: 
             seen.append(len(given["sample"]))
             return inner.run(given)
 
-    ours.unet.session = Watched()
+    monkeypatch.setattr(ours.unet, "session", Watched())
     with warnings.catch_warnings():
         warnings.simplefilter("error", PaddedBatchWarning)
         found = tiny.picture(ours, **options)
-    expected = tiny.picture(with_oracle(tiny.sd()), **options)
+    expected = tiny.picture(oracle, **options)
     assert found.shape == (images, 32, 32, 3)
     assert float((found - expected).abs().max()) < TOLERANCE
     assert seen == runs * (len(seen) // len(runs)) != []

@@ -85,6 +85,35 @@ def ours(bundle: Path, net: Any, **options: Any) -> Any:
     return found
 
 
+@pytest.fixture(scope="module")
+def net() -> ControlNetModel:
+    return controlnet(tiny.unet())
+
+
+@pytest.fixture(scope="module")
+def rewritten(controlled: Path, net: ControlNetModel) -> Any:
+    """The bundle's pipeline, whose denoiser is the rewritten one in all steps."""
+    pipe = ours(controlled, net)
+    pipe.unet = pipe.unet.parts[0]
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def oracle(net: ControlNetModel) -> Any:
+    """What `rewritten` shall draw, in torch."""
+    return torch_pipeline(with_oracle(tiny.sd()), net)
+
+
+@pytest.fixture(scope="module")
+def oracle_picture(oracle: Any) -> torch.Tensor:
+    return tiny.picture(oracle, image=hint())
+
+
+@pytest.fixture(scope="module")
+def dense_picture(net: ControlNetModel) -> torch.Tensor:
+    return tiny.picture(torch_pipeline(tiny.sd(), net), image=hint())
+
+
 def test_manifests(controlled: Path) -> None:
     for name in ("unet", "unet.dense"):
         manifest = json.loads((controlled / f"{name}.onnx.json").read_text())
@@ -106,24 +135,19 @@ def test_manifests(controlled: Path) -> None:
     assert vae["model"]["controlnet"] is False
 
 
-def test_rewritten_equals_torch_on_the_oracle(controlled: Path) -> None:
-    net = controlnet(tiny.unet())
-    pipe = ours(controlled, net)
-    pipe.unet = pipe.unet.parts[0]
-    expected = tiny.picture(torch_pipeline(with_oracle(tiny.sd()), net), image=hint())
-    assert distance(tiny.picture(pipe, image=hint()), expected) < TOLERANCE
-    without = tiny.picture(with_oracle(tiny.sd()))
-    assert distance(without, expected) > 500 * TOLERANCE
-    other = tiny.picture(torch_pipeline(tiny.sd(), net), image=hint())
-    assert distance(other, expected) > 500 * TOLERANCE  # so is the dense one
+def test_rewritten_equals_torch_on_the_oracle(
+    rewritten: Any, oracle_picture: torch.Tensor, dense_picture: torch.Tensor
+) -> None:
+    assert distance(tiny.picture(rewritten, image=hint()), oracle_picture) < TOLERANCE
+    assert distance(dense_picture, oracle_picture) > 500 * TOLERANCE
 
 
-def test_pair_and_dense_alone(controlled: Path) -> None:
+def test_pair_and_dense_alone(
+    controlled: Path, net: ControlNetModel, dense_picture: torch.Tensor
+) -> None:
     """The dense twin takes the residuals too; the decoder is the torch one here."""
-    net = controlnet(tiny.unet())
-    expected = tiny.picture(torch_pipeline(tiny.sd(), net), image=hint())
     dense = ours(controlled, net, dense=True, vae=tiny.vae())
-    assert distance(tiny.picture(dense, image=hint()), expected) < TOLERANCE
+    assert distance(tiny.picture(dense, image=hint()), dense_picture) < TOLERANCE
     calls: list[str] = []
     pair = ours(controlled, net)
     for name, part in zip(("rewritten", "dense"), pair.unet.parts, strict=True):
@@ -141,42 +165,46 @@ def test_pair_and_dense_alone(controlled: Path) -> None:
     ],
     ids=["guess mode", "scaled, early end", "batch of six"],
 )
-def test_options_of_the_pipeline(controlled: Path, options: dict[str, Any]) -> None:
-    net = controlnet(tiny.unet())
-    pipe = ours(controlled, net)
-    pipe.unet = pipe.unet.parts[0]
+def test_options_of_the_pipeline(rewritten: Any, oracle: Any, options: dict[str, Any]) -> None:
     options = {"image": hint(), "steps": 2, **options}
-    expected = tiny.picture(torch_pipeline(with_oracle(tiny.sd()), net), **options)
-    assert distance(tiny.picture(pipe, **options), expected) < TOLERANCE
+    expected = tiny.picture(oracle, **options)
+    assert distance(tiny.picture(rewritten, **options), expected) < TOLERANCE
 
 
-def test_several_controlnets(controlled: Path) -> None:
-    unet = tiny.unet()
-    nets = MultiControlNetModel([controlnet(unet), controlnet(unet, seed=12)])
-    pipe = ours(controlled, nets)
-    pipe.unet = pipe.unet.parts[0]
+def test_several_controlnets(
+    rewritten: Any, oracle: Any, net: ControlNetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nets = MultiControlNetModel([net, controlnet(tiny.unet(), seed=12)])
+    for pipe in (rewritten, oracle):
+        monkeypatch.setattr(pipe, "controlnet", nets)
     options: dict[str, Any] = {
         "image": [hint(), 1 - hint()],
         "controlnet_conditioning_scale": [0.7, 0.3],
         "steps": 2,
     }
-    expected = tiny.picture(torch_pipeline(with_oracle(tiny.sd()), nets), **options)
-    assert distance(tiny.picture(pipe, **options), expected) < TOLERANCE
+    expected = tiny.picture(oracle, **options)
+    assert distance(tiny.picture(rewritten, **options), expected) < TOLERANCE
 
 
-def test_pooled_residuals_are_spread(controlled: Path) -> None:
+def test_pooled_residuals_are_spread(
+    rewritten: Any, oracle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``global_pool_conditions`` makes residuals of 1×1, which torch broadcasts."""
-    net = controlnet(tiny.unet(), global_pool_conditions=True)
-    pipe = ours(controlled, net)
-    pipe.unet = pipe.unet.parts[0]
-    expected = tiny.picture(torch_pipeline(with_oracle(tiny.sd()), net), image=hint(), steps=2)
-    assert distance(tiny.picture(pipe, image=hint(), steps=2), expected) < TOLERANCE
+    pooled = controlnet(tiny.unet(), global_pool_conditions=True)
+    for pipe in (rewritten, oracle):
+        monkeypatch.setattr(pipe, "controlnet", pooled)
+    expected = tiny.picture(oracle, image=hint(), steps=2)
+    assert distance(tiny.picture(rewritten, image=hint(), steps=2), expected) < TOLERANCE
 
 
-def test_no_residuals_are_zeros(controlled: Path) -> None:
-    pipe = todo_compile.load_pipeline(controlled)
-    pipe.unet = pipe.unet.parts[0]
-    assert distance(tiny.picture(pipe), tiny.picture(with_oracle(tiny.sd()))) < TOLERANCE
+def test_no_residuals_are_zeros(
+    controlled: Path, rewritten: Any, oracle_picture: torch.Tensor
+) -> None:
+    parts = {name: rewritten.components[name] for name in ("unet", "vae", "text_encoder")}
+    pipe = todo_compile.load_pipeline(controlled, **parts)
+    expected = tiny.picture(with_oracle(tiny.sd()))
+    assert distance(tiny.picture(pipe), expected) < TOLERANCE
+    assert distance(oracle_picture, expected) > 500 * TOLERANCE  # which has residuals
 
 
 @pytest.mark.slow
@@ -241,17 +269,22 @@ def test_sdxl(tmp_path: Path) -> None:
     assert distance(tiny.picture(pipe, **options), tiny.picture(expected, **options)) < TOLERANCE
 
 
-def test_half_precision(model: Path, tmp_path: Path) -> None:
+def test_half_precision(
+    model: Path,
+    tmp_path: Path,
+    net: ControlNetModel,
+    oracle: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Residuals have the engine's type, and are cast where it was asked for."""
     path = compiled(model, tmp_path / "u.onnx", precision="fp16", controlnet=True)
-    net = controlnet(tiny.unet())
     pipe = torch_pipeline(tiny.sd(), net)
     pipe.unet = todo_compile.load(path, cast=True)
     assert pipe.unet.session.inputs["mid_block_residual"].dtype == "float16"
-    expected = torch_pipeline(with_oracle(tiny.sd()), net)
-    expected.vae = pipe.vae
-    found = tiny.picture(pipe, image=hint())
-    assert distance(found, tiny.picture(expected, image=hint())) < 2e-2
+    monkeypatch.setattr(oracle, "vae", pipe.vae)
+    options: dict[str, Any] = {"image": hint(), "steps": 2}
+    found = tiny.picture(pipe, **options)
+    assert distance(found, tiny.picture(oracle, **options)) < 2e-2
 
 
 def feeds() -> dict[str, Any]:

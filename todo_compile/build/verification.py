@@ -219,12 +219,13 @@ def _largest_that_fits(job: ModelJob, options: PlanOptions, budget: int) -> tupl
     from todo_compile.capture.inputs import side_multiple
 
     multiple = 8 * side_multiple(job.source)
-    for eighths in range(7, 0, -1):
-        sides = [
-            max(multiple, math.floor(s * eighths / 8 / multiple) * multiple)
-            for s in (job.resolution.width, job.resolution.height)
-        ]
-        smaller = models.Resolution(*sides)
+
+    def sides(eighths: int) -> tuple[int, ...]:
+        whole = (job.resolution.width, job.resolution.height)
+        return tuple(max(multiple, s * eighths // 8 // multiple * multiple) for s in whole)
+
+    for width, height in dict.fromkeys(map(sides, range(7, 0, -1))):
+        smaller = models.Resolution(width, height)
         try:
             report = plan_source(
                 job.source, smaller, batch=job.batch, precision=job.precision, options=options
