@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from todo_compile.api import compile_bundle as compile_bundle
     from todo_compile.api import plan as plan
     from todo_compile.api import rewrite as rewrite
-    from todo_compile.build.assembly import BundleResult as BundleResult
+    from todo_compile.build.bundle_job import BundleResult as BundleResult
     from todo_compile.build.compiler import CompileResult as CompileResult
     from todo_compile.build.request import BuildRequest as BuildRequest
     from todo_compile.dynamo.accelerate import accelerate as accelerate
@@ -54,7 +54,7 @@ _HOMES = {
     "load_pipeline": "runtime.pipeline",
     "plan": "api",
     "rewrite": "api",
-    "BundleResult": "build.assembly",
+    "BundleResult": "build.bundle_job",
     "BuildRequest": "build.request",
     "compile_bundle": "api",
     "compile": "api",

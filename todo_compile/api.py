@@ -12,7 +12,7 @@ from todo_compile.options import PlanOptions, check_token_grids
 if TYPE_CHECKING:
     from torch import nn
 
-    from todo_compile.build.assembly import BundleResult
+    from todo_compile.build.bundle_job import BundleResult
     from todo_compile.build.compiler import CompileResult
     from todo_compile.passes.report import Report
     from todo_compile.progress import Progress

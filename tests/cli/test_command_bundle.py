@@ -17,7 +17,7 @@ from bundle_helpers import (
 from helpers import said
 
 import todo_compile
-from todo_compile.build import assembly
+from todo_compile.build import bundle_job
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.cli.app import main
 from todo_compile.errors import ExportError
@@ -178,7 +178,7 @@ def test_registry_needs_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         jobs.update(self.jobs)
         raise ExportError("stop")
 
-    monkeypatch.setattr(assembly.Assembly, "run", run)
+    monkeypatch.setattr(bundle_job.BundleJob, "run", run)
     with pytest.raises(ExportError, match="stop"):
         todo_compile.compile_bundle(
             "sdxl", res=2048, out=tmp_path / "b", format="onnx", weights="random", batch=4

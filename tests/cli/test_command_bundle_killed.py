@@ -21,7 +21,7 @@ from bundle_helpers import (
 )
 from helpers import said
 
-from todo_compile.build import assembly
+from todo_compile.build import bundle_job
 from todo_compile.bundle import _locks
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.cli.app import main
@@ -32,7 +32,7 @@ from todo_compile.export import onnx
 _HANGING = """
 import sys, time
 from pathlib import Path
-from todo_compile.build import assembly, compiler
+from todo_compile.build import bundle_job, compiler
 from todo_compile.cli.app import main
 from todo_compile.export import onnx
 where = sys.argv.pop(1)
@@ -48,16 +48,16 @@ def rewritten(job):
 compiler._rewritten = rewritten
 if where.startswith("place"):
     left = int(where.removeprefix("place"))
-    place = assembly._place
+    place = bundle_job._place
     def slow(part, goal):
         global left
         if left == 0:
             hang()
         left -= 1
         place(part, goal)
-    assembly._place = slow
+    bundle_job._place = slow
 if where == "finish":
-    assembly.write = lambda *_: hang()
+    bundle_job.write = lambda *_: hang()
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -143,8 +143,8 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: Any) -> None:
         raise OSError("not supported")
 
-    monkeypatch.setattr(assembly.os, "link", refuse)
-    assembly._place(part, goal)
+    monkeypatch.setattr(bundle_job.os, "link", refuse)
+    bundle_job._place(part, goal)
     assert goal.read_text() == "new"
 
 
@@ -167,14 +167,14 @@ def test_two_processes(pipeline: Path, bundle: Path, capsys: Any) -> None:
 def test_loser_of_two_first_builds_leaves_the_folder(tmp_path: Path) -> None:
     """Both saw no folder; the second fails, and must not remove what the first has begun."""
     folder = tmp_path / "b"
-    with assembly.only_one(folder):
+    with bundle_job.only_one(folder):
         assert folder.is_dir()
-        with pytest.raises(BundleError, match="Another process"), assembly.only_one(folder):
+        with pytest.raises(BundleError, match="Another process"), bundle_job.only_one(folder):
             pass
         assert folder.is_dir()
         (folder / "begun").write_text("x")
     assert folder.is_dir()
-    with assembly.only_one(tmp_path / "c"):
+    with bundle_job.only_one(tmp_path / "c"):
         pass
     assert not (tmp_path / "c").exists()
 

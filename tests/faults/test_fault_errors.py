@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from todo_compile.build.assembly import only_one
+from todo_compile.build.bundle_job import only_one
 from todo_compile.build.bundles import check_folder
 from todo_compile.build.many.checking import check
 from todo_compile.build.many.running import run

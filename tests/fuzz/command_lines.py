@@ -15,7 +15,7 @@ import typer.main
 
 from todo_compile import models
 from todo_compile.build import planning
-from todo_compile.build.assembly import Assembly
+from todo_compile.build.bundle_job import BundleJob
 from todo_compile.build.job import Job
 from todo_compile.build.many import running
 from todo_compile.cli import app
@@ -94,7 +94,7 @@ def without_work(folder: Path) -> Generator[None]:
         "builds:\n  - {model: model, res: 64, out: a.onnx}\n", encoding="utf-8"
     )
     held: list[tuple[Any, str]] = [
-        *((Job, "build"), (Assembly, "build"), (running, "run")),
+        *((Job, "build"), (BundleJob, "build"), (running, "run")),
         *((planning, "plan_request"), (models, "load")),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name in held]

@@ -15,7 +15,7 @@ from plans import DOWN, UP, plan_for
 import todo_compile
 from todo_compile import models
 from todo_compile.build import compiler
-from todo_compile.build.assembly import Assembly
+from todo_compile.build.bundle_job import BundleJob
 from todo_compile.build.phases import phases_of
 from todo_compile.bundle.bundle import check_bundle, read_bundle
 from todo_compile.cli.app import main
@@ -184,11 +184,11 @@ def test_engines_are_said_to_take_their_room(
     place = plan.save(tmp_path / "plan.json")
     line = ["-m", str(model), "-r", "32", "-o", f"{tmp_path}/b/", "--plan", str(place)]
 
-    def seen(_: Assembly) -> None:
+    def seen(_: BundleJob) -> None:
         raise ConfigError("seen")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Assembly, "build", seen)
+        patch.setattr(BundleJob, "build", seen)
         assert main(line) == 2
     words = said(capsys)
     assert "3 denoisers, switched by step: each engine has weights of" in words

@@ -11,7 +11,7 @@ from todo_compile.bundle.manifest import same_request
 from todo_compile.runtime.files import Output
 
 if TYPE_CHECKING:
-    from todo_compile.build.assembly import Assembly
+    from todo_compile.build.bundle_job import BundleJob
     from todo_compile.build.compiler import CompileResult
     from todo_compile.bundle.description import Bundle
     from todo_compile.bundle.verdict import Verdict
@@ -23,19 +23,19 @@ class BundleGate:
 
     Args:
         gate: to keep.
-        assembly: what is built.
+        job: what is built.
     """
 
     gate: Gate
-    assembly: Assembly
+    job: BundleJob
     _verdicts: list[Verdict] = field(default_factory=list["Verdict"])
 
     @classmethod
-    def of(cls, assembly: Assembly) -> BundleGate | None:
+    def of(cls, job: BundleJob) -> BundleGate | None:
         """None if no gate was asked for."""
-        planned = next((j.planned for j in assembly.jobs.values() if j.planned is not None), None)
-        gate = Gate.of(assembly.request, None if planned is None else planned.plan)
-        return None if gate is None else cls(gate, assembly)
+        planned = next((j.planned for j in job.jobs.values() if j.planned is not None), None)
+        gate = Gate.of(job.request, None if planned is None else planned.plan)
+        return None if gate is None else cls(gate, job)
 
     def before(self, old: Bundle | None) -> None:
         """Before the work: let torch judge what onnxruntime could not run.
@@ -46,14 +46,13 @@ class BundleGate:
         Raises:
             GateError: the gate is not kept.
         """
-
-        jobs = self.assembly.jobs
+        jobs = self.job.jobs
         if not (why := why_not_onnxruntime(list(jobs.values()))):
             return
         if old is not None and all(same_request(j.out, j.identity) for j in jobs.values()):
             self._verdicts = self._known(old.gates)
         if not self._verdicts:
-            self._verdicts = [self._judge(size, None, why) for size in self.assembly.denoisers]
+            self._verdicts = [self._judge(size, None, why) for size in self.job.denoisers]
 
     def after(
         self, results: Mapping[str, CompileResult], known: Sequence[Verdict]
@@ -68,20 +67,19 @@ class BundleGate:
             GateError: the gate is not kept; what was built waits among the parts.
         """
         verdicts = self._verdicts or self._known(known)
-        return verdicts or [self._judge(size, results) for size in self.assembly.denoisers]
+        return verdicts or [self._judge(size, results) for size in self.job.denoisers]
 
     def _known(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Those on this gate, if there is one for each resolution."""
         found = [verdict for verdict in verdicts if verdict.gate == str(self.gate)]
-        return found if len(found) == len(self.assembly.denoisers) else []
+        return found if len(found) == len(self.job.denoisers) else []
 
     def _judge(
         self, size: str, results: Mapping[str, CompileResult] | None, why: str = ""
     ) -> Verdict:
         """Draw with what there is for one resolution; without `results` in torch."""
-
-        jobs = self.assembly.jobs
-        phases = list(self.assembly.denoisers[size])
+        jobs = self.job.jobs
+        phases = list(self.job.denoisers[size])
         taken = {name for _, name in phases}
         phases += [
             (0.0, name)
@@ -97,4 +95,4 @@ class BundleGate:
             if not why:
                 outputs = {one.path.name: Output(one.path, one.manifest) for one in made}
         named = [(start, jobs[name]) for start, name in phases]
-        return judge(self.gate, named, outputs, self.assembly.progress, why=why)
+        return judge(self.gate, named, outputs, self.job.progress, why=why)

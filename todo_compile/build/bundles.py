@@ -1,7 +1,7 @@
 """All components of a pipeline in one folder, for one resolution or several.
 
-Here a job is made for each, and all that can be refused is refused before any work; `assembly` does
-the work.
+A job is made for each component here, and whatever can be refused is refused before any work.
+`bundle_job` does the work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from todo_compile import packages
 from todo_compile.batches import Batch, halved, parse_batch
 from todo_compile.build.alone import LOCK
-from todo_compile.build.assembly import PARTS, Assembly
+from todo_compile.build.bundle_job import PARTS, BundleJob
 from todo_compile.build.gate import check_gate
 from todo_compile.build.job import SUFFIXES
 from todo_compile.build.model_job import check_used, default_batch, prepare_component
@@ -50,14 +50,13 @@ SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan"}
 
 def prepare_bundle(
     request: BuildRequest, progress: Progress | None = None, *, look: bool = False
-) -> Assembly:
+) -> BundleJob:
     """The jobs of a request for a folder; see `BuildRequest.resolve`.
 
     The denoising model and the VAE decoder are built for every resolution, the rest serves all.
     The decoder is built for the images of a batch with guidance (half of it), the text encoders for
     one prompt.
     """
-
     progress = progress or SilentProgress()
     folder = Path(request.out)
     if not look:
@@ -96,7 +95,7 @@ def prepare_bundle(
     check_gate(request, None if planned is None else planned.plan, list(jobs.values()))
     _say_phases(phases, kind, jobs[names[0]], len(sizes), progress)
     kept = _torch_parts(jobs, progress)
-    return Assembly(request, kind, jobs, denoisers, _extras(jobs, kept, progress), kept, progress)
+    return BundleJob(request, kind, jobs, denoisers, _extras(jobs, kept, progress), kept, progress)
 
 
 def _say_phases(
@@ -147,7 +146,6 @@ def _sizes(res: Sequence[str]) -> list[Resolution]:
     Raises:
         ConfigError: too many, or one twice.
     """
-
     sizes = [Resolution.parse(one) for one in res]
     twice = [str(size) for size in dict.fromkeys(sizes) if sizes.count(size) > 1]
     if twice:
@@ -169,7 +167,6 @@ def is_folder_output(out: Path, text: str = "") -> bool:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that is no bundle of ours: components must not be strewn among files."""
-
     if folder.is_file():
         raise ConfigError(
             f"{folder} is a file, not a folder.", remedy="Name another folder for the bundle."
@@ -227,7 +224,6 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
 
 def _absent(main: Source) -> frozenset[str]:
     """Parts that the pipeline says it does without."""
-
     root = pipeline_folder(main)
     index = {} if root is None else read_index(root)
     return frozenset(name for name, value in index.items() if value == [None, None])
@@ -262,18 +258,17 @@ def _options(name: str, request: BuildRequest) -> PlanOptions | None:
 
 def _torch_parts(jobs: Mapping[str, ModelJob], progress: Progress) -> dict[str, TorchPart]:
     """Parts that stay in torch: in a bundle of the whole pipeline alone."""
-
     main = next(iter(jobs.values()))
     if main.request.component not in (None, "all") and len(jobs) == 1:
         return {}
     fetch = main.weights.origin == "hub"
     found = torch_parts(main.source, [job.source.component for job in jobs.values()], fetch=fetch)
     for name, left in found.items():
-        said = f"{name} ({left.name})"
+        named = f"{name} ({left.name})"
         if left.files:
-            progress.info(f"in torch       {said}, which is not compiled")
+            progress.info(f"in torch       {named}, which is not compiled")
         else:
-            progress.warn(f"not in the bundle: {said}, which is not compiled and has no weights")
+            progress.warn(f"not in the bundle: {named}, which is not compiled and has no weights")
     return {name: part for name, part in found.items() if part.files}
 
 

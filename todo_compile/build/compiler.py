@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from todo_compile.batches import BatchRange, largest
-from todo_compile.build.facts import as_built, output_tensors, site_facts
 from todo_compile.build.gate import as_model, beyond_memory, gate_of, judge, why_not_onnxruntime
+from todo_compile.build.manifest_entries import as_built, manifest_site, output_tensors
 from todo_compile.build.translation import translate
 from todo_compile.build.verification import verify
 from todo_compile.bundle import entries
@@ -66,7 +66,6 @@ class CompileResult:
 
 def run(job: Job) -> CompileResult:
     """Build the output of a job, or keep an equal one; see `Job.build`."""
-
     force, verify = job.request.force, job.request.verify
     check_target(job.out)
     sweep(job.out)
@@ -96,7 +95,7 @@ def build(
     reasons: tuple[str, ...] = (),
     *,
     since: Mapping[str, float] | None = None,
-    twin: Path | None = None,
+    weights_of: Path | None = None,
     shared: bool = False,
 ) -> CompileResult:
     """Make the output of a job in a stage and publish it.
@@ -105,11 +104,10 @@ def build(
         job: a resolved request.
         reasons: why it is built although an output existed; passed on.
         since: seconds that the job's progress had measured for earlier outputs.
-        twin: an ONNX file beside the output, whose weights' file it shall share where weights are
-            equal.
+        weights_of: an ONNX file beside the output. Weights that are equal are not stored again: the
+            output refers to that file's.
         shared: other ONNX files share its weights, or it theirs; they go to a file of their own.
     """
-
     engine = job.format == "tensorrt"
     verdict = _judged_in_torch(job)
     with staged(job.out) as stage:
@@ -133,7 +131,7 @@ def build(
                 stage.discard(name)
         else:
             files = info.files  # weights first: whoever finds the model finds what it refers to
-            lent = _share(twin, file) if twin is not None and len(files) > 1 else ()
+            lent = _share(weights_of, file) if weights_of is not None and len(files) > 1 else ()
             files = tuple(name for name in files if (stage.folder / name).exists())
             for name in files:
                 stage.publish(name)
@@ -146,10 +144,10 @@ def build(
             created=entries.now(),
             request=job.identity,
             versions=job.identity["versions"],
-            model=job.facts(),
-            sites=[site_facts(s) for s in report.to_dict()["sites"]],
+            model=job.manifest_model(),
+            sites=[manifest_site(s) for s in report.to_dict()["sites"]],
             totals=report.to_dict()["totals"],
-            plan=None if job.planned is None else job.planned.facts,
+            plan=None if job.planned is None else job.planned.manifest_plan,
             files=[entries.file_entry(path) for path in (*written, *lent)],
             inputs=as_built(built.inputs, inputs) if built else inputs,
             outputs=as_built(built.outputs, outputs) if built else outputs,
@@ -162,7 +160,7 @@ def build(
             )
             if built
             else None,
-            onnx=info.facts,
+            onnx=info.manifest_onnx,
             gate=verdict,
             verification=verification,
             seconds=_passed(since or {}, job.progress.seconds),
@@ -192,7 +190,6 @@ def _judged(job: Job, file: Path, document: Manifest) -> Manifest:
     Raises:
         GateError: the gate is not kept.
     """
-
     gate = gate_of(job)
     if gate is None:
         return document
@@ -207,11 +204,10 @@ def _passed(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, 
     return {k: v - before.get(k, 0.0) for k, v in now.items() if v != before.get(k)}
 
 
-def _share(twin: Path, onnx: Path) -> tuple[Path, ...]:
-    """Let `onnx` use the twin's weights; the files that it then refers to besides its own."""
-
-    data = twin.with_name(data_name(twin))
-    return (data,) if data.exists() and share_weights(onnx, twin) else ()
+def _share(other: Path, onnx: Path) -> tuple[Path, ...]:
+    """Let `onnx` use the weights of another file; returns what it refers to besides its own."""
+    data = other.with_name(data_name(other))
+    return (data,) if data.exists() and share_weights(onnx, other) else ()
 
 
 def _rewritten(
@@ -264,7 +260,6 @@ def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
 
 def _context(stage: Stage, built: EngineInfo) -> tuple[str, ...]:
     """The file by which onnxruntime's provider for RTX loads the engine, where there is such."""
-
     name = context_name(built.path.name)
     if built.library != "tensorrt_rtx" or ".." in built.path.name:  # which the provider refuses
         stage.retire(name)

@@ -222,7 +222,7 @@ class BuildOptions(BaseModel):
     dense_after: Annotated[
         float | None,
         Option(
-            "Give the bundle a dense twin too, for the steps after this share, e.g. 0.7.",
+            "Add a dense denoiser to the bundle, for the steps after this share, e.g. 0.7.",
             _DOWN,
             only="bundle",
         ),

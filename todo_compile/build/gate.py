@@ -103,7 +103,6 @@ def gate_of(job: Job) -> Gate | None:
 
 def as_model(job: Job) -> ModelJob:
     """A gated job: of a model by name, since the option is for those alone."""
-
     assert isinstance(job, ModelJob)
     return job
 
@@ -161,7 +160,6 @@ def why_not_onnxruntime(jobs: Sequence[Job]) -> str:
 
 def beyond_memory(manifests: Sequence[Manifest]) -> str:
     """Why finished ONNX files cannot draw here: onnxruntime keeps all scores of a site."""
-
     sites = [site for manifest in manifests for site in manifest.sites]
     scores = [s["heads"] * s["query_tokens"] * s["key_tokens_after"] for s in sites]
     # In fp32, before and after the softmax.
@@ -228,11 +226,11 @@ def judge(
             runner="torch" if outputs is None else "onnxruntime",
             why=why,
         )
-        step.note(verdict.said())
+        step.note(verdict.figures())
     if verdict.measured.drift.high > gate.drift:
         raise GateError(
-            f"The gate {gate} is not kept at {job.resolution}: {verdict.said()}. The upper end of "
-            "the interval counts.",
+            f"The gate {gate} is not kept at {job.resolution}: {verdict.figures()}. The upper end "
+            "of the interval counts.",
             remedy="Nothing was published. Take gentler factors or a tuned plan, more pairs if the "
             "interval is wide, or another gate.",
         )

@@ -98,7 +98,7 @@ class Job(ABC):
         """The dense graph with its weights, and what it is called with."""
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
+    def manifest_model(self) -> dict[str, Any]:
         """What the manifest says of the model."""
 
     @property
@@ -138,7 +138,6 @@ def need_packages(request: BuildRequest) -> None:
     Raises:
         MissingPackageError: it is not.
     """
-
     if request.bundle or format_of(request.out) != "aotinductor":
         packages.need("onnx", "Writing ONNX")
 
@@ -149,7 +148,6 @@ def check_output(request: BuildRequest) -> Path:
     Raises:
         ConfigError: an option is not possible, or not for such an output.
     """
-
     path = Path(request.out)
     kind = format_of(request.out)
     if kind is None:
@@ -185,7 +183,6 @@ def builder(request: BuildRequest, progress: Progress) -> tuple[Library | None, 
         EngineError: it is absent, or cannot build for them.
         ExportError: packages cannot be built here.
     """
-
     kind = format_of(request.out)
     if kind == "aotinductor":
         from todo_compile.export import package
@@ -201,7 +198,7 @@ def builder(request: BuildRequest, progress: Progress) -> tuple[Library | None, 
     return library, targets
 
 
-def format_facts(
+def format_identity(
     request: BuildRequest, library: Library | None, targets: Targets | None
 ) -> dict[str, Any]:
     """What an output's format adds to its identity."""

@@ -14,7 +14,7 @@ from todo_compile.build.job import (
     Job,
     builder,
     check_output,
-    format_facts,
+    format_identity,
     opset_of,
     plain_batch,
     versions,
@@ -76,10 +76,10 @@ class ModelJob(Job):
             loaded.finish()
         return program, example
 
-    def facts(self) -> dict[str, Any]:
-        from todo_compile.capture.inputs import call_facts
+    def manifest_model(self) -> dict[str, Any]:
+        from todo_compile.capture.inputs import manifest_call
 
-        call = call_facts(
+        call = manifest_call(
             self.source, self.resolution, batch=self.batch, dtype=dtype_of(self.precision)
         )
         return {
@@ -202,7 +202,7 @@ def prepare_component(
         "precision": precision,
         "plan": plan_identity(source, options, planned),
         "versions": versions("transformers") if text else versions(),
-        **format_facts(request, library, targets),
+        **format_identity(request, library, targets),
     }
     return ModelJob(
         request, path, batch, precision, opset_of(request), options, library, targets, progress,
@@ -219,7 +219,6 @@ def plan_identity(source: Source, options: PlanOptions, planned: Planned | None)
 
 def default_batch(source: Source) -> int:
     """What one image needs: 2 for a denoising model with classifier-free guidance, else 1."""
-
     if source.habits is not None:
         return source.habits.batch
     return 1 if source.component in OTHERS else 2
@@ -305,7 +304,6 @@ def check_used(loras: Sequence[Lora], jobs: Sequence[ModelJob]) -> None:
 
 def _precision(source: Source, precision: str | None, progress: Progress) -> str:
     """The precision of a component, and a warning where the one that was chosen cannot work."""
-
     if not overflows_in_half(source):
         return precision or "fp16"
     if precision is None:
@@ -321,7 +319,6 @@ def _precision(source: Source, precision: str | None, progress: Progress) -> str
 
 def _weights_hash(weights: Weights, progress: Progress) -> str:
     """Identity of the weights; only files take time to read."""
-
     if weights.kind == "random":
         return models.weights_hash(weights)
     with progress.step("weights hash"):

@@ -19,7 +19,7 @@ from todo_compile.build.job import (
     Job,
     builder,
     check_output,
-    format_facts,
+    format_identity,
     need_packages,
     opset_of,
     plain_batch,
@@ -68,7 +68,7 @@ class ModuleJob(Job):
         self._built.append(True)
         return given.program, given.example
 
-    def facts(self) -> dict[str, Any]:
+    def manifest_model(self) -> dict[str, Any]:
         assert self.given is not None
         return {
             "name": self.name,
@@ -152,7 +152,7 @@ def prepare_module(
             "plan": {**options.describe(), "native_kv_tokens": request.native_kv_tokens},
             "token_grids": {str(n): list(grid) for n, grid in grids.items()},
             "versions": versions(),
-            **format_facts(request, library, targets),
+            **format_identity(request, library, targets),
         }
         return ModuleJob(
             request, path, batch, "fp32" if module is None else _precision(module),

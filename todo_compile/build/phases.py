@@ -49,7 +49,6 @@ def phases_of(request: BuildRequest, first: str) -> list[DenoiserPhase]:
     Raises:
         ConfigError: the bundle has no denoising model, or the share of the steps is none.
     """
-
     tuned, after = request.tuned, request.dense_after
     option = "--plan" if tuned is not None else "--dense-after"
     if after is not None and not 0 < after < 1:

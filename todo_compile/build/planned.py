@@ -47,7 +47,7 @@ class Planned:
         return {"tuned": self.plan.digest, "phases": list(self.phases)}
 
     @property
-    def facts(self) -> PlanFacts:
+    def manifest_plan(self) -> PlanFacts:
         """For the manifest."""
         return self.plan.facts(self.phases)
 

@@ -29,7 +29,6 @@ def plan_request(request: BuildRequest) -> Report:
     Raises:
         TodoError: whatever the user can mend.
     """
-
     if request.dump is not None:
         check_new_folder(request.dump, "--dump")
     if request.is_module():

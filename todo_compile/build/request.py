@@ -21,7 +21,7 @@ from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions
 
 if TYPE_CHECKING:
-    from todo_compile.build.assembly import Assembly
+    from todo_compile.build.bundle_job import BundleJob
     from todo_compile.build.job import Job
     from todo_compile.progress import Progress
     from todo_compile.tuning.plan_file import TunedPlan
@@ -71,9 +71,9 @@ class BuildRequest(BuildOptions):
         if self.plan is None:
             return None
         others = ("kv_tokens", "factors", "sampling", "preset", "masks", "options", "dense_after")
-        if said := [name for name in others if getattr(self, name) is not None]:
+        if given := [name for name in others if getattr(self, name) is not None]:
             raise ConfigError(
-                f"plan and {said[0]} both say how factors are chosen.",
+                f"plan and {given[0]} both say how factors are chosen.",
                 remedy="Give one of them.",
             )
         if self.lora:
@@ -97,9 +97,9 @@ class BuildRequest(BuildOptions):
         }
         if self.options is None:
             return PlanOptions.create(**parts, preset=self.preset)
-        if said := [name for name in (*parts, "preset") if getattr(self, name) is not None]:
+        if given := [name for name in (*parts, "preset") if getattr(self, name) is not None]:
             raise ConfigError(
-                f"options and {said[0]} both say how factors are chosen.",
+                f"options and {given[0]} both say how factors are chosen.",
                 remedy="Give one of them.",
             )
         return self.options
@@ -151,7 +151,7 @@ class BuildRequest(BuildOptions):
 
         (check_folder if self.bundle else check_target)(Path(self.out))
 
-    def resolve(self, progress: Progress | None = None, *, look: bool = False) -> Job | Assembly:
+    def resolve(self, progress: Progress | None = None, *, look: bool = False) -> Job | BundleJob:
         """Check all that can be checked before any work, cheapest first.
 
         Args:

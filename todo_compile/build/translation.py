@@ -22,11 +22,11 @@ class Translated:
 
     Attributes:
         files: names, what others refer to first.
-        facts: of an ONNX file, what manifests say of it.
+        manifest_onnx: of an ONNX file, what manifests say of it.
     """
 
     files: tuple[str, ...]
-    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    manifest_onnx: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def translate(

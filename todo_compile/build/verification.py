@@ -305,8 +305,8 @@ def worst_site(proofs: Sequence[SiteProof]) -> str:
     """The largest error among sites, for people."""
     known = [(one.error, one.module or one.name) for one in proofs if one.error is not None]
     several = "s" if len(known) != 1 else ""
-    said = f"{len(known)} site{several} against subsampling at the site"
-    return f"{said}: worst {max(known)[0]:.1e} ({max(known)[1]})" if known else said
+    counted = f"{len(known)} site{several} against subsampling at the site"
+    return f"{counted}: worst {max(known)[0]:.1e} ({max(known)[1]})" if known else counted
 
 
 def _checked(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from todo_compile.bundle.description import Bundle, Component, ComponentEntry, relative_name
+from todo_compile.bundle.description import Bundle, ComponentEntry, ComponentName, relative_name
 from todo_compile.bundle.entries import parse, read_small, wrong_files
 from todo_compile.bundle.manifest import MAX_BYTES, Manifest, manifest_path
 from todo_compile.bundle.manifest import parse as parse_manifest
@@ -73,7 +73,7 @@ def read_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def component_manifest(folder: Path, component: Component, entry: ComponentEntry) -> Manifest:
+def component_manifest(folder: Path, component: ComponentName, entry: ComponentEntry) -> Manifest:
     """The manifest of a component, if it is the one that the bundle was finished with.
 
     The bytes that are parsed are the bytes that were hashed.
@@ -132,12 +132,12 @@ def details(bundle: Bundle, folder: Path) -> list[str]:
         files = component_manifest(folder, component, entry).files
         whole |= {file.name: file.bytes for file in files}
     total, more = sum(whole.values()), sum(whole.values()) - sum(plain.values())
-    said = f", of which later phases {format_bytes(more)}" if bundle.phases else ""
+    later = f", of which later phases {format_bytes(more)}" if bundle.phases else ""
     plan = next((m.plan for m in denoisers(bundle, folder) if m.plan is not None), None)
     every = None if plan is None else range(1, len(plan.starts) + 1)
     return [
         *(plan.lines(every) if plan is not None else ()),
-        f"disk           {format_bytes(total)}{said}",
+        f"disk           {format_bytes(total)}{later}",
     ]
 
 

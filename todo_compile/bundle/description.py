@@ -12,13 +12,13 @@ from todo_compile.bundle.verdict import Verdict
 from todo_compile.disk import format_bytes
 from todo_compile.tuning.plan_file import MAX_PHASES
 
-Component = Literal["unet", "transformer", "vae_decoder", "text_encoder", "text_encoder_2"]
-COMPONENTS: tuple[Component, ...] = get_args(Component)
+ComponentName = Literal["unet", "transformer", "vae_decoder", "text_encoder", "text_encoder_2"]
+COMPONENTS: tuple[ComponentName, ...] = get_args(ComponentName)
 """Names that components can have, in the order in which they are built."""
-Denoiser = Literal["unet", "transformer"]
-DENOISERS: tuple[Denoiser, ...] = get_args(Denoiser)
-SizedComponent = Literal["unet", "transformer", "vae_decoder"]
-SIZED: tuple[SizedComponent, ...] = get_args(SizedComponent)
+DenoiserName = Literal["unet", "transformer"]
+DENOISERS: tuple[DenoiserName, ...] = get_args(DenoiserName)
+SizedName = Literal["unet", "transformer", "vae_decoder"]
+SIZED: tuple[SizedName, ...] = get_args(SizedName)
 """Components that are built for one resolution each; text has none."""
 MAX_SIZES = 32
 """Most resolutions in one bundle."""
@@ -111,7 +111,7 @@ class TorchEntry(Frozen):
     files: Annotated[list[WeightFile], Field(min_length=1, max_length=256)]
 
 
-class Size(Frozen):
+class SizeEntry(Frozen):
     """What a bundle has for one more resolution; all else serves every resolution.
 
     Attributes:
@@ -121,7 +121,7 @@ class Size(Frozen):
     """
 
     resolution: _Pixels
-    components: Annotated[dict[SizedComponent, ComponentEntry], Field(min_length=1)]
+    components: Annotated[dict[SizedName, ComponentEntry], Field(min_length=1)]
     phases: _Phases = []
 
 
@@ -155,9 +155,9 @@ class Bundle(Frozen):
     precision: str
     kind: Literal["onnx", "tensorrt"]
     pipeline_class: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,99}$")]
-    components: Annotated[dict[Component, ComponentEntry], Field(min_length=1)]
+    components: Annotated[dict[ComponentName, ComponentEntry], Field(min_length=1)]
     phases: _Phases = []
-    sizes: Annotated[list[Size], Field(max_length=MAX_SIZES - 1)] = []
+    sizes: Annotated[list[SizeEntry], Field(max_length=MAX_SIZES - 1)] = []
     torch: Annotated[dict[_Part, TorchEntry], Field(max_length=16)] = {}
     extras: Annotated[list[ExtraFile], Field(max_length=64)] = []
     gates: Annotated[list[Verdict], Field(max_length=MAX_SIZES)] = []
@@ -177,11 +177,11 @@ class Bundle(Frozen):
         return self
 
     @property
-    def denoiser(self) -> Denoiser | None:
+    def denoiser(self) -> DenoiserName | None:
         """Name of the denoising model, if the bundle has one."""
         return next((name for name in DENOISERS if name in self.components), None)
 
-    def entries(self) -> Iterator[tuple[Component, ComponentEntry]]:
+    def entries(self) -> Iterator[tuple[ComponentName, ComponentEntry]]:
         """(component, entry) of every component in every phase, at every resolution."""
         for size in (self, *self.sizes):
             yield from size.components.items()

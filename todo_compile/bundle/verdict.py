@@ -31,9 +31,9 @@ class Verdict(Frozen):
 
     def lines(self) -> list[str]:
         """For people."""
-        return [f"gate           {self.gate} kept at {self.resolution}: {self.said()}"]
+        return [f"gate           {self.gate} kept at {self.resolution}: {self.figures()}"]
 
-    def said(self) -> str:
+    def figures(self) -> str:
         """The figures and what they are of."""
         found = self.measured
         where = f"the rewritten graph in torch, since {self.why}" if self.why else self.runner

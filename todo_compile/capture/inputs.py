@@ -138,11 +138,11 @@ def inputs_identity(
     specs = input_specs(source, resolution, batch=batch, dtype=dtype)
     if not is_recorded(source):
         return [spec.name for spec in specs]
-    said = [f"{s.name} {'×'.join(map(str, s.shape))} {s.dtype}" for s in specs]
-    return [*said, _recording(source, resolution, batch, dtype).call.text]
+    lines = [f"{s.name} {'×'.join(map(str, s.shape))} {s.dtype}" for s in specs]
+    return [*lines, _recording(source, resolution, batch, dtype).call.text]
 
 
-def call_facts(
+def manifest_call(
     source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
 ) -> dict[str, Any] | None:
     """What a recorded call fixes, and which inputs have the batch; None if it is not recorded."""

@@ -10,7 +10,7 @@ from todo_compile.build.request import BuildRequest
 from todo_compile.cli.options import Json, Quiet, Verbose, make_progress, option, print_passes
 
 if TYPE_CHECKING:
-    from todo_compile.build.assembly import BundleResult
+    from todo_compile.build.bundle_job import BundleResult
     from todo_compile.build.compiler import CompileResult
     from todo_compile.cli.console import ConsoleProgress
 
@@ -129,8 +129,8 @@ def _print_bundle(
     for name, result in found.results.items():
         if result.report is not None and verbose:
             print_passes(result.report)
-        said = "kept" if result.reused else "built"
-        progress.console.print(f"\n{name} ({said})", style="bold")
+        outcome = "kept" if result.reused else "built"
+        progress.console.print(f"\n{name} ({outcome})", style="bold")
         progress.console.facts((*result.manifest.summary(), *_proofs(result, verbose)), indent=2)
     progress.console.print()
     progress.console.facts((*found.bundle.summary(), *details(found.bundle, found.folder)))

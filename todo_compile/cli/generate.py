@@ -132,7 +132,7 @@ def generate_command(
         picture = _draw(progress, "denoise", ours, prompt, options)
         drawing.save_picture(picture, out)
         facts |= {"seconds": picture.seconds, "steps_per_second": picture.rate}
-        said = [drawing.speed(picture)]
+        lines = [drawing.speed(picture)]
     else:
         reference = _draw(progress, "dense", dense, prompt, options)
         picture = _draw(progress, "rewritten", ours, prompt, options)
@@ -151,7 +151,7 @@ def generate_command(
             "seconds": picture.seconds,
             "seconds_dense": reference.seconds,
         }
-        said = [*drawing.measures(both), *notes]
+        lines = [*drawing.measures(both), *notes]
         if decoder:
             facts["decoder"] = "bundle's"
     if json:
@@ -159,7 +159,7 @@ def generate_command(
 
         PictureAnswer(**facts).print()
     elif not quiet:
-        for line in [*said, f"wrote {out}"]:
+        for line in [*lines, f"wrote {out}"]:
             stderr.print(line)
 
 

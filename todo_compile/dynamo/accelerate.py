@@ -79,7 +79,6 @@ def accelerate(
         ModelError: it is a pipeline without a denoiser.
         ConfigError: an option is unknown.
     """
-
     tuned = _tuned(pipe, options)
     BackendOptions.parse({**options, **({} if tuned is None else {"phase": 0})}, mode)
     packed = _packed_grid(pipe, options.get("res"))
@@ -146,7 +145,6 @@ def _packed_grid(pipe: object, res: object) -> tuple[int, int] | None:
     None without `res`, for a pipeline that packs nothing, and for one of videos: the tokens of
     several frames are no grid of two axes.
     """
-
     if res is None or not callable(pipe) or not hasattr(pipe, "_pack_latents"):
         return None
     if (
@@ -197,7 +195,6 @@ def _controlnets(pipe: object) -> Iterator[nn.Module]:
 
 def _native(module: Any) -> int | None:
     """Tokens at the highest attention level in training, where the configuration tells."""
-
     config = dict(getattr(module, "config", {}) or {})
     config.setdefault("_class_name", type(module).__name__)
     try:

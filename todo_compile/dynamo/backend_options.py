@@ -182,7 +182,6 @@ def grids_at(res: str) -> dict[int, tuple[int, int]]:
     The latent has one cell for 8×8 pixels; each level halves it, rounding up as strided
     convolutions with padding do. Sizes that two levels would share are left out.
     """
-
     resolution = Resolution.parse(res)
     rows, columns = -(-resolution.height // _LATENT_SCALE), -(-resolution.width // _LATENT_SCALE)
     found: dict[int, tuple[int, int]] = {}
@@ -198,7 +197,6 @@ def patch_grid_at(res: str, pixels: int = 2 * _LATENT_SCALE) -> tuple[int, int] 
 
     Models that take packed tokens (FLUX) make one of 2×2 latent cells; what is left over is cut.
     """
-
     resolution = Resolution.parse(res)
     grid = resolution.height // pixels, resolution.width // pixels
     return grid if grid[0] * grid[1] > 1 else None

@@ -73,7 +73,6 @@ def compile_phases(
         options: of the backend, without the plan.
         settings: of `torch.compile`.
     """
-
     compile_one: Any = torch.compile  # its annotations know no options but Inductor's
     calls: list[Callable[..., Any]] = [
         compile_one(

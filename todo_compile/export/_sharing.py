@@ -1,7 +1,7 @@
 """Two ONNX models with the same weights, on the disk once.
 
-A rewritten model and its dense twin differ in a few nodes and in no weight. ONNX lets any model of
-a folder refer to a weights' file there, so the twin is made to refer to the other's.
+A rewritten model and the dense one differ in a few nodes and in no weight. ONNX lets any model of
+a folder refer to a weights' file there, so the second is made to refer to the first one's.
 """
 
 from __future__ import annotations

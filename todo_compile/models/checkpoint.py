@@ -145,7 +145,7 @@ def check(
 
 
 def _hint(entries: Mapping[str, Entry]) -> str:
-    """Say what the checkpoint looks like, if it can be told."""
+    """What the checkpoint looks like, for an error; empty if nothing is known of it."""
     if any("lora" in name for name in entries):
         return (
             "This looks like a LoRA: give it as --lora FILE[:SCALE], beside the model's own "

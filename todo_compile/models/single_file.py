@@ -199,12 +199,12 @@ def _second_version(
     Its tensors do not tell; those with more input channels predict noise. Else the header says it
     (ModelSpec), or it is taken for one that predicts v, as diffusers does.
     """
-    said = header.get("modelspec.prediction_type", "").lower()
-    if unet["in_channels"] != 4 or said.startswith("eps"):
+    prediction = header.get("modelspec.prediction_type", "").lower()
+    if unet["in_channels"] != 4 or prediction.startswith("eps"):
         scheduler["prediction_type"] = "epsilon"
         unet["sample_size"] = 64
         return ", predicting noise at 512 px"
-    if said.startswith("v"):
+    if prediction.startswith("v"):
         return ", predicting v"
     return (
         "; taken for one that predicts v at 768 px, as diffusers takes it (the file does not say; "

@@ -95,7 +95,7 @@ def generate(
         guidance: classifier-free guidance scale; 1 or less turns it off.
         seed: of the starting noise, drawn on the CPU so that it does not depend on the device.
         resolution: in pixels; None for the pipeline's own.
-        on_step: told after every step.
+        on_step: called after every step.
         options: more arguments of the pipeline's call.
 
     Raises:

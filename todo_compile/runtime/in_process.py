@@ -63,7 +63,6 @@ def rewrite_pipeline(
     Raises:
         TodoError: the model cannot be captured, or does not take the options.
     """
-
     captured = CapturedComponent(pipeline, source, resolution, batch=batch)
     component, report = captured.variant(options)
     setattr(pipeline, source.component, component)
@@ -90,7 +89,6 @@ def plan_pipeline(
         ConfigError: the plan was tuned for something else.
         TodoError: the model cannot be captured.
     """
-
     check_plan(plan, source, resolution, dtype=pipeline.dtype)
     captured = CapturedComponent(pipeline, source, resolution, batch=batch)
     made = [captured.variant(options) for options in plan.options]
@@ -106,7 +104,6 @@ def check_plan(plan: TunedPlan, source: Source, resolution: Resolution, *, dtype
     Raises:
         ConfigError: says what differs.
     """
-
     plan.check(component=source.component, resolution=str(resolution))
     check_weights(plan, source, models.WeightsChoice.parse("auto"), dtype)
 
@@ -120,7 +117,6 @@ def check_weights(plan: TunedPlan, source: Source, choice: WeightsChoice, dtype:
     Raises:
         ConfigError: says so.
     """
-
     digest = models.weights_hash(models.find_weights(source, choice, dtype=dtype))
     precision = plan.settings.get("precision")
     if digest != plan.weights and precision in ("fp16", "bf16", "fp32"):

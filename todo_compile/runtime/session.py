@@ -137,9 +137,9 @@ def check_feeds(
         if spec.batches is not None:
             batches.setdefault(int(value.shape[0]), name)
             if len(batches) > 1:
-                said = " and ".join(f"{size} of {one}" for size, one in batches.items())
+                named = " and ".join(f"{size} of {one}" for size, one in batches.items())
                 raise InputError(
-                    f"The inputs have different batches, {said}; {built_for}.",
+                    f"The inputs have different batches, {named}; {built_for}.",
                     remedy="All inputs of a call need the same batch.",
                 )
         if value.dtype != dtype_named(spec.dtype):

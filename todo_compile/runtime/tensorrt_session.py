@@ -216,18 +216,18 @@ class TensorRTSession(OutputSession):
         self._replay.replay()
 
     def _refusal(self, what: str) -> EngineError:
-        said = "; ".join(self._log.take())
+        log = "; ".join(self._log.take())
         name = self._output.path.name
-        if "cudaError 35" in said or "driver" in said.lower() or "no CUDA-capable" in said:
+        if "cudaError 35" in log or "driver" in log.lower() or "no CUDA-capable" in log:
             targets = ", ".join(self._output.manifest.targets)
             return EngineError(
                 f"{name} is a TensorRT engine and needs an NVIDIA GPU ({targets}) with its driver;"
                 " none answers here.",
                 remedy="Run it on such a machine, or compile to ONNX (--out FILE.onnx, or a bundle "
-                f"with --format onnx), which runs on the CPU. TensorRT said: {said}",
+                f"with --format onnx), which runs on the CPU. TensorRT said: {log}",
             )
         return EngineError(
-            f"{name}: {what}: {said or 'it gave no reason'}",
+            f"{name}: {what}: {log or 'it gave no reason'}",
             remedy="If memory ran out: a smaller resolution or --weight-streaming. Else build it "
             "again on this machine.",
         )
@@ -256,16 +256,16 @@ def _logger(trt: Any) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self._said: list[str] = []
+            self._messages: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in {trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR}:
-                self._said.append(msg.strip())
+                self._messages.append(msg.strip())
 
         def take(self) -> list[str]:
-            """What was said since the last time."""
-            said, self._said = self._said, []
-            return said
+            """The messages since the last call."""
+            messages, self._messages = self._messages, []
+            return messages
 
     return Logger()
 

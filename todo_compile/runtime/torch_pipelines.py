@@ -65,7 +65,6 @@ def pipeline_root(source: Source) -> Path:
     Raises:
         ModelError: it is no whole pipeline, or cannot be had.
     """
-
     folder = pipeline_folder(source)
     if folder is None:
         folder = _from_hub(source)
@@ -160,7 +159,6 @@ def _from_file(source: Source, dtype: torch.dtype) -> Any:
 
 def _tokenizer(source: Source, name: str) -> Any:
     """A tokenizer, which a checkpoint does not hold: from the hub's cache, else from the hub."""
-
     vocabulary = f"{name}/vocab.json"
     snapshots = (hub.cached_snapshot(hub_id, vocabulary) for hub_id in source.hub_ids)
     root = next((found for found in snapshots if found is not None), None)

@@ -142,8 +142,8 @@ def _limits(
         if isinstance(given.data, int) and given.data >= 1:
             most = given.data
         else:
-            said = f"jobs: {given.data!r} is no number of builds."
-            wrong.append(Mistake(given.line, said, "Give a whole number from 1."))
+            text = f"jobs: {given.data!r} is no number of builds."
+            wrong.append(Mistake(given.line, text, "Give a whole number from 1."))
     return budget, most
 
 
@@ -153,7 +153,6 @@ def _check_fits(need: Need, budget: int, chosen: bool) -> None:
     Raises:
         ConfigError: it needs more.
     """
-
     if chosen and budget < need.bytes < math.inf:
         raise ConfigError(
             f"it needs about {format_bytes(need.bytes)}, more than the memory of "

@@ -43,7 +43,7 @@ class Outcome:
         bytes: of the output; 0 if there is none.
         peak_bytes: the most memory that it and its children held.
         error: first line, if it failed.
-        log: what it said; None if it never ran.
+        log: file with what it printed; None if it never ran.
     """
 
     build: Build
@@ -61,7 +61,7 @@ class Running:
 
     Attributes:
         folder: where it runs, if not here.
-        said: bytes that the log had before.
+        log_start: where its lines begin in the log, in bytes.
     """
 
     build: Build
@@ -69,7 +69,7 @@ class Running:
     answer: IO[bytes]
     log: Path
     folder: Path | None = None
-    said: int = 0
+    log_start: int = 0
     started: float = field(default_factory=time.monotonic)
     peak_bytes: int = 0
 
@@ -105,12 +105,12 @@ class Running:
         """What became of it, once it has ended."""
         code = self.process.returncode
         self.answer.seek(0)
-        said = self.answer.read()
+        answer = self.answer.read()
         self.answer.close()
         self.ask_to_end()
         status: Status = "stopped" if stopped else "failed"
         if code == 0:
-            status = "kept" if _reused(said) else "built"
+            status = "kept" if _reused(answer) else "built"
         return Outcome(
             self.build,
             status,
@@ -119,7 +119,7 @@ class Running:
                 (self.folder or Path()) / self.build.out, bundle=self.build.request.bundle
             ),
             peak_bytes=self.peak_bytes,
-            error=_error(_lines(self.log, self.said), code) if status == "failed" else "",
+            error=_error(_lines(self.log, self.log_start), code) if status == "failed" else "",
             log=self.log,
         )
 
@@ -183,9 +183,9 @@ def run(
     return [outcomes[number] for number in sorted(outcomes)], interrupted
 
 
-def _reused(said: bytes) -> bool:
+def _reused(answer: bytes) -> bool:
     try:
-        return bool(json.loads(said)["reused"])
+        return bool(json.loads(answer)["reused"])
     except (ValueError, KeyError, TypeError):
         return False  # something else was printed: it was built all the same
 
@@ -227,7 +227,7 @@ def start(build: Build, log: Path, force: bool, *, folder: Path | None = None) -
     environment: Mapping[str, str] = {**os.environ, "PYTHONUTF8": "1"}
     try:
         with log.open("wb" if folder is None else "ab") as sink:
-            said = sink.tell()
+            log_start = sink.tell()
             process = subprocess.Popen(
                 _command(build),
                 stdin=subprocess.PIPE,
@@ -250,7 +250,7 @@ def start(build: Build, log: Path, force: bool, *, folder: Path | None = None) -
     with suppress(BrokenPipeError):  # it is gone already; its status says why
         process.stdin.write(_asked(build, force))
         process.stdin.flush()  # and left open: its closing tells the child to end
-    return Running(build, process, answer, log, folder, said)
+    return Running(build, process, answer, log, folder, log_start)
 
 
 def stop(running: Sequence[Running]) -> None:
@@ -272,9 +272,9 @@ def log_of(logs: Path, build: Build) -> Path:
     return logs / f"{build.number:03}-{name[-80:]}.log"
 
 
-def _error(said: Sequence[str], code: int) -> str:
-    """The first line of an error: ours if there is one, else the last that was said."""
-    lines = [line for line in said if line.strip()]
+def _error(printed: Sequence[str], code: int) -> str:
+    """The first line of an error: ours if there is one, else the last line of all."""
+    lines = [line for line in printed if line.strip()]
     ours = next((line for line in lines if line.startswith("error: ")), None)
     if ours is not None:
         return ours.removeprefix("error: ")

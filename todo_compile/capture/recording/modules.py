@@ -213,11 +213,11 @@ def _copied(value: Any) -> Any:
 
 def _described(value: Any) -> str:
     leaves, tree = flattened(value)
-    said = [
+    parts = [
         f"{leaf.dtype}{tuple(leaf.shape)}" if isinstance(leaf, torch.Tensor) else repr(leaf)
         for _, leaf in leaves
     ]
-    return f"{tree} {said}"
+    return f"{tree} {parts}"
 
 
 class _NoValues(TorchFunctionMode):

@@ -275,14 +275,14 @@ class Recorder:
         name = max(texts, key=lambda n: seen[0][n].dim())
         axis = next(d for d, n in enumerate(seen[0][name].shape) if n != seen[1][name].shape[d])
         first, second = (found[name].shape[axis] for found in seen)
-        told = short + Fraction((wanted - first) * (long - short), second - first)
-        if told.denominator != 1 or told < 1:
-            near = first + round(told - short) * (second - first) // (long - short)
+        length = short + Fraction((wanted - first) * (long - short), second - first)
+        if length.denominator != 1 or length < 1:
+            near = first + round(length - short) * (second - first) // (long - short)
             raise ConfigError(
                 f"{self._parts.pipeline} cannot pass {wanted} tokens of text.",
                 remedy=f"{max(near, 1)} is near and works.",
             )
-        return int(told)
+        return int(length)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._memory:

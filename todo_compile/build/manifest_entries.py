@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from todo_compile.build.job import Job
 
 
-def site_facts(site: dict[str, Any]) -> dict[str, Any]:
+def manifest_site(site: dict[str, Any]) -> dict[str, Any]:
     """What manifests keep of a report's row."""
     kept = (
         "module", "kind", "grid", "level", "heads", "head_dim", "query_tokens", "key_tokens",
@@ -47,6 +47,5 @@ def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -
 
 def as_built(found: Sequence[Any], planned: Sequence[Any]) -> list[Any]:
     """An engine's tensors by the builder's word, with the ranges that they were planned for."""
-
     batches = {spec.name: spec.batches for spec in planned}
     return tensors(found, [batches.get(spec.name) for spec in found])

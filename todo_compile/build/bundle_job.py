@@ -63,7 +63,7 @@ class BundleResult:
 
 
 @dataclass(frozen=True)
-class Assembly:
+class BundleJob:
     """A checked request for a bundle.
 
     Attributes:
@@ -99,7 +99,6 @@ class Assembly:
         Raises:
             TodoError: whatever the user can mend; an older bundle then stands as it was.
         """
-
         with only_one(self.folder), disk_errors(self.folder / BUNDLE_JSON):
             return self.run()
 
@@ -147,13 +146,14 @@ class Assembly:
                     remedy="Remove it, or name another folder.",
                 )
 
-    def _component(self, job: ModelJob, twin: CompileResult | None) -> CompileResult:
+    def _component(self, job: ModelJob, first: CompileResult | None) -> CompileResult:
         """Find the component in its place or among the parts, or build it there.
 
-        A twin (for another phase or resolution) comes after the model whose weights it shares, and
-        only fits those.
+        Args:
+            job: of the component.
+            first: the output for the first phase and resolution, if this is for another one. Both
+                share the weights, so this one fits only those.
         """
-
         part = self.folder / PARTS / job.out.name
         shared = self._shared(job)
         forced = self.request.force and job.out.exists()
@@ -169,7 +169,7 @@ class Assembly:
                 result = CompileResult(place, read(place), reused=True)
                 if shared and _keeps_weights(result):
                     reasons = ("its weights shall be shared, and lie in the model file",)
-                elif _fits(result, twin):
+                elif _fits(result, first):
                     self.progress.info(f"{job.out.name} is up to date; kept.")
                     return result
             elif found.reusable:
@@ -183,7 +183,7 @@ class Assembly:
             replace(job, out=part),
             reasons,
             since=before,
-            twin=self._beside(part, twin),
+            weights_of=self._beside(part, first),
             shared=shared,
         )
 
@@ -192,12 +192,11 @@ class Assembly:
         same = [j for j in self.jobs.values() if j.source.component == job.source.component]
         return self.kind == "onnx" and len(same) > 1
 
-    def _beside(self, part: Path, twin: CompileResult | None) -> Path | None:
-        """The twin's model file; its weights are linked to the parts, where they must lie too."""
-
-        if twin is None or self.kind != "onnx":
+    def _beside(self, part: Path, first: CompileResult | None) -> Path | None:
+        """The first output's file; its weights are linked to the parts, where they must lie too."""
+        if first is None or self.kind != "onnx":
             return None
-        data = twin.path.with_name(onnx.data_name(twin.path))
+        data = first.path.with_name(onnx.data_name(first.path))
         link = part.with_name(data.name)
         if data.exists() and data != link:
             link.unlink(missing_ok=True)
@@ -205,11 +204,10 @@ class Assembly:
                 os.link(data, link)
             except OSError:
                 return None  # a file system without links: the weights are stored twice
-        return twin.path
+        return first.path
 
     def _intact(self) -> Bundle | None:
         """The bundle that stands, if it is whole."""
-
         try:
             bundle = read_bundle(self.folder)
         except BundleError:
@@ -282,7 +280,6 @@ class Assembly:
 
     def _finish(self, bundle: Bundle, results: Mapping[str, CompileResult]) -> None:
         """Put everything in its place. From the first line to the last there is no bundle."""
-
         target = self.folder / BUNDLE_JSON
         stale = self._files()
         placed: set[str] = set()
@@ -313,7 +310,6 @@ class Assembly:
 
     def _files(self) -> set[str]:
         """Files of the bundle that stands, by its own word."""
-
         try:
             bundle = read_bundle(self.folder)
         except BundleError:
@@ -363,11 +359,11 @@ def _linked(output: Path) -> bool:
     return any(path.is_symlink() for path in beside)
 
 
-def _fits(result: CompileResult, twin: CompileResult | None) -> bool:
-    """Whether the weights that a twin shares are those of the model as it is now."""
-    if twin is None:
+def _fits(result: CompileResult, first: CompileResult | None) -> bool:
+    """Whether an output shares the weights that the first output of its component has now."""
+    if first is None:
         return True
-    now = {entry.name: entry.sha256 for entry in twin.manifest.files}
+    now = {entry.name: entry.sha256 for entry in first.manifest.files}
     return all(now.get(e.name, e.sha256) == e.sha256 for e in result.manifest.files)
 
 
@@ -377,5 +373,4 @@ def _keeps_weights(result: CompileResult) -> bool:
     It was built when nothing else had them. Its manifest says it, not its request: a model whose
     weights lie apart serves without company too.
     """
-
     return result.manifest.onnx.get("weight_bytes_inside", 0) > onnx.SHARED_OVER
