@@ -24,6 +24,6 @@ def test_no_path(value: Any, tmp_path: Path) -> None:
         lambda: todo_compile.compile_bundle(value, res=64, out=tmp_path / "b"),
         lambda: todo_compile.compile_bundle("sd15", res=64, out=value),
     ):
-        with pytest.raises(ConfigError, match="which is no path"):
+        with pytest.raises(ConfigError, match="which is not a path"):
             call()
     assert not list(tmp_path.iterdir())

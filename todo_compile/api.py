@@ -156,7 +156,7 @@ def plan(
 
     if unknown := [name for name in given if name not in _PLANNED]:
         raise ConfigError(
-            f"plan looks at no {unknown[0]}.", remedy=f"Known: {', '.join(_PLANNED)}."
+            f"plan has no option {unknown[0]}.", remedy=f"Known: {', '.join(_PLANNED)}."
         )
     request = BuildRequest(
         **_subject(model, args, kwargs),

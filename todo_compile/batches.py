@@ -43,7 +43,7 @@ class BatchRange:
             raise ConfigError(f"A batch of {self.least} is not possible.", remedy=_HELP)
         if not self.least <= self.tuned <= self.most or self.least == self.most:
             raise ConfigError(
-                f"{self} is no range of batches: its numbers must rise.", remedy=_HELP
+                f"{self} is not a range of batches: its numbers must rise.", remedy=_HELP
             )
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ def parse_batch(given: object) -> Batch:
     elif isinstance(given, (tuple, list)):
         parts = list(given)  # pyright: ignore[reportUnknownArgumentType]
     if len(parts) not in (2, 3) or not all(type(part) is int for part in parts):
-        raise ConfigError(f"{given!r} is no batch.", remedy=_HELP)
+        raise ConfigError(f"{given!r} is not a batch.", remedy=_HELP)
     least, most = parts[0], parts[-1]
     if least == most and set(parts) == {least}:
         return least

@@ -103,7 +103,7 @@ def given_path(value: object, name: str) -> Path:
     """
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise ConfigError(
-            f"{name} is {value!r:.60}, which is no path.", remedy="Give text or a pathlib.Path."
+            f"{name} is {value!r:.60}, which is not a path.", remedy="Give text or a pathlib.Path."
         )
     path = Path(value)
     longest = max((part for part in path.parts), key=len, default="")

@@ -87,7 +87,7 @@ def _site_choice(given: Any) -> Any:
         ConfigError: it has another length, or an unknown sampling.
     """
     if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
-        raise ConfigError(f"{given!r} is no pair of positive factors.", remedy=_FACTORS_HELP)
+        raise ConfigError(f"{given!r} is not a pair of positive factors.", remedy=_FACTORS_HELP)
     return (*given[:2], *(check_sampling(one) for one in given[2:]))
 
 
@@ -187,7 +187,7 @@ class PlanOptions:
         for factor in [*(self.factors or ()), *(one[:2] for _, one in choices)]:
             if not _is_pair(factor):
                 raise ConfigError(
-                    f"{factor!r} is no pair of positive factors.", remedy=_FACTORS_HELP
+                    f"{factor!r} is not a pair of positive factors.", remedy=_FACTORS_HELP
                 )
         if self.factors is not None:  # hashable, whatever sequence came
             object.__setattr__(self, "factors", tuple((r, c) for r, c in self.factors))
@@ -289,4 +289,6 @@ def _one_factor(part: Any, whole: Any) -> Factor:
     ):
         columns = int(match[1])
         return (int(match[2]) if match[2] else columns), columns
-    raise ConfigError(f"{part!r} in factors {whole!r} is no positive factor.", remedy=_FACTORS_HELP)
+    raise ConfigError(
+        f"{part!r} in factors {whole!r} is not a positive factor.", remedy=_FACTORS_HELP
+    )

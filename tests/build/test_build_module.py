@@ -195,7 +195,7 @@ def raises(_x: Tensor) -> Any:
 @pytest.mark.parametrize(
     ("module", "args", "options", "error", "says"),
     [
-        (3, (X,), {}, ConfigError, "3 is no torch module"),
+        (3, (X,), {}, ConfigError, "3 is not a torch module"),
         ("sd15", (X,), {}, ConfigError, "are for a torch module, and 'sd15' is text"),
         (Small(), None, {}, ConfigError, "args is missing"),
         (Small(), X, {}, ConfigError, "args is a Tensor"),

@@ -141,7 +141,7 @@ def test_plans_that_cannot_be_used(model: Path, tuned: TunedPlan, tmp_path: Path
     refused(tmp_path / "absent.json", "cannot be read")
     (tmp_path / "other.json").write_text("{}")
     refused(str(tmp_path / "other.json"), "no plan of todo-compile's")
-    refused(3, "plan is 3, which is no path")
+    refused(3, "plan is 3, which is not a path")
     phases = plan_for(model, 64, 8, (0.0, CHOSEN), (0.5, {}))
     refused(phases, "2 phases, and one file has one graph")
     refused(tuned.model_copy(update={"component": "transformer"}), "component transformer")

@@ -103,7 +103,7 @@ builds:
         ("{opset: high}", "line 3: build 1: opset: 'high' is not possible"),
         ("{verify: perhaps}", "build 1: verify: 'perhaps' is not possible"),
         ("{res: [[[1]]]}", "res must be a value, or a list of values"),
-        ("{model: [[a, b]]}", "build 1: model is ['a', 'b'], which is no path"),
+        ("{model: [[a, b]]}", "build 1: model is ['a', 'b'], which is not a path"),
         ("{batch: []}", "batch is an empty list"),
         ("{res: [[]]}", "res: [] is not possible"),
         ("{out: '{batch}.plan'}", "nothing is known of {batch}. Set that option"),

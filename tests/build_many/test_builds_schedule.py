@@ -110,5 +110,5 @@ def test_no_memory(text: str) -> None:
     from todo_compile.build.many.memory import parse_memory
     from todo_compile.errors import ConfigError
 
-    with pytest.raises(ConfigError, match="is no size of memory"):
+    with pytest.raises(ConfigError, match="is not a size of memory"):
         parse_memory(text)

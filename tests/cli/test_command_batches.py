@@ -136,7 +136,7 @@ def test_a_plan_says_what_its_figures_are_for(
         (("--batch", "0..4"), "A batch of 0 is not possible"),
         (("--batch", "1..64"), "A range of batches up to 64 is not possible"),
         (("--batch", "65"), "A batch of 65 is not possible"),
-        (("--batch", "two"), "'two' is no batch"),
+        (("--batch", "two"), "'two' is not a batch"),
     ],
 )
 def test_refusals(

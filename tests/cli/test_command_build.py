@@ -201,7 +201,7 @@ builds:
     flat = " ".join(text.split())
     for says in (
         "has 14 mistakes; nothing was built.",
-        "line 1: jobs: 'none' is no number of builds.",
+        "line 1: jobs: 'none' is not a number of builds.",
         "line 4: build 1: This model cannot make 1001x1001 pixels",
         "line 4: build 1: This model cannot make 2000x1001 pixels",
         "line 6: build 2: The suffix of 'x.trt' says nothing about the format.",
@@ -224,7 +224,7 @@ builds:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--memory", "much"], "is no size of memory"),
+        (["--memory", "much"], "is not a size of memory"),
         (["--jobs", "0"], "Invalid value for '--jobs'"),
         (["--logs", "builds.yaml/x"], "Name another for logs"),
     ],

@@ -66,7 +66,7 @@ def test_in_a_file_of_builds(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     # The file may come from a stranger: what it would execute is named, and nothing is built.
     assert main(["build", "builds.yaml"]) == 2
     text = said(capsys)
-    assert "asks to execute Python of its own choice: nets.py:small" in text
+    assert "asks to execute Python code: nets.py:small" in text
     assert "--allow-code" in text
     assert not (here / "nets.py-small.onnx").exists()
     assert main(["build", "builds.yaml", "--json", "--allow-code"]) == 0
@@ -94,7 +94,7 @@ def test_in_a_file_of_builds(here: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--module", "nets.py:leaves"], "nets.py:leaves failed: SystemExit: 3"),
         (["--module", "nets.py:alone"], "nets.py:alone returned 1 value."),
         (["--module", "nets.py:four"], "nets.py:four returned 4 values."),
-        (["--module", "nets.py:no_module"], "returned something else: 'x' is no torch module."),
+        (["--module", "nets.py:no_module"], "returned something else: 'x' is not a torch module."),
         (["--module", "nets.py:no_tuple"], "returned something else: args is a Tensor."),
         (["--module", "mine.absent:f"], "ModuleNotFoundError: No module named 'mine.absent'"),
         (["--module", "mine.broken:f"], "No module named 'no_such_thing_anywhere' (broken.py, li"),

@@ -214,7 +214,7 @@ def test_a_line_with_counts_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     ("options", "message"),
     [
         ({"factor": 2}, "Did you mean 'factors'"),
-        ({"factors": "zwei"}, "no positive factor"),
+        ({"factors": "zwei"}, "not a positive factor"),
         ({"inner": "no_such_backend"}, "Unknown inner backend"),
         ({"inner": "eager", "max_autotune": True}, "cannot be given to inner backend"),
         ({"inner": "todo_inductor"}, "its own inner backend"),

@@ -191,8 +191,8 @@ def test_patched_model_against_the_oracle(nodes: Any, calls: Any) -> None:
 
 
 WRONG = [
-    ({"factors": "0"}, "no positive factor", "4,2,1"),
-    ({"factors": "two"}, "no positive factor", "4,2,1"),
+    ({"factors": "0"}, "not a positive factor", "4,2,1"),
+    ({"factors": "two"}, "not a positive factor", "4,2,1"),
     ({"factors": "2", "kv_tokens": 64}, "both say how far", "Give one of them"),
     ({"kv_tokens": -1}, "must be a positive whole number", "4096"),
     ({"sampling": "median"}, "Unknown sampling 'median'", "nearest-exact"),
@@ -220,7 +220,7 @@ def test_values_by_a_wire_are_not_known_yet(nodes: Any) -> None:
     node = nodes.NODE_CLASS_MAPPINGS["ToDoCompile"]
     assert node.VALIDATE_INPUTS(**dict.fromkeys(DEFAULTS)) is True
     assert node.VALIDATE_INPUTS(factors="4,2", sampling="blend:0.3") is True
-    assert "no positive factor" in node.VALIDATE_INPUTS(factors="-1", kv_tokens=None)
+    assert "not a positive factor" in node.VALIDATE_INPUTS(factors="-1", kv_tokens=None)
 
 
 @pytest.mark.parametrize("module", [None, types.ModuleType("comfy_api.torch_helpers")])

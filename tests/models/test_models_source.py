@@ -106,7 +106,7 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
         ("{not json", "cannot be read as JSON"),
         ("[]", "it is no object"),
         ("{}", "no _class_name"),
-        (json.dumps({"_class_name": "os.system"}), "'os.system', which is no name"),
+        (json.dumps({"_class_name": "os.system"}), "'os.system', which is not a name"),
     ],
 )
 def test_bad_configuration(tmp_path: Path, text: str, said: str) -> None:

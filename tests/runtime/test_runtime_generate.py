@@ -103,7 +103,7 @@ def test_from_a_model_in_torch(
     ("arguments", "says"),
     [
         (["-o", "x.png"], "either --bundle or --model"),
-        (["-o", "x.gif2", "-b", "."], "is no picture's"),
+        (["-o", "x.gif2", "-b", "."], "is not that of a picture"),
         (["-o", "no/x.png", "-b", "."], "does not exist"),
         (["-o", "x.png", "-b", "none"], "not a finished bundle"),
         (["-o", "x.png", "-m", "."], "needs --res"),

@@ -73,7 +73,7 @@ def check_module(module: object, args: object, kwargs: object) -> None:
 
     if not isinstance(module, nn.Module):
         raise ConfigError(
-            f"{module!r:.80} is no torch module.",
+            f"{module!r:.80} is not a torch module.",
             remedy="Give a torch.nn.Module, or the name of a model without args.",
         )
     if not isinstance(args, (tuple, list)):

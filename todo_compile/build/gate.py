@@ -72,12 +72,12 @@ class Gate:
         first, *more = request.gate.split(",")
         budget = Budget.parse(first)
         if budget.kind != "drift":
-            raise ConfigError(f"{first} is no gate for pictures.", remedy=_HELP)
+            raise ConfigError(f"{first} is not a gate for pictures.", remedy=_HELP)
         values: dict[str, Any] = {}
         for part in more:
             found = re.fullmatch(r"\s*(pairs|steps|guidance)\s*=\s*(\d{1,6}(\.\d{1,6})?)\s*", part)
             if found is None or found[1] in values:
-                raise ConfigError(f"{part!r:.60} is no setting of a gate.", remedy=_HELP)
+                raise ConfigError(f"{part!r:.60} is not a setting of a gate.", remedy=_HELP)
             values[found[1]] = float(found[2])
         settings = {} if plan is None else plan.settings
         for name in ("steps", "guidance"):
@@ -135,13 +135,13 @@ def check_gate(request: BuildRequest, plan: TunedPlan | None, jobs: Sequence[Mod
         refuse_recorded(job.source, "A gate for an output")
         if job.weights.kind == "random":
             raise ConfigError(
-                "Random weights draw noise, of which a gate can say nothing.",
+                "Random weights draw noise, about which a gate can say nothing.",
                 remedy="Leave --gate out, or give real weights.",
             )
         folder = pipeline_folder(job.source)
         if job.source.kind == "folder" and (folder is None or not (folder / INDEX).is_file()):
             raise ModelError(
-                f"{request.model} is no folder of a whole pipeline, and a gate draws.",
+                f"{request.model} is not the folder of a whole pipeline, and a gate draws.",
                 remedy=f"Give the folder that has the {INDEX}, or leave --gate out.",
             )
 

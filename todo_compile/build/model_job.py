@@ -228,7 +228,7 @@ def check_batch(source: Source, batch: BatchLike | None) -> Batch:
     """The batch of a component: what was asked for, or its default.
 
     Raises:
-        ConfigError: it is no batch, or a range for a text encoder.
+        ConfigError: it is not a batch, or a range for a text encoder.
     """
     if batch is None:
         return default_batch(source)

@@ -225,8 +225,8 @@ def _tensors(program: ExportedProgram) -> dict[str, Any]:
     for name, value in found.items():
         if not isinstance(value, torch.Tensor):
             raise ConfigError(
-                f"The module holds {name}, a {type(value).__name__}, which no file can.",
-                remedy="Keep tensors and plain values alone in it.",
+                f"The module holds {name}, a {type(value).__name__}, which no file can hold.",
+                remedy="Keep only tensors and plain values in it.",
             )
         if value.is_meta or fake_mode_of(value) is not None:
             raise ConfigError(

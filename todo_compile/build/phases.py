@@ -53,7 +53,7 @@ def phases_of(request: BuildRequest, first: str) -> list[DenoiserPhase]:
     option = "--plan" if tuned is not None else "--dense-after"
     if after is not None and not 0 < after < 1:
         raise ConfigError(
-            f"{after:g} is no share of the steps between 0 and 1.",
+            f"{after:g} is not a share of the steps between 0 and 1.",
             remedy="--dense-after 0.7: dense for the last 30 % of the steps.",
         )
     if first in OTHERS and (tuned is not None or after is not None):

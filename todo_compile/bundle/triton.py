@@ -121,7 +121,7 @@ def _name(path: Path, name: str | None) -> str:
     found = name or path.resolve().stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", found):
         raise ConfigError(
-            f"{found!r} can be no name of a model in Triton.",
+            f"{found!r} cannot be the name of a model in Triton.",
             remedy="Give one of letters, digits, _ and -: --name sd15-1024",
         )
     return found

@@ -153,7 +153,7 @@ def build_command(
     code = [str(b.request.module) for b in plan.builds if b.request.module is not None]
     if code and not allow_code:
         raise ConfigError(
-            f"{file} asks to execute Python of its own choice: {', '.join(code)}.",
+            f"{file} asks to execute Python code: {', '.join(code)}.",
             remedy="Read it, and if you trust it, give --allow-code.",
         )
     make_folders(plan.builds)
@@ -176,7 +176,7 @@ def build_command(
         _print_outcomes(outcomes)
     if interrupted:
         raise StoppedError(
-            "Interrupted.", remedy="What is finished is kept when the command is run again."
+            "Interrupted.", remedy="Run the command again: what is finished is kept."
         )
     if failed:
         raise typer.Exit(1)

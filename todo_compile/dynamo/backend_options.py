@@ -107,7 +107,7 @@ def _tuned(given: Mapping[str, Any]) -> tuple[TunedPlan | None, PlanOptions | No
     plan, phase = given.get("plan"), given.get("phase")
     if plan is None:
         if phase is not None:
-            raise ConfigError("phase is one of a plan's.", remedy="Give the plan too.")
+            raise ConfigError("phase needs a plan.", remedy="Give the plan too.")
         return None, None
 
     for other in ("kv_tokens", "factors", "sampling", "preset"):

@@ -71,7 +71,7 @@ def run_worker(
     except OSError as error:
         raise EngineError(
             f"The builder's process does not start: {error}.",
-            remedy="It is this Python once more; the limits on processes and memory decide.",
+            remedy="It is another process of this Python: raise the limits on processes or memory.",
         ) from error
     finally:
         if not isinstance(sink, int):

@@ -100,7 +100,7 @@ def resolve_targets(wanted: tuple[str, ...], library: Library, gpu: str | None =
     if foreign:
         raise EngineError(
             f"{library.name} {library.version} cannot build for {', '.join(foreign)}.",
-            remedy=f"It knows {', '.join(library.targets)}. Choose from these, or write ONNX"
+            remedy=f"It knows {', '.join(library.targets)}. Choose one of these, or write ONNX"
             " (--out FILE.onnx) and build with TensorRT on a machine that has this GPU.",
         )
     reason = "as asked"

@@ -79,7 +79,7 @@ def class_name(config: Mapping[str, Any]) -> str:
         )
     if not _PLAIN.fullmatch(name):
         raise ModelError(
-            f"The model's config.json names the class {name!r:.80}, which is no name.",
+            f"The model's config.json names the class {name!r:.80}, which is not a name.",
             remedy="The folder may have been tampered with; get the model from its origin.",
         )
     return name
@@ -99,7 +99,7 @@ def native(config: Mapping[str, Any]) -> Native:
     name = class_name(config)
     if name not in (*SUPPORTED_CLASSES, *VAE_CLASSES, *TEXT_CLASSES):
         raise ModelError(
-            f"The configuration of a {name} alone does not tell its training grid.",
+            f"The configuration of a {name} alone does not say what grid it was trained on.",
             remedy="Say how many key/value tokens to keep, or give the pipeline's folder.",
         )
     if name in TEXT_CLASSES:

@@ -63,7 +63,7 @@ def one_component(text: str | None) -> str:
     choice = "unet" if text is None else parse_choice(text)
     if choice == "all":
         raise ConfigError(
-            "All components make several outputs.",
+            "All components together are several outputs.",
             remedy="Name a folder: --out bundle/ (end it in a slash), or choose one component.",
         )
     return choice

@@ -147,7 +147,7 @@ def _layers(path: Path, entries: dict[str, Entry]) -> dict[str, dict[str, Adapte
         found = split(name)
         if found is None:
             raise ModelError(
-                f"{path} holds {name}, which is no part of an adapter that can be fused.",
+                f"{path} holds {name}, which is not part of an adapter that can be fused.",
                 remedy="LoRA, LoHa, LoKr, DoRA and full differences of linear and convolutional "
                 "layers can (no OFT, GLoRA, IA³, bias terms or textual inversions).",
             )

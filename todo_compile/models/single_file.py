@@ -150,7 +150,7 @@ def _family_of(path: Path, entries: Mapping[str, Entry]) -> tuple[Family, int]:
     """The family and the number of input channels."""
     if not is_original(entries) or not has_part(entries, "unet"):
         raise ModelError(
-            f"{path} is no checkpoint in the original layout with a denoising UNet "
+            f"{path} is not a checkpoint in the original layout with a denoising UNet "
             f"({_other_kind(entries)}).",
             remedy="Give the architecture with --model (sd15, sd21, sdxl or a diffusers folder) "
             "and the file with --weights.",

@@ -139,7 +139,7 @@ def with_text_tokens(source: Source, count: int | None) -> Source:
         return source
     if source.component not in DENOISERS:
         raise ConfigError(
-            f"--text-tokens is for what denoises; this is a {source.component}.",
+            f"--text-tokens is for denoising models; this is a {source.component}.",
             remedy="Leave it out.",
         )
     if not 1 <= count <= MAX_TEXT:

@@ -69,7 +69,7 @@ class Compiled(nn.Module):
         del args, kwargs
         raise CompiledError(
             f"{self._called} is compiled: its weights are inside the engine.",
-            remedy="Take them from the model that it was made from, and do without offloading.",
+            remedy="Take them from the model that it was made from, and leave offloading out.",
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -101,7 +101,7 @@ class Compiled(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _HOOKS and bool(value):
             raise CompiledError(
-                f"{self._called} is compiled: {_HOOKS[name]} cannot be had.",
+                f"{self._called} is compiled, and {_HOOKS[name]} cannot be used with it.",
                 remedy="Leave it out: the engine keeps its weights where it was loaded. Several "
                 "engines share a GPU best when built with --weight-streaming.",
             )

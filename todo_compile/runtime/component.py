@@ -133,7 +133,7 @@ class Component(Compiled):
         if moved.device.type == "cpu" and self.origin.name.endswith((".plan", ".engine")):
             return (
                 "An engine of TensorRT runs on its GPU alone: delete the pipeline to free its "
-                "memory, and do without offloading."
+                "memory, and leave offloading out."
             )
         return (
             f'Load it with device="{moved.device}", and do without offloading: a compiled '
@@ -166,7 +166,7 @@ class Component(Compiled):
             ):
                 raise
         raise CompiledError(
-            f"{origin.name} is compiled: {name} of {origin.class_name} cannot be had.",
+            f"{origin.name} is compiled: it has no {name} of {origin.class_name}.",
             remedy="IP-Adapters are layers in attention: use the torch pipeline with them."
             if "ip_adapter" in name
             else "What changes weights or attention comes before compiling (LoRAs: --lora "

@@ -185,11 +185,11 @@ def check_settings(steps: int, guidance: float, seed: int) -> None:
         raise ConfigError(f"{steps} steps draw nothing.", remedy="Give --steps 1 or more.")
     if not (math.isfinite(guidance) and guidance >= 0):
         raise ConfigError(
-            f"A guidance of {guidance} is no strength.",
+            f"A guidance of {guidance} is not possible.",
             remedy="Give --guidance 7.5, or 1 for none; a negative prompt says what to avoid.",
         )
     if not _SEEDS[0] <= seed <= _SEEDS[1]:
-        raise ConfigError(f"{seed} is no seed.", remedy=f"Give --seed 0 to {_SEEDS[1]}.")
+        raise ConfigError(f"{seed} is not a seed.", remedy=f"Give --seed 0 to {_SEEDS[1]}.")
 
 
 def _memory_ran_out(error: BaseException) -> bool:
@@ -233,13 +233,14 @@ def check_picture(out: Path) -> None:
     """Refuse a place for a picture early.
 
     Raises:
-        ConfigError: its suffix is no picture's.
+        ConfigError: its suffix is not that of a picture.
         MissingPackageError: what drawing needs is not installed.
         BundleError: it cannot be written there.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ConfigError(
-            f"The suffix of {out.name!r} is no picture's.", remedy=f"Known: {', '.join(SUFFIXES)}."
+            f"The suffix of {out.name!r} is not that of a picture.",
+            remedy=f"Known: {', '.join(SUFFIXES)}.",
         )
     check_target(out)
     packages.need("generate", "Drawing")

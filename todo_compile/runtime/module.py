@@ -114,7 +114,7 @@ class CompiledModule(nn.Module):
                     raise TreeError(f"{name} was given when this was compiled, and is missing")
         except (TreeError, TypeError) as error:
             raise InputError(
-                f"{self.name} cannot be called so: {error}.",
+                f"{self.name} cannot be called like this: {error}.",
                 remedy=f"Call it as it was compiled, {self.signature}; compile another one for "
                 "other constants. What shall vary must go in as a tensor.",
             ) from error

@@ -80,7 +80,7 @@ class PackageSession(OutputSession):
         wanted = [(spec.at(batch), dtype_named(spec.dtype)) for spec in self._outputs.values()]
         if [(tuple(one.shape), one.dtype) for one in results] != wanted:
             raise EngineError(
-                f"{name} returned something else than its manifest says.",
+                f"{name} returned something other than its manifest says.",
                 remedy="Build it again with todo-compile.",
             )
         # A graph may hand on an input, or a part of one.

@@ -63,7 +63,7 @@ class CompiledCall(Component):
             given = dict(self._signature.bind(None, *args, **kwargs).arguments)
         except TypeError as error:
             raise InputError(
-                f"{self.origin.class_name} is not called so: {error}.",
+                f"{self.origin.class_name} cannot be called like this: {error}.",
                 remedy="Call it as diffusers' class of this name.",
             ) from error
         del given[next(iter(self._signature.parameters))]
@@ -96,8 +96,8 @@ class CompiledCall(Component):
         if different:
             raise InputError(
                 f"The pipeline passes {', '.join(different)}; {self.origin.built_for}.",
-                remedy="What is no tensor is part of what was compiled: draw with the size and "
-                "settings of the build, or use the torch module.",
+                remedy="Whatever is not a tensor is part of what was compiled: draw with the size "
+                "and settings of the build, or use the torch module.",
             )
 
     def _fitting(self, name: str, value: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def check_steps(scheduler: Any, steps: int) -> None:
         ) from error
     if not finite:
         raise ConfigError(
-            f"{name} makes NaN or infinity of zeros with this model's scheduler_config.json.",
+            f"{name} turns zeros into NaN or infinity with this model's scheduler_config.json.",
             remedy=f"Copy the configuration anew, or give another --scheduler. {remedy}",
         )
     if not descends:

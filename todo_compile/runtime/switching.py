@@ -46,7 +46,7 @@ class PhasedDenoiser(Compiled):
             )
         if starts[-1] > 1:
             raise ConfigError(
-                f"{starts[-1]:g} is no share of the schedule.", remedy="Give a share, 0 to 1."
+                f"{starts[-1]:g} is not a share of the schedule.", remedy="Give a share, 0 to 1."
             )
         self.parts = nn.ModuleList(parts)
         self.starts = tuple(starts)

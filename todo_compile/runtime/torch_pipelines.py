@@ -70,7 +70,7 @@ def pipeline_root(source: Source) -> Path:
         folder = _from_hub(source)
     if not (folder / INDEX).is_file():
         raise ModelError(
-            f"{folder} has no {INDEX}, so it is no pipeline.",
+            f"{folder} has no {INDEX}, so it is not a pipeline.",
             remedy="Give the folder of a whole pipeline, or use --bundle.",
         )
     return folder
@@ -141,7 +141,7 @@ def _from_file(source: Source, dtype: torch.dtype) -> Any:
         found = source if name == "unet" else part(source, component)
         if found is None and component in source.file.family.others:
             raise ModelError(
-                f"{source.identifier} has no {component}, so it is no whole pipeline.",
+                f"{source.identifier} has no {component}, so it is not a whole pipeline.",
                 remedy="Give a checkpoint of the whole pipeline, or a folder.",
             )
         parts[name] = None

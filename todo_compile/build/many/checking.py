@@ -142,7 +142,7 @@ def _limits(
         if isinstance(given.data, int) and given.data >= 1:
             most = given.data
         else:
-            text = f"jobs: {given.data!r} is no number of builds."
+            text = f"jobs: {given.data!r} is not a number of builds."
             wrong.append(Mistake(given.line, text, "Give a whole number from 1."))
     return budget, most
 

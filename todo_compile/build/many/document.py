@@ -142,13 +142,13 @@ def read_document(path: Path) -> Document:
         loader = _Loader(text)
         root = loader.get_single_node()
     except ForeignError as error:
-        raise ConfigError(f"{path} is no build file: {error}.", remedy=_EXAMPLE) from error
+        raise ConfigError(f"{path} is not a build file: {error}.", remedy=_EXAMPLE) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}:" if mark is not None else ""
         raise ConfigError(
             f"{path} is not YAML:{line} {error.problem or error.context}.",
-            remedy="Mend the file; indentation and quotes are what goes wrong most.",
+            remedy="Mend the file. Most mistakes are in the indentation or in quotes.",
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}.", remedy=_EXAMPLE) from error

@@ -73,7 +73,7 @@ def parse_memory(text: str) -> int:
     size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if size <= 0:
         raise ConfigError(
-            f"{text!r} is no size of memory.", remedy="Write 12GB, 800MB or 16GiB, for example."
+            f"{text!r} is not a size of memory.", remedy="Write 12GB, 800MB or 16GiB, for example."
         )
     return size
 

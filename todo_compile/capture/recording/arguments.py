@@ -85,7 +85,7 @@ def arguments(
                 found[name] = value
             elif needed:
                 raise ModelError(
-                    f"{parts.pipeline} insists on {name}, which nothing is known about here.",
+                    f"{parts.pipeline} requires {name}, which todo-compile does not know.",
                     remedy="Load the module yourself and hand it to the Python API with example "
                     "inputs: todo_compile.rewrite(module, example_inputs).",
                 )

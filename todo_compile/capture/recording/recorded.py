@@ -125,7 +125,7 @@ class Recorder:
             return self._parts
         if size.width != size.height:
             raise ConfigError(
-                f"{self._parts.pipeline} makes square pictures alone, not {size}.",
+                f"{self._parts.pipeline} makes only square pictures, not {size}.",
                 remedy=f"Give one side, such as --res {size.width}.",
             )
         part = self._parts.parts[self._denoiser]
@@ -176,7 +176,7 @@ class Recorder:
         )
         if cells is None:
             raise ModelError(
-                f"{self._parts.pipeline} draws no noise of rows and columns, so the size of its "
+                f"{self._parts.pipeline} draws no noise with rows and columns, so the size of its "
                 "image is unknown.",
                 remedy="Hand the module to todo_compile.rewrite(module, example_inputs).",
             )
@@ -280,7 +280,7 @@ class Recorder:
             near = first + round(length - short) * (second - first) // (long - short)
             raise ConfigError(
                 f"{self._parts.pipeline} cannot pass {wanted} tokens of text.",
-                remedy=f"{max(near, 1)} is near and works.",
+                remedy=f"{max(near, 1)} is close and works.",
             )
         return int(length)
 
