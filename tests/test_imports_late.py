@@ -14,6 +14,7 @@ import ast
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import todo_compile
@@ -69,7 +70,11 @@ def targets(node: ast.Import | ast.ImportFrom, known: Iterable[str]) -> list[str
     if isinstance(node, ast.Import):
         names = [one.name for one in node.names]
     else:
-        whole = [f"{node.module}.{one.name}" for one in node.names]
+        homes: dict[str, str] = {}  # of names that a package fetches when they are first asked for
+        if node.module in (OURS, f"{OURS}.models"):
+            homes = vars(import_module(node.module))["_HOMES"]
+        names = [homes.get(one.name, one.name) for one in node.names]
+        whole = [f"{node.module}.{name}" for name in names]
         names = [name if name in known else str(node.module) for name in whole]
     return [name if name.startswith(OURS) else name.split(".")[0] for name in names]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from todo_compile import packages
+from todo_compile import models, packages
 from todo_compile.batches import Batch, halved, parse_batch
 from todo_compile.build.alone import LOCK
 from todo_compile.build.bundle_job import PARTS, BundleJob
@@ -25,7 +25,6 @@ from todo_compile.bundle.description import COMPONENTS, MAX_SIZES, SIZED
 from todo_compile.bundle.files import check_target
 from todo_compile.disk import format_bytes
 from todo_compile.errors import BundleError, ConfigError, ModelError
-from todo_compile.models import Resolution, parse_lora
 from todo_compile.models.components import (
     OTHERS,
     parse_choice,
@@ -42,7 +41,7 @@ from todo_compile.progress import Progress, SilentProgress
 if TYPE_CHECKING:
     from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
-    from todo_compile.models import Source
+    from todo_compile.models import Resolution, Source
     from todo_compile.models.torch_parts import TorchPart
 
 SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan"}
@@ -65,7 +64,7 @@ def prepare_bundle(
     kind = request.format or "tensorrt"
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
-    loras = [parse_lora(text) for text in request.lora]
+    loras = [models.parse_lora(text) for text in request.lora]
     rows, names = _components(request, progress)
     phases = phases_of(request, names[0])
     jobs: dict[str, ModelJob] = {}
@@ -146,7 +145,7 @@ def _sizes(res: Sequence[str]) -> list[Resolution]:
     Raises:
         ConfigError: too many, or one twice.
     """
-    sizes = [Resolution.parse(one) for one in res]
+    sizes = [models.Resolution.parse(one) for one in res]
     twice = [str(size) for size in dict.fromkeys(sizes) if sizes.count(size) > 1]
     if twice:
         raise ConfigError(f"{', '.join(twice)} is given twice.", remedy="Name each size once.")

@@ -21,7 +21,6 @@ from todo_compile.build.job import (
 )
 from todo_compile.build.planned import Planned
 from todo_compile.errors import ConfigError, ModelError
-from todo_compile.models import parse_lora
 from todo_compile.models.components import OTHERS, one_component, overflows_in_half
 from todo_compile.models.controlnet import with_controlnet
 from todo_compile.options import PlanOptions
@@ -120,7 +119,7 @@ def prepare(
 
     check_output(request)
     tuned = request.tuned
-    loras = [parse_lora(text) for text in request.lora]
+    loras = [models.parse_lora(text) for text in request.lora]
     job = prepare_component(
         request,
         one_component(request.component),
