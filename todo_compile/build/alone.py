@@ -16,8 +16,9 @@ LOCK = ".building"
 
 @contextmanager
 def only_one(folder: Path) -> Generator[None]:
-    """Make the folder if need be and keep a second build out of it; the system lifts this when we
-    die. A folder in which nothing was made is removed again: by whoever holds it, and nobody else.
+    """Make the folder if it is absent, and keep a second build out; the lock ends with the process.
+
+    A folder in which nothing was made is removed again, by the build that holds it alone.
 
     Raises:
         BundleError: another process builds into it, or it cannot be written.
@@ -28,7 +29,7 @@ def only_one(folder: Path) -> Generator[None]:
         yield
     finally:
         if made and folder.is_dir() and all(p.name == LOCK for p in folder.iterdir()):
-            with suppress(OSError):  # Windows removes no open file
+            with suppress(OSError):  # Windows cannot remove an open file
                 (folder / LOCK).unlink()
                 folder.rmdir()
         os.close(lock)

@@ -370,7 +370,7 @@ def _fits(result: CompileResult, first: CompileResult | None) -> bool:
 def _keeps_weights(result: CompileResult) -> bool:
     """Whether a model has weights in its own file that are worth sharing.
 
-    It was built when nothing else had them. Its manifest says it, not its request: a model whose
-    weights lie apart serves without company too.
+    Such a model was built when no other output had its weights. The manifest says so, the request
+    does not: a model whose weights lie in a file of their own can also stand alone.
     """
     return result.manifest.onnx.get("weight_bytes_inside", 0) > onnx.SHARED_OVER

@@ -56,7 +56,7 @@ def _is_cast(node: Node) -> bool:
 
 
 def _text(node: Node) -> str:
-    """Equal for a node and its copy where nothing was rewritten, explicit casts aside."""
+    """A text that is equal for a node and its copy, unless one was rewritten; casts are ignored."""
 
     def name(source: Node) -> str:
         behind = source.args[0] if _is_cast(source) else source

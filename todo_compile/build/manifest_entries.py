@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def manifest_site(site: dict[str, Any]) -> dict[str, Any]:
-    """What manifests keep of a report's row."""
+    """What a manifest keeps of one site in a report."""
     kept = (
         "module", "kind", "grid", "level", "heads", "head_dim", "query_tokens", "key_tokens",
         "key_tokens_after", "factor", "action", "reason", "stops",
@@ -46,6 +46,6 @@ def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -
 
 
 def as_built(found: Sequence[Any], planned: Sequence[Any]) -> list[Any]:
-    """An engine's tensors by the builder's word, with the ranges that they were planned for."""
+    """An engine's tensors as the builder reports them, with the ranges that were planned."""
     batches = {spec.name: spec.batches for spec in planned}
     return tensors(found, [batches.get(spec.name) for spec in found])

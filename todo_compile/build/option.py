@@ -1,4 +1,4 @@
-"""What is said once of a build option, beside its field in `BuildRequest`."""
+"""What is known of a build option besides its type and default; it stands with the field."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _text(value: object) -> object:
 
 
 def _several(value: object) -> object:
-    """One where several are possible."""
+    """A list of one, where several values are possible."""
     return value if isinstance(value, (list, tuple)) else (value,)
 
 

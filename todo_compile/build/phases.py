@@ -108,5 +108,5 @@ def _by_plan(plan: TunedPlan) -> list[DenoiserPhase]:
 
 
 def _same(options: PlanOptions) -> PlanOptions:
-    """Without sites that are named to stay dense, as all others do."""
+    """The options without sites that are named to stay dense: an unnamed one stays dense too."""
     return replace(options, sites=tuple(one for one in options.sites if one[1][:2] != (1, 1)))

@@ -79,7 +79,7 @@ def still_there(handle: int, path: Path) -> bool:
 
 @contextmanager
 def alone(path: Path) -> Generator[None]:
-    """Wait for other processes that hold the lock file `path`, then hold it; for moments only.
+    """Wait until no other process holds the lock file `path`, then hold it. Meant for moments.
 
     Where the file system knows no locks, nothing is waited for.
     """
@@ -104,7 +104,7 @@ def alone(path: Path) -> Generator[None]:
 
 
 def _wait_for(path: Path) -> int:
-    """The lock file `path`, held, and still what lies at `path`."""
+    """Wait for the lock file, and hold it; it is the file that lies at `path` then."""
     while True:
         lock = lock_file(path, create=True)
         if lock is None:

@@ -28,7 +28,7 @@ _LOCK = ".lock"
 _COMMITS = ".committing"
 # A stage without a lock file was killed in its first instant, or is in it right now.
 _GRACE_SECONDS = 60.0
-# Where the file system has no locks, only age tells the dead from the living.
+# Where the file system has no locks, only its age says whether a build is still running.
 _ABANDONED_SECONDS = 24 * 3600.0
 
 

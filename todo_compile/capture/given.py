@@ -130,7 +130,7 @@ class _Call:
         if constants or not names.found:
             raise TreeError(f"the result has {constants[0] if constants else 'no tensor'}")
         self.outputs = tuple(names.found)
-        # A file's inputs and outputs have a name each: what is both, or comes twice, is copied.
+        # In a file every input and output has one name: what is both, or comes twice, is copied.
         seen = {id(value) for value in tensors}
         results: list[torch.Tensor] = []
         for value in names.found.values():
@@ -171,7 +171,7 @@ def _described(bound: inspect.BoundArguments, names: Names) -> list[dict[str, An
     found: list[dict[str, Any]] = []
     for name, parameter in bound.signature.parameters.items():
         kind = KINDS[parameter.kind]
-        path = "" if kind == "others" else name  # whose own names say enough
+        path = "" if kind == "others" else name  # their own names are enough
         try:
             tree = describe(bound.arguments[name], names, path)
             entry: dict[str, Any] = {"name": name, "kind": kind, "tree": tree}
@@ -248,7 +248,7 @@ def _captured(
         return capture(flat, tensors, batches=ranges)
     except CaptureError as error:
         try:
-            with torch.no_grad():  # whose fault is it?
+            with torch.no_grad():  # does the module fail without us too?
                 call(flat.module, tensors)
         except TreeError as own:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What libraries ask of modules and a compiled one cannot do: told in our words, never half done.
+"""What libraries ask of a module and a compiled one cannot do: an error, and nothing half done.
 
 An engine holds no weights that could be moved, saved, pickled or given hooks. A copy shares it, as
 nothing in it ever changes.
@@ -13,7 +13,7 @@ from torch import nn
 
 from todo_compile.errors import InputError
 
-# Hooks by which accelerate and diffusers move a module's weights about: attribute → whose it is.
+# Hooks with which accelerate and diffusers move a module's weights: attribute → what uses it.
 _HOOKS = {
     "_hf_hook": "offloading (enable_model_cpu_offload, enable_sequential_cpu_offload)",
     "_diffusers_hook": "hooks of diffusers (group offloading, layerwise casting, caches)",
@@ -109,9 +109,9 @@ class Compiled(nn.Module):
 
 
 def _let_diffusers_know() -> None:
-    """Enter `Compiled` among the classes that have a way of being saved.
+    """Tell diffusers that `Compiled` has a `save_pretrained`.
 
-    Of others diffusers writes a pipeline without them, and says so in a log at most.
+    Without that it would save a pipeline that lacks the component, with no more than a log line.
     """
     from diffusers.pipelines import pipeline_loading_utils
 

@@ -39,7 +39,7 @@ class PaddedBatchWarning(UserWarning):
 
 
 class Component(Compiled):
-    """A compiled component with the face of the diffusers module that it replaces.
+    """A compiled component that looks like the diffusers module that it replaces.
 
     Args:
         session: runs it.

@@ -20,7 +20,7 @@ _PASSED_OVER = frozenset({"value_info", "input", "output", "metadata_props", "op
 
 
 def check_external(output: Output) -> Any:
-    """Refuse a model that reads files which its manifest does not list; the model if it does not.
+    """Refuse a model that reads files which its manifest does not list; else return the model.
 
     Args:
         output: an ONNX file, its hashes checked; weights in files of their own are not read.

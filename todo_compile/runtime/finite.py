@@ -1,4 +1,4 @@
-"""NaN and infinity are errors with a place, not black pictures.
+"""NaN and infinity are errors that name the component, not black pictures.
 
 They come from weights that are damaged or from a component that leaves the range of its precision
 (fp16 ends at 65504). A scheduler carries them on to the end, and there they are clamped to black.

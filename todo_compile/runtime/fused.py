@@ -52,7 +52,7 @@ def fuse_attention(model: Any) -> int:
         kind, shape = stated.get(node.input[0], (0, [])) if _plain(node) else (0, [])
         if kind != TensorProto.FLOAT or len(shape) != 4 or not shape[1]:
             continue
-        # The one reader that turns the result back, if there is no other.
+        # The only reader of the result, if it turns the heads back.
         after = users.get(node.output[0], [])
         swap = after[0] if len(after) == 1 and after[0] >= 0 and _is_swap(nodes[after[0]]) else None
         instead[index] = _fused(node, producers, shape[1], None if swap is None else nodes[swap])

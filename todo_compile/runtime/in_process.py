@@ -1,4 +1,4 @@
-"""A torch pipeline whose denoiser went through the passes, without any file: for a quick look."""
+"""A torch pipeline whose denoiser went through the passes; no file is written: for a quick look."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def check_weights(plan: TunedPlan, source: Source, choice: WeightsChoice, dtype:
     """Refuse other weights than the plan was tuned for.
 
     A folder may hold the same weights twice, full and in fp16, and a plan that was tuned on one of
-    the files serves the other: its own precision says on which. Hashes are read once a process.
+    the files serves the other: its precision says which one it was. Hashes are read once a process.
 
     Raises:
         ConfigError: says so.

@@ -1,4 +1,4 @@
-"""A compiled module of the user's own: called as the module was, it answers in the same form."""
+"""A compiled module of the user's own: it is called like the module and returns the same form."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class CompiledModule(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it.
+        """Run the compiled graph.
 
         Raises:
             InputError: an input is not what it was compiled for.

@@ -241,7 +241,7 @@ def _create(
 
 
 def _check_signature(session: Any, output: Output) -> None:
-    """The file's own word on its inputs and outputs against the manifest's."""
+    """Compare the inputs and outputs of the file with those in the manifest."""
     manifest = output.manifest
     for kind, found, wanted in (
         ("inputs", session.get_inputs(), manifest.inputs),

@@ -1,4 +1,4 @@
-"""A compiled denoiser whose inputs were read off its pipeline: called as its own class is."""
+"""A compiled denoiser whose inputs were recorded in its pipeline; it is called like its class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CompiledCall(Component):
     """Any denoiser of diffusers.
 
     Its pipeline's code makes the tensors, as it did when the call was recorded. What was a constant
-    then must be the same now.
+    in that call must have the same value now.
 
     Args:
         session: runs it.

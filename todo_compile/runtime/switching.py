@@ -3,7 +3,8 @@
 Early steps decide composition, late ones detail; giving the late ones dense attention restores
 detail for part of the cost. Which of them runs is read from the timestep of the call and the
 scheduler's own list of timesteps. Nothing is counted, so interrupted runs, image-to-image (which
-starts in mid-schedule) and second-order schedulers (which visit a timestep twice) come out right.
+starts in the middle of the schedule) and second-order schedulers (which visit a timestep twice)
+come out right.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ class PhasedDenoiser(Compiled):
         self.eval()
 
     def follow(self, pipeline: Any) -> None:
-        """Read the timesteps of this pipeline's scheduler, whichever it has when it runs.
+        """Read the timesteps of this pipeline's scheduler, of the one that it has when it runs.
 
-        Pipelines made from it (``from_pipe``) share its scheduler, also when it is gone. One that
-        gets a scheduler of its own is to be followed itself.
+        Pipelines made from it (``from_pipe``) share its scheduler, even after it is gone. Call this
+        again for a pipeline that gets a scheduler of its own.
         """
         self._pipeline = weakref.ref(pipeline)
         self._scheduler = pipeline.scheduler
@@ -141,7 +142,7 @@ class PhasedDenoiser(Compiled):
             )
         distinct = self._distinct(self._scheduler)
         time = float(torch.as_tensor(timestep).reshape(-1)[0])
-        # Below 1, so that whole timesteps are told apart; through fp16 fractional ones lose 1/2000.
+        # Below 1, so that whole timesteps stay different; through fp16 fractional ones lose 1/2000.
         if float((distinct - time).abs().min()) > min(max(abs(time), 1.0) * 1e-3, 0.9):
             raise InputError(
                 f"Timestep {time:g} is not in the schedule that it follows, a "

@@ -73,7 +73,7 @@ class TensorRTSession(OutputSession):
             self._context: Any = self._make_context(trt, cuda_graph, specialise)
             self._stream = torch.cuda.Stream(self._device)
         self._replay: torch.cuda.CUDAGraph | None = None
-        # RTX records by itself; with classic TensorRT torch does it.
+        # TensorRT for RTX records graphs itself; for classic TensorRT torch does.
         self._record = cuda_graph and not hasattr(self._engine, "create_runtime_config")
         self._buffered = cuda_graph
         self._fixed: dict[str, Tensor] = {}
@@ -297,7 +297,7 @@ def _choose_gpu(output: Output, device: str | None) -> torch.device:
 
 
 def _check_signature(engine: Any, output: Output) -> None:
-    """The engine's own word on its tensors against the manifest's."""
+    """Compare the tensors of the engine with those in the manifest."""
     found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
     specs = [*output.manifest.inputs, *output.manifest.outputs]
     stated = {spec.name: spec.shape for spec in specs}

@@ -71,13 +71,13 @@ def stand_in(name: str, part: Part, stage: Stage, *, denoiser: bool = False) -> 
             module = _made(cls, part)
     except ModelError:
         raise
-    except Exception as error:  # whatever a configuration sets off in a library
+    except Exception as error:  # a configuration can raise anything in a library
         raise ModelError(
             f"{part.library} cannot make a {part.name} from its configuration: {first_line(error)}",
             remedy="Compare the folder with the model's origin, or update the library.",
         ) from error
     module.to("meta").eval().requires_grad_(False)  # tables made by numpy too
-    # Asked of itself it is on the CPU: the pipeline puts there what it hands over.
+    # It says that it is on the CPU, since the pipeline puts its tensors there.
     body: dict[str, Any] = {
         "__module__": cls.__module__,
         "device": property(lambda _: torch.device("cpu")),
@@ -123,7 +123,7 @@ def _made(cls: Any, part: Part) -> nn.Module:
     kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "dtype")}
     if part.name.startswith("CLIPText"):  # longer texts are encoded in pieces
         kept["max_position_embeddings"] = 2**15
-    # What is not fused looks at no mask's values on the way.
+    # Attention that is not fused never looks at the values of a mask.
     return cast("nn.Module", cls(cls.config_class.from_dict(kept, attn_implementation="eager")))
 
 
