@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.batches import BatchRange
-from todo_compile.bundle.tensors import Tensor, tensors
+from todo_compile.bundle.tensors import Spec, Tensor, tensors
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -23,7 +23,7 @@ def manifest_site(site: dict[str, Any]) -> dict[str, Any]:
     return {key: site[key] for key in kept}
 
 
-def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list[Any]:
+def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list[Tensor]:
     """Shapes and dtypes of a graph's outputs; a dynamic first size is the batch."""
     from todo_compile._torch import is_symbolic
 
@@ -45,7 +45,7 @@ def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -
     ]
 
 
-def as_built(found: Sequence[Any], planned: Sequence[Any]) -> list[Any]:
+def as_built(found: Sequence[Spec], planned: Sequence[Tensor]) -> list[Tensor]:
     """An engine's tensors as the builder reports them, with the ranges that were planned."""
     batches = {spec.name: spec.batches for spec in planned}
     return tensors(found, [batches.get(spec.name) for spec in found])

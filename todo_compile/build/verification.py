@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from todo_compile.build.job import Job
     from todo_compile.build.site_proof import SiteProof
+    from todo_compile.capture.inputs import ExampleInputs
+    from todo_compile.models import Resolution
     from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
 
@@ -137,7 +139,7 @@ def verify(
     dense: GraphModule,
     report: Report,
     file: Path,
-    example: Any,
+    example: ExampleInputs,
 ) -> dict[str, Any]:
     """Verify a job's graph and file; returns what the manifest records.
 
@@ -210,7 +212,9 @@ def expected_time(report: Report) -> str:
     return "less than a minute" if seconds < 45 else f"about {math.ceil(seconds / 60)} min"
 
 
-def _largest_that_fits(job: ModelJob, options: PlanOptions, budget: int) -> tuple[Any, Report]:
+def _largest_that_fits(
+    job: ModelJob, options: PlanOptions, budget: int
+) -> tuple[Resolution, Report]:
     """Largest scaled-down resolution whose scores fit, with its plan, from the plan alone.
 
     Raises:
@@ -241,7 +245,7 @@ def _largest_that_fits(job: ModelJob, options: PlanOptions, budget: int) -> tupl
     )
 
 
-def _at(job: ModelJob, resolution: Any, options: PlanOptions, stage: Path) -> dict[str, Any]:
+def _at(job: ModelJob, resolution: Resolution, options: PlanOptions, stage: Path) -> dict[str, Any]:
     """Capture, rewrite and export once more at `resolution`, and verify that."""
     from todo_compile.build.site_proof import dense_copy
     from todo_compile.capture.inputs import example_inputs
@@ -272,7 +276,7 @@ def _at(job: ModelJob, resolution: Any, options: PlanOptions, stage: Path) -> di
 
 
 def _sites(
-    job: Job, program: ExportedProgram, dense: GraphModule, report: Report, example: Any
+    job: Job, program: ExportedProgram, dense: GraphModule, report: Report, example: ExampleInputs
 ) -> tuple[SiteProof, ...]:
     """Prove every rewritten site, and say which one is worst.
 
@@ -313,7 +317,7 @@ def _checked(
     job: Job,
     program: ExportedProgram,
     file: Path,
-    example: Any,
+    example: ExampleInputs,
     resolution: str,
     sites: Sequence[SiteProof],
 ) -> dict[str, Any]:
@@ -347,7 +351,9 @@ def _checked(
     }
 
 
-def _errors(module: Any, file: Path, example: Any, args: Sequence[Tensor]) -> list[Errors]:
+def _errors(
+    module: Any, file: Path, example: ExampleInputs, args: Sequence[Tensor]
+) -> list[Errors]:
     """Errors of each output for one call."""
     import torch
 

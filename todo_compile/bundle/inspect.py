@@ -12,6 +12,8 @@ from todo_compile.errors import BundleError, TodoError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from todo_compile.bundle.tensors import Tensor
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -72,7 +74,7 @@ class Inspection:
         return lines
 
 
-def _tensors(kind: str, specs: Sequence[Any]) -> list[str]:
+def _tensors(kind: str, specs: Sequence[Tensor]) -> list[str]:
     return [f"{kind:<14} {s.name} {s.dtype}[{s.text}]" for s in specs]
 
 

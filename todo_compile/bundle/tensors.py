@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import (
     BeforeValidator,
@@ -16,6 +16,17 @@ from pydantic import (
 from todo_compile.batches import BatchRange, parse_batch
 from todo_compile.bundle.entries import Frozen
 from todo_compile.errors import ConfigError
+
+
+class Spec(Protocol):
+    """A tensor's name, shape and type, whoever describes it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> object: ...
 
 
 def _batch_range(value: object) -> BatchRange | None:
@@ -79,8 +90,8 @@ class Tensor(Frozen):
         return ", ".join([*first, *map(str, self.shape[len(first) :])])
 
 
-def tensors(specs: Sequence[Any], batches: Sequence[BatchRange | None] = ()) -> list[Tensor]:
-    """`Tensor` entries of anything with name, shape and dtype.
+def tensors(specs: Sequence[Spec], batches: Sequence[BatchRange | None] = ()) -> list[Tensor]:
+    """`Tensor` entries of what anybody says of tensors.
 
     Args:
         specs: the tensors.

@@ -98,7 +98,9 @@ def plan_pipeline(
     return tuple(report for _, report in made)
 
 
-def check_plan(plan: TunedPlan, source: Source, resolution: Resolution, *, dtype: Any) -> None:
+def check_plan(
+    plan: TunedPlan, source: Source, resolution: Resolution, *, dtype: torch.dtype
+) -> None:
     """Refuse a plan that was tuned for another model, other weights or another size.
 
     Raises:
@@ -108,7 +110,9 @@ def check_plan(plan: TunedPlan, source: Source, resolution: Resolution, *, dtype
     check_weights(plan, source, models.WeightsChoice.parse("auto"), dtype)
 
 
-def check_weights(plan: TunedPlan, source: Source, choice: WeightsChoice, dtype: Any) -> None:
+def check_weights(
+    plan: TunedPlan, source: Source, choice: WeightsChoice, dtype: torch.dtype
+) -> None:
     """Refuse other weights than the plan was tuned for.
 
     A folder may hold the same weights twice, full and in fp16, and a plan that was tuned on one of
