@@ -132,7 +132,7 @@ def test_a_plan_says_what_its_figures_are_for(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--batch", "4..1"), "4..1 is no range of batches"),
+        (("--batch", "4..1"), "4..1 is not a range of batches"),
         (("--batch", "0..4"), "A batch of 0 is not possible"),
         (("--batch", "1..64"), "A range of batches up to 64 is not possible"),
         (("--batch", "65"), "A batch of 65 is not possible"),

@@ -285,7 +285,7 @@ def test_ctrl_c(written: Callable[[str], Path], model: Path) -> None:
         ["out/a.onnx", "stopped"],
         ["out/b.onnx", "stopped"],
     ]
-    assert "What is finished is kept" in err
+    assert "what is finished is kept" in err
     assert psutil.wait_procs(children, timeout=5)[1] == []
     assert os.listdir("out") == []
 

@@ -72,5 +72,5 @@ def test_dense_twin_shares_the_weights(
 def test_share_of_the_steps(pipeline: Path, tmp_path: Path, capsys: Any, after: str) -> None:
     out = tmp_path / "b"
     assert main(arguments(pipeline, out, "--dense-after", after)) == 2
-    assert "is no share of the steps" in said(capsys)
+    assert "is not a share of the steps" in said(capsys)
     assert not out.exists()

@@ -117,7 +117,7 @@ def edited(path: Path, change: Any, adapted: UNet2DConditionModel) -> str:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.update({"lora_unet_x.scalar": torch.ones(1)}), "no part of an adapter"),
+        (lambda t: t.update({"lora_unet_x.scalar": torch.ones(1)}), "not part of an adapter"),
         (lambda t: t.pop(next(n for n in t if "lora_up" in n)), "only part of"),
         (
             lambda t: t.update({n.replace("mid_block", "middle"): t.pop(n) for n in list(t)}),

@@ -180,8 +180,8 @@ def test_full_differences(net: Net, tmp_path: Path) -> None:
             {"lora_down.weight": (2, 12), "lora_up.weight": (10, 2), "dora_scale": (1, 10)},
             "does not fit",
         ),
-        ({"oft_blocks": (2, 5, 5)}, "no part of an adapter that can be fused"),
-        ({"on_input": (1,), "weight": (10,)}, "no part of an adapter that can be fused"),
+        ({"oft_blocks": (2, 5, 5)}, "not part of an adapter that can be fused"),
+        ({"on_input": (1,), "weight": (10,)}, "not part of an adapter that can be fused"),
         ({"lora_down.weight": (0, 12), "lora_up.weight": (10, 0)}, "does not fit"),
     ],
 )

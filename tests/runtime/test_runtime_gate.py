@@ -158,16 +158,16 @@ def test_where_that_is_known_it_is_judged_before_the_work(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"gate": "speedup=2"}, "no gate for pictures"),
+        ({"gate": "speedup=2"}, "not a gate for pictures"),
         ({"gate": "beauty=1"}, "is no budget"),
-        ({"gate": "drift=1e-3,pears=3"}, "no setting of a gate"),
-        ({"gate": "drift=1e-3,pairs=3,pairs=4"}, "no setting of a gate"),
+        ({"gate": "drift=1e-3,pears=3"}, "not a setting of a gate"),
+        ({"gate": "drift=1e-3,pairs=3,pairs=4"}, "not a setting of a gate"),
         ({"gate": "drift=1e-3,pairs=0"}, "whole number of pairs"),
         ({"gate": "drift=1e-3,steps=2.5"}, "whole number of pairs"),
         ({"weights": "random"}, "Random weights draw noise"),
         ({"controlnet": True}, "--controlnet needs a picture"),
         ({"component": "text-encoder"}, "nothing for a gate to judge"),
-        ({"model": "unet"}, "no folder of a whole pipeline"),
+        ({"model": "unet"}, "not the folder of a whole pipeline"),
     ],
 )
 def test_gates_that_cannot_be_judged(
