@@ -21,7 +21,6 @@ from todo_compile._torch import inductor_mode
 from todo_compile.dynamo.backend import todo_inductor
 
 SMALL: dict[str, Any] = {"widths": (64, 128, 128), "text": 64, "heads": 4, "layers": 1}
-SMALL_ON_CPU: dict[str, Any] = {**SMALL, "widths": (8, 16, 16), "text": 12, "heads": 2, "groups": 4}
 FACTOR = 2
 
 
