@@ -20,7 +20,7 @@ _RAY = "ray"
 def check_executor(
     executor: str | None, *, jobs: int | None, memory: str | None, retries: int | None
 ) -> None:
-    """Refuse an executor that there is not, and options that are not for the one that is asked for.
+    """Refuse an unknown executor, and options that are not for the chosen one.
 
     Raises:
         ConfigError: says which.

@@ -38,7 +38,7 @@ _SHOWN = {"json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, 0
 
 
 def _declare(command: Callable[..., None]) -> None:
-    """Give a command that takes anything the options of a `BuildRequest`, which typer reads."""
+    """Give a command of ``**options`` the signature that typer reads: all of `BuildRequest`."""
     parameters: list[inspect.Parameter] = []
     for name, field in BuildRequest.model_fields.items():
         if not BuildRequest.described()[name].panel:

@@ -34,7 +34,7 @@ class Plan:
 
 
 def builds_of(path: Path) -> list[Build]:
-    """The builds that a file describes. Nothing is known of their models, nor whether they can be.
+    """The builds that a file describes; whether their models exist is not checked.
 
     Raises:
         ConfigError: mistakes in its form, all of them.
@@ -148,7 +148,7 @@ def _limits(
 
 
 def _check_fits(need: Need, budget: int, chosen: bool) -> None:
-    """Refuse a build that would break a bound which somebody set; one of ours is a guess.
+    """Refuse a build that needs more than the user allows; a bound of our own is only a guess.
 
     Raises:
         ConfigError: it needs more.
@@ -162,7 +162,7 @@ def _check_fits(need: Need, budget: int, chosen: bool) -> None:
 
 
 def _check_place(build: Build) -> None:
-    """As the command would, but that folders which are missing will be made.
+    """Check as the command does, except that a missing folder is no mistake: it will be made.
 
     Raises:
         TodoError: it cannot be written to.

@@ -75,7 +75,7 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Only what is written plainly is no text: true and false, null, decimal numbers.
+    """Only true and false, null and decimal numbers are read as such; all else is text.
 
     Depth and size are bounded while nodes are made, references followed: a node that is referred to
     a thousand times counts a thousand times.

@@ -56,12 +56,12 @@ class Build:
 
 
 def expand(document: Document) -> tuple[list[Build], list[Mistake]]:
-    """All builds of a file that can be made out, in order, and what is wrong with the others."""
+    """All builds of a file that can be read, in order, and what is wrong with the others."""
     wrong = _unknown(document.defaults)
     builds: list[Build] = []
     for entry in document.builds:
         mistakes = _unknown(entry)
-        # An unknown default has been said; builds are looked at without it.
+        # An unknown default is among the mistakes already; builds are read without it.
         defaults = {k: v for k, v in document.defaults.values.items() if k in _OPTIONS}
         values = {**defaults, **entry.values}
         axes = {k: v for k, v in values.items() if isinstance(v.data, list)}

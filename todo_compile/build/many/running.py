@@ -1,7 +1,7 @@
 """Run builds as child processes, as many at once as memory allows, and tell what became of them.
 
-A build that fails stops no other. Ctrl-C ends all: each child is told by its stdin (see `worker`),
-given time to leave nothing half-written, and killed if it takes too long.
+A build that fails stops no other. Ctrl-C ends all: each child is told through its stdin (see
+`worker`), given time to leave nothing half-written, and killed if it takes too long.
 """
 
 from __future__ import annotations
