@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,10 +37,14 @@ def symbolic_rules() -> AbstractContextManager[Any]:
 
 
 def overload_name(target: object) -> tuple[str, str] | None:
-    """(namespace, operator) of an ATen-style overload such as ``aten.add.Tensor``, else None."""
+    """(namespace, operator) of an ATen-style overload such as ``aten.add.Tensor``, or of all
+    overloads together (``torch.ops.library.name``), else None."""
     if isinstance(target, OpOverload):
         schema = target._schema  # pyright: ignore[reportPrivateUsage]
         return target.namespace, schema.name.split("::", 1)[1]
+    if isinstance(target, OpOverloadPacket):
+        namespace, _, name = target._qualified_op_name.partition("::")  # pyright: ignore[reportPrivateUsage]
+        return namespace, name
     return None
 
 
@@ -308,6 +312,8 @@ def version_of(tensor: torch.Tensor) -> int | None:
 
 def declares_writing(target: object) -> bool:
     """Whether `target` is an operator whose schema says that it writes into an argument."""
+    if isinstance(target, OpOverloadPacket):
+        return any(declares_writing(getattr(target, name)) for name in target.overloads())
     return isinstance(target, OpOverload) and bool(target._schema.is_mutable)  # pyright: ignore[reportPrivateUsage]
 
 

@@ -43,10 +43,27 @@ def rotate(x: torch.Tensor, table: torch.Tensor, added: bool) -> torch.Tensor:
     return out.reshape(*x.shape).type_as(x)
 
 
+@torch.library.custom_op("comfy_kitchen::apply_rope", mutates_args=())
+def both_rotated(
+    xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """By the name and arguments of the kernel that newer versions call."""
+    return rotate(xq, freqs_cis, added=False), rotate(xk, freqs_cis, added=False)
+
+
+@both_rotated.register_fake
+def _(
+    xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    del freqs_cis
+    return torch.empty_like(xq), torch.empty_like(xk)
+
+
 class Flux(nn.Module):
     """Patches of 2×2, a block of two streams (rotated with ``addcmul_``) and one of a single."""
 
     WIDTH, HEADS, SPLIT = 32, 2, (4, 6, 6)
+    kernel = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +132,10 @@ class Flux(nn.Module):
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, added: bool
     ) -> torch.Tensor:
-        q, k = rotate(q, table, added), rotate(k, table, added)
+        if self.kernel:
+            q, k = torch.ops.comfy_kitchen.apply_rope(q, k, table)
+        else:
+            q, k = rotate(q, table, added), rotate(k, table, added)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0)
         return out.transpose(1, 2).reshape(q.shape[0], -1, q.shape[1] * q.shape[3])
 

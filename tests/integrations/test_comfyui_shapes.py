@@ -141,9 +141,14 @@ def test_broken_by_a_patch() -> None:
     assert_close((got,), model(latent(), text(), dict(options)))
 
 
-def test_flux() -> None:
-    """Patches cut in the model give the grid; rotations by table, queries and keys normed."""
+@pytest.mark.parametrize("kernel", [False, True])
+def test_flux(kernel: bool) -> None:
+    """Patches cut in the model give the grid; rotations by table, queries and keys normed.
+
+    Written out, or by one operator for both: then they are pooled where they enter attention.
+    """
     model = sharp(Flux)
+    model.kernel = kernel
     options: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

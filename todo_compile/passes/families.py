@@ -31,6 +31,12 @@ BINARY = frozenset(
 )  # fmt: skip
 """Acts element by element on several operands that broadcast."""
 
+ROTATED = frozenset(
+    f"comfy_kitchen.{name}"
+    for name in ("apply_rope", "apply_rope_split_half", "rms_rope", "rms_rope_split_half")
+)
+"""ComfyUI's kernels for rotary embeddings: query and key in, both out, token by token."""
+
 NORMS = frozenset(
     (
         "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize",

@@ -23,6 +23,7 @@ from todo_compile.passes.grid.axes import (
     dim_size,
     fresh,
     fresh_dim,
+    plain_size,
     same,
 )
 from todo_compile.passes.grid.batches import of_items
@@ -49,7 +50,11 @@ def outputs(state: GridState, node: Node) -> list[Axes] | None:
     effects = effects_of_outputs(state.context, node)
     if effects is None:
         return None
-    found = [_after(state, effect, ()) for effect in effects]
+    values = state.context.value(node)
+    found = [
+        _after(state, effect, tuple(plain_size(size) for size in value.shape))
+        for effect, value in zip(effects, values, strict=False)
+    ]
     return [axes or () for axes in found]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from torch.fx import Node
 
 from todo_compile.passes import ops
-from todo_compile.passes.families import BINARY, IDENTITY, NORMS, UNARY
+from todo_compile.passes.families import BINARY, IDENTITY, NORMS, ROTATED, UNARY
 from todo_compile.passes.find.products import product
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import same
@@ -32,6 +32,8 @@ def effect_of(context: GraphContext, node: Node) -> Effect | None:
 def effects_of_outputs(context: GraphContext, node: Node) -> list[Effect] | None:
     """The effect of each output of a node with several, or None if that is not known."""
     source, name = source_of(node), ops.op(node)
+    if name in ROTATED:
+        return _rotated(context, node)
     before = context.shape(source) if source is not None else None
     values = context.value(node)
     if source is None or before is None or not isinstance(values, (list, tuple)):
@@ -39,6 +41,19 @@ def effects_of_outputs(context: GraphContext, node: Node) -> list[Effect] | None
     if name in NORMS or name == "dropout":  # ATen's also return statistics, or the mask
         return [Effect((_whole(source, before),))]
     return pieces(node, source, before, values)
+
+
+def _rotated(context: GraphContext, node: Node) -> list[Effect] | None:
+    """Query and key by a table of angles: only channels move. No pooling goes above it: the table
+    would have to be pooled too."""
+    operands = ops.tensor_arg(node, 0, "xq", "q"), ops.tensor_arg(node, 1, "xk", "k")
+    found: list[Effect] = []
+    for operand in operands:
+        shape = context.shape(operand) if operand is not None else None
+        if operand is None or not shape:
+            return None
+        found.append(Effect((Source(operand, (*range(len(shape) - 1), None)),)))
+    return found
 
 
 def source_of(node: Node) -> Node | None:
