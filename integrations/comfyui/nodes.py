@@ -10,7 +10,9 @@ last node that compiles wins, ours or ComfyUI's.
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -121,6 +123,7 @@ class _Node:
         wrap = _wrapper()
         _check_backend()
         changed = model.clone()
+        _use_torch_attention(changed)
         wrap(model=changed, backend=BACKEND, options=options)
         return (changed,)
 
@@ -195,6 +198,30 @@ def _wrapper() -> Any:
             "This ComfyUI has no comfy_api.torch_helpers.set_torch_compile_wrapper.",
             remedy="Update ComfyUI: its own node TorchCompileModel goes the same way.",
         ) from error
+
+
+def _use_torch_attention(model: Any) -> None:
+    """Let this MODEL's attention be torch's, however ComfyUI was started: nothing can be rewritten
+    in the kernels of others, and the sub-quadratic kind splits the graph.
+
+    Another node's choice of attention stays, as does that of a ComfyUI that has no such choice.
+    """
+    try:
+        found = importlib.import_module("comfy.ldm.modules.attention").get_attention_function
+    except (ImportError, AttributeError):
+        return
+    chosen = model.model_options.setdefault("transformer_options", {})
+    chosen.setdefault("optimized_attention_override", _by(found("pytorch")))
+
+
+@functools.cache
+def _by(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """`attention` for whatever would be called; one object, so that nothing is compiled again."""
+
+    def override(_: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        return attention(*args, **keywords)
+
+    return override
 
 
 def _check_backend() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import json
@@ -58,10 +59,13 @@ class Patcher:
     def __init__(self, model: Base, wrappers: dict[Any, list[Any]] | None = None) -> None:
         self.model, self.wrappers = model, wrappers or {}
         self.clones = 0
+        self.model_options: dict[str, Any] = {}
 
     def clone(self) -> Patcher:
         self.clones += 1
-        return Patcher(self.model, {key: list(all_) for key, all_ in self.wrappers.items()})
+        made = Patcher(self.model, {key: list(all_) for key, all_ in self.wrappers.items()})
+        made.model_options = copy.deepcopy(self.model_options)
+        return made
 
     def get_model_object(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -167,6 +171,25 @@ def test_options(nodes: Any, calls: Any, name: str, widgets: Any, options: Any) 
     assert changed is not given
     assert not given.wrappers
     assert len(changed.wrappers) == 1
+
+
+def test_attention_is_torchs(nodes: Any, calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However ComfyUI was started; the given model and another node's choice stay."""
+    attention: Any = types.ModuleType("comfy.ldm.modules.attention")
+    registered = {"pytorch": lambda *args, **keywords: ("torch's", args, keywords)}
+    attention.get_attention_function = registered.__getitem__
+    monkeypatch.setitem(sys.modules, "comfy.ldm.modules.attention", attention)
+    node = nodes.NODE_CLASS_MAPPINGS["ToDoPatch"]()
+    given = Patcher(Base(Level()))
+    chosen = [node.patch(given, **DEFAULTS)[0].model_options for _ in range(2)]
+    overrides = [one["transformer_options"]["optimized_attention_override"] for one in chosen]
+    assert overrides[0] is overrides[1], "another function would be compiled anew"
+    assert overrides[0](print, 1, mask=2) == ("torch's", (1,), {"mask": 2})
+    assert given.model_options == {}
+    given.model_options = {"transformer_options": {"optimized_attention_override": print}}
+    (changed,) = node.patch(given, **DEFAULTS)
+    assert changed.model_options["transformer_options"]["optimized_attention_override"] is print
+    assert len(calls) == 3
 
 
 def test_patched_model_against_the_oracle(nodes: Any, calls: Any) -> None:
