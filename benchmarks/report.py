@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import race_tables
+import tune_tables
+from tune_tables import table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -22,16 +24,16 @@ DOCUMENTS = (
 )
 _INDUCTOR = (("race-sd15-amd-bf16", "bf16"), ("race-sd15-old-fp32", "fp32, no bf16 units"))
 """Races through Inductor, and what their machines have."""
+_FOR_VISITORS = (
+    "factor 2", "factor 4", "factor 4, last 2 of 8 steps dense", "factor 8",
+    "ToMe (`tomesd`), ratio 0.75",
+)  # fmt: skip
+"""Rows of docs/fidelity.md that the README has too."""
 
 
 def read(name: str) -> list[dict[str, Any]]:
     """The rows of a result."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-
-
-def table(header: str, rows: list[str]) -> str:
-    """A table in Markdown; cells are separated by bars."""
-    return "\n".join([f"| {header} |", "|" + "---|" * (header.count("|") + 1), *rows])
 
 
 def _pairs(name: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -107,55 +109,12 @@ def pictures() -> str:
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in fidelity_summary.readme_table(rows).splitlines()[2:]
     ]
-    kept = [(c[0], c[1], c[-1].split("; ")[0]) for c in cells if c[1] and c[-1]]
-    kept += [
-        (f"tuned to the speed of factor {factor}, 3 phases", f"as factor {factor}", said)
-        for factor, said in _tuned_ratios().items()
-    ]
+    kept = [(c[0], c[1], c[-1].split("; ")[0]) for c in cells if c[0] in _FOR_VISITORS]
+    kept += tune_tables.readme_rows()
     return table(
         "setting | a step at 512 px: FLOPs | squared error to the dense picture",
         [f"| {name} | {flops} | {error} |" for name, flops, error in kept],
     )
-
-
-def _tuned_ratios() -> dict[str, str]:
-    """Factor → how much of its squared error a plan of three phases has at the same FLOPs."""
-    found: dict[str, list[str]] = {}
-    for size in json.loads((RESULTS / "tune.json").read_text(encoding="utf-8"))["sizes"]:
-        for row in size["rows"]:
-            if row.get("phases") != 3:
-                continue
-            factor = row["at_the_speed_of"].removeprefix("uniform nearest:").partition(",")[0]
-            one = row["against_uniform"]
-            found.setdefault(factor, []).append(
-                f"{one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}] at {size['side']} px"
-            )
-    return {factor: f"× factor {factor}'s: {', '.join(said)}" for factor, said in found.items()}
-
-
-def tuned() -> str:
-    """Tuned plans and the uniform ones whose speed they have."""
-    sizes = json.loads((RESULTS / "tune.json").read_text(encoding="utf-8"))["sizes"]
-    rows: list[str] = []
-    for size in sizes:
-        uniform = {row["name"]: row for row in size["rows"]}
-        for row in size["rows"]:
-            if "at_the_speed_of" not in row:
-                continue
-            base = uniform[row["at_the_speed_of"]]
-            ratio = row["against_uniform"]
-            rows.append(
-                f"| {size['side']} | {base['name']} | {base['speedup']:.4f}× | "
-                f"{base['measured']['drift']['mean']:.1e} | {row['phases']} | "
-                f"{row['speedup']:.4f}× | {row['measured']['drift']['mean']:.1e} | "
-                f"**{ratio['ratio']:.3f}** [{ratio['low']:.3f}, {ratio['high']:.3f}] | "
-                f"{row['measured']['pairs']} |"
-            )
-    header = (
-        "px | uniform plan | its speed | its drift | phases | tuned speed | tuned drift | "
-        "tuned / uniform | pairs"
-    )
-    return table(header, rows)
 
 
 def providers() -> str:
@@ -257,7 +216,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "onnx": race_tables.onnx,
     "peers": race_tables.peers,
     "pictures": pictures,
-    "tuned": tuned,
+    "tuned": tune_tables.tuned,
     "providers": providers,
     "features": features,
     "large": large,

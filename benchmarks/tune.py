@@ -1,13 +1,14 @@
 r"""Tuned plans against uniform ones of the same speed: pictures, dense against each, same seeds.
 
-    python benchmarks/tune.py --sides 128,256,512 --pairs 64
+    python benchmarks/tune.py --sides 128,256 --pairs 64
+    python benchmarks/tune.py --sides 512 --pairs 32 --fit 4 --parts 4 --phases 3 --only speeds
 
 Scores are measured on every second prompt of the model, plans are drawn on the others. For the
 speed of uniform factor 4 and factor 8 on the largest grid the best plan is chosen for one phase and
 for three, and drawn; so are the uniform plans. At 128 px plans are also chosen for ten budgets, on
 half of the held-out prompts, and drawn for the other half, which nothing was chosen by. Scores and
 pictures are kept in ``build/tune`` and taken up again, so that a run may be stopped at any time.
-Writes ``results/tune.json``.
+Writes ``results/tune.json``; sizes and parts that were not asked for stay as they are there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import DEMO, save
+from common import DEMO, RESULTS, machine, save
 from fidelity_parts.intervals import paired
 
 from todo_compile import models
@@ -60,6 +61,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=4, help="pictures at once; 1 above 256 px")
+    parser.add_argument("--parts", type=int, default=8, help="of the schedule, in the scores")
+    parser.add_argument("--phases", default="1,3", help="of the plans for a speed")
+    parser.add_argument("--only", choices=("speeds", "budgets"), help="None measures both")
     parser.add_argument("--name", default="tune", help="of the results")
     return parser.parse_args()
 
@@ -69,18 +73,22 @@ def main() -> None:
     given = arguments()
     KEPT.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    sizes = [one_size(int(side), given) for side in given.sides.split(",")]
-    path = save(
-        given.name,
-        {
-            "command": sys.argv[1:],
-            "model": "demo",
-            "steps": given.steps,
-            "guidance": given.guidance,
-            "sizes": sizes,
-        },
-    )
-    print(f"wrote {path}")
+    known = RESULTS / f"{given.name}.json"
+    sizes: dict[int, dict[str, Any]] = {}
+    if known.is_file():
+        sizes = {size["side"]: size for size in json.loads(known.read_text())["sizes"]}
+    for side in map(int, given.sides.split(",")):
+        sizes[side] = {**sizes.get(side, {}), **one_size(side, given)}
+        path = save(
+            given.name,
+            {
+                "model": "demo",
+                "steps": given.steps,
+                "guidance": given.guidance,
+                "sizes": [sizes[side] for side in sorted(sizes)],
+            },
+        )
+        print(f"wrote {path}")
 
 
 def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -94,12 +102,12 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
     fit = make_pairs(fit_prompts, given.fit, 0)
     held = make_pairs(held_prompts, given.pairs, 10_000)
     options, saved = allowed(studio, parse_candidates([DEFAULT_CANDIDATES]), frozenset())
-    parts = schedule_parts(given.steps, 8)
+    parts = schedule_parts(given.steps, given.parts)
     key = {
         "side": side,
         "sampling": dataclasses.asdict(sampling),
         "fit": [[p.prompt, p.seed] for p in fit],
-        "parts": 8,
+        "parts": given.parts,
         "candidates": {site: [choice_text(c) for c in row] for site, row in options.items()},
     }
     place = KEPT / f"scores-{side}.json"
@@ -121,10 +129,28 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
         )
         return Search(studio, problem, pairs, progress)
 
-    by_phases = {phases: search(phases, held) for phases in (1, 3)}
+    found: dict[str, Any] = {"side": side}
+    if given.only != "budgets":
+        by_phases = {phases: search(phases, held) for phases in map(int, given.phases.split(","))}
+        found["pairs"], found["prompts"] = len(held), len(set(held_prompts))
+        found["fit"], found["parts"] = len(fit), len(parts)
+        found["rows"] = speeds(studio, held, by_phases)
+    if given.only != "speeds" and side <= 128:
+        count = given.budget_pairs
+        seen = make_pairs(held_prompts[::2], count, 30_000)
+        fresh = make_pairs(held_prompts[1::2], count, 40_000)
+        found["budgets"] = [one_budget(search(3, seen), b, studio, fresh) for b in BUDGETS]
+    found[f"{given.only or 'all'}_run"] = {"command": sys.argv[1:], **machine()}
+    return found
+
+
+def speeds(studio: Studio, held: list[Pair], by_phases: dict[int, Search]) -> list[dict[str, Any]]:
+    """Uniform plans, and tuned ones of so many phases that have the speed of one."""
+    side = studio.resolution.width
+    first = next(iter(by_phases.values()))
     # Above that size drawing takes minutes a plan: only those whose speed something is held to.
     wanted = None if side <= 128 else [f"uniform {text}, level 1" for text in SPEEDS]
-    uniform = by_phases[1].uniform(only=wanted)
+    uniform = first.uniform(only=wanted)
     rows = [row(point) for point in uniform]
     for text in SPEEDS:
         level = next((p for p in uniform if p.name == f"uniform {text}, level 1"), None)
@@ -138,13 +164,7 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
             found = {**row(point), "phases": phases, "at_the_speed_of": level.name}
             found["against_uniform"] = against(studio, held, point, level)
             rows.append(found)
-    found = {"side": side, "pairs": len(held), "prompts": len(set(held_prompts)), "rows": rows}
-    if side <= 128:
-        count = given.budget_pairs
-        seen = make_pairs(held_prompts[::2], count, 30_000)
-        fresh = make_pairs(held_prompts[1::2], count, 40_000)
-        found["budgets"] = [one_budget(search(3, seen), b, studio, fresh) for b in BUDGETS]
-    return found
+    return rows
 
 
 def one_budget(search: Search, budget: float, studio: Studio, fresh: list[Pair]) -> dict[str, Any]:
@@ -190,7 +210,10 @@ class _Kept(Studio):
                 for pair, picture in zip(group, np.load(place), strict=True):
                     self._pictures[key, pair] = picture
             else:
-                np.save(place, np.stack(super().draw(phases, group)))
+                # A run may be stopped at any time: the file is whole, or absent.
+                half = place.with_suffix(".half.npy")
+                np.save(half, np.stack(super().draw(phases, group)))
+                half.rename(place)
         return super().draw(phases, pairs, tick)
 
     def _place(self, phases: Any, group: Any) -> Path:
