@@ -10,6 +10,9 @@ from pathlib import Path
 
 from todo_compile.foreign import printable
 
+INTERRUPTED = "interrupted; nothing is left half-written"
+"""What is said where Ctrl-C or a scheduler ends the work."""
+
 
 class TodoError(Exception):
     """Base of all errors meant for users.

@@ -21,8 +21,8 @@ from bundle_helpers import (
 )
 from helpers import said
 
-from todo_compile.build import bundle_job
-from todo_compile.bundle import _locks
+from todo_compile.build import bundle_job, exchange
+from todo_compile.bundle import _locks, files
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.cli.app import main
 from todo_compile.errors import BundleError
@@ -32,7 +32,7 @@ from todo_compile.export import onnx
 _HANGING = """
 import sys, time
 from pathlib import Path
-from todo_compile.build import bundle_job, compiler
+from todo_compile.build import compiler, exchange
 from todo_compile.cli.app import main
 from todo_compile.export import onnx
 where = sys.argv.pop(1)
@@ -48,14 +48,14 @@ def rewritten(job):
 compiler._rewritten = rewritten
 if where.startswith("place"):
     left = int(where.removeprefix("place"))
-    place = bundle_job._place
+    place = exchange.place
     def slow(part, goal):
         global left
         if left == 0:
             hang()
         left -= 1
         place(part, goal)
-    bundle_job._place = slow
+    exchange.place = slow
 if where == "finish":
     bundle_job.write = lambda *_: hang()
 sys.exit(main(sys.argv[1:]))
@@ -83,7 +83,7 @@ def start_hanging(where: str, arguments: list[str]) -> subprocess.Popen[str]:
         ("vae_decoder", True, ["vae_decoder"]),
         ("place1", False, []),  # a model without its manifest
         pytest.param("place3", False, [], marks=pytest.mark.slow),
-        pytest.param("finish", False, [], marks=pytest.mark.slow),
+        pytest.param("finish", True, [], marks=pytest.mark.slow),
     ],
 )
 def test_killed(
@@ -111,6 +111,38 @@ def test_killed(
     assert started == built_again
     assert damage(bundle) == []
     assert not [p.name for p in bundle.rglob(".*") if p.name != ".building"]
+
+
+def test_disk_that_is_full_at_the_end(
+    pipeline: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What is copied is copied before the old bundle goes."""
+    started = refuse_build(monkeypatch)
+    before = bundle_content(bundle)
+    vocabulary = pipeline / "tokenizer" / "vocab.json"
+    old = vocabulary.read_text()
+    vocabulary.write_text('{"more": 1}')
+    commit = files.Stage.commit
+
+    def full(stage: files.Stage) -> None:
+        if stage.target.name == "bundle.json":
+            raise OSError(errno.ENOSPC, "No space left on device", str(stage.target))
+        commit(stage)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(files.Stage, "commit", full)
+            assert main(arguments(pipeline, bundle)) == 7
+        assert "Disk full" in said(capsys)
+        assert bundle_content(bundle) == before
+        assert damage(bundle) == []
+        assert main([*arguments(pipeline, bundle), "-q"]) == 0
+    finally:
+        vocabulary.write_text(old)
+    assert damage(bundle) == []
+    changed = {n for n, data in bundle_content(bundle).items() if before[n] != data}
+    assert changed == {"bundle.json", "tokenizer/vocab.json"}
+    assert started == []
 
 
 @pytest.mark.slow
@@ -143,8 +175,8 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: Any) -> None:
         raise OSError("not supported")
 
-    monkeypatch.setattr(bundle_job.os, "link", refuse)
-    bundle_job._place(part, goal)
+    monkeypatch.setattr(exchange.os, "link", refuse)
+    exchange.place(part, goal)
     assert goal.read_text() == "new"
 
 

@@ -12,7 +12,7 @@ from compile_helpers import fp32
 
 from todo_compile.build import compiler
 from todo_compile.cli.app import main
-from todo_compile.errors import ExportError
+from todo_compile.errors import INTERRUPTED, ExportError
 
 # What a build looks like while it runs: a stage with half a file, and then nothing for a minute.
 _HANGING = """
@@ -87,7 +87,7 @@ def test_ctrl_c(model: Path, output: Path) -> None:
     before = content(output.parent)
     code, text = interrupted(fp32(model, output, "--force"), signal.SIGINT)
     assert code == 130
-    assert "interrupted; nothing was written" in text
+    assert INTERRUPTED in text
     assert "Traceback" not in text
     assert litter(output.parent) == []
     assert content(output.parent) == before
@@ -102,7 +102,7 @@ def test_ended_by_a_scheduler(
     before = content(output.parent)
     code, text = interrupted(fp32(model, output, "--force"), number)
     assert code == status
-    assert "interrupted; nothing was written" in text
+    assert INTERRUPTED in text
     assert "Traceback" not in text
     assert litter(output.parent) == []
     assert content(output.parent) == before

@@ -221,6 +221,41 @@ def test_ctrl_c_cleans_up(tmp_path: Path):
     assert litter(tmp_path) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_wait_for_the_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Between the first and the last there is neither the old output nor the new."""
+    moves: list[str] = []
+    real = os.replace
+
+    def replace(source: Path, goal: Path) -> None:
+        signal.raise_signal(number)
+        moves.append(goal.name)
+        real(source, goal)
+
+    before = signal.signal(number, signal.default_int_handler)
+    monkeypatch.setattr(files.os, "replace", replace)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "a.plan", "new", "a.plan.json")
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert moves == ["a.plan", "a.plan.json"]
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(moves, "new")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+def test_target_that_is_no_file(tmp_path: Path) -> None:
+    """A device of that name would be replaced by the output."""
+    os.mkfifo(tmp_path / "a.plan")
+    (tmp_path / "b.plan").symlink_to("/dev/null")
+    for name in ("a.plan", "b.plan"):
+        with pytest.raises(BundleError, match="is no regular file"):
+            check_target(tmp_path / name)
+
+
 def test_absent_folder(tmp_path: Path):
     with pytest.raises(BundleError, match=r"does not exist.*\n.*mkdir"):
         check_target(tmp_path / "none" / "a.plan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 from tiny_bundles import make_bundle, with_oracle
 
 import todo_compile
+from todo_compile.bundle.files import Stage
 from todo_compile.cli.app import main
-from todo_compile.errors import BundleError, ConfigError
+from todo_compile.errors import INTERRUPTED, BundleError, ConfigError
 from todo_compile.runtime.generate import Picture, check_picture, generate
 from todo_compile.runtime.metrics import hpf, mse
 
@@ -42,6 +44,25 @@ def test_a_picture(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (facts["seed"], facts["steps"], facts["path"]) == (6, 2, str(out))
     assert facts["steps_per_second"] > 0
     assert np.abs(np.asarray(Image.open(out)) - expected).max() > 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ended(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    status: int,
+) -> None:
+    """Where the new picture is written already: the old one stands, alone."""
+    out = tmp_path / "a.png"
+    out.write_text("old")
+    monkeypatch.setattr(Stage, "commit", lambda _: signal.raise_signal(number))
+    assert call("-b", bundle, "-p", "a", "--steps", 1, "--out", out) == status
+    assert INTERRUPTED in said(capsys)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert out.read_text() == "old"
 
 
 def test_compare_with_the_twin(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tune_helpers import Small
+from helpers import said
+from tune_helpers import PROMPTS, Small
 
-from todo_compile.errors import ConfigError
+from todo_compile.bundle.files import Stage
+from todo_compile.cli.app import main
+from todo_compile.errors import INTERRUPTED, ConfigError
 from todo_compile.tuning import measuring
 from todo_compile.tuning.plan_file import TunedPlan
 from todo_compile.tuning.scores import Scores
@@ -162,3 +168,35 @@ def test_scores_of_something_else_are_refused(small: Small, tmp_path: Path) -> N
         with pytest.raises(ConfigError, match=words):
             small.again("drift=0.02", other)
         assert other.read_text() == text
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ended(
+    small: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    status: int,
+) -> None:
+    """In the middle of writing scores for the second time: the first ones stand, alone."""
+    commit = Stage.commit
+    count = itertools.count(1)
+
+    def second(stage: Stage) -> None:
+        if next(count) == 2:
+            signal.raise_signal(number)
+        commit(stage)
+
+    monkeypatch.setattr(Stage, "commit", second)
+    (tmp_path / "prompts").write_text("\n".join(PROMPTS))
+    scores = tmp_path / "scores.json"
+    words = "tune -m demo -r 64 --budget drift=0.02 --quick --batch 2 --steps 4 --phases 2"
+    words += " --candidates nearest:2 --disable mid* --disable up*"
+    places = {"--prompts": tmp_path / "prompts", "--scores": scores, "-o": tmp_path / "plan.json"}
+    command = [*words.split(), *(str(one) for pair in places.items() for one in pair)]
+    with small.patched():
+        assert main(command) == status
+    assert INTERRUPTED in said(capsys)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["prompts", "scores.json"]
+    assert json.loads(scores.read_text())["done"] > 0

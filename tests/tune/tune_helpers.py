@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,17 @@ class Small:
         source = models.resolve("demo")
         return self.studio(source, size, sampling, device=None, precision="fp32")
 
-    def again(self, budget: str, scores: Path | None = None, **changes: Any) -> TunedPlan:
-        """The same run for another budget; its scores are known."""
+    @contextlib.contextmanager
+    def patched(self) -> Generator[None]:
+        """What is quick is small, and what was captured and drawn before is kept."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run, "QUICK", SMALL)
             patch.setattr(studio, "Studio", self.studio)
+            yield
+
+    def again(self, budget: str, scores: Path | None = None, **changes: Any) -> TunedPlan:
+        """The same run for another budget; its scores are known."""
+        with self.patched():
             return run.tune(
                 "demo",
                 **{

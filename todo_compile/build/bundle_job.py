@@ -9,7 +9,6 @@ loaded, and a build that is killed at any moment finds all its parts again.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.build.alone import only_one
 from todo_compile.build.bundle_gate import BundleGate
 from todo_compile.build.compiler import CompileResult, asked_for, build
+from todo_compile.build.exchange import copied, exchange, with_folder
+from todo_compile.bundle._signals import undisturbed
 from todo_compile.bundle.bundle import BUNDLE_JSON, check_bundle, component_manifest, read_bundle
 from todo_compile.bundle.description import (
     Bundle,
@@ -201,7 +202,7 @@ class BundleJob:
         if data.exists() and data != link:
             link.unlink(missing_ok=True)
             try:
-                os.link(data, link)
+                link.hardlink_to(data)
             except OSError:
                 return None  # a file system without links: the weights are stored twice
         return first.path
@@ -279,34 +280,21 @@ class BundleJob:
         )
 
     def _finish(self, bundle: Bundle, results: Mapping[str, CompileResult]) -> None:
-        """Put everything in its place. From the first line to the last there is no bundle."""
-        target = self.folder / BUNDLE_JSON
-        stale = self._files()
-        placed: set[str] = set()
-        target.unlink(missing_ok=True)
-        for result in results.values():
-            names = [entry.name for entry in result.manifest.files]
-            if result.path.parent != self.folder:
-                # The manifest last: a component that lacks its manifest is built again.
-                for name in (*names, manifest_path(result.path).name):
-                    if name in placed:
-                        continue  # shared weights
-                    placed.add(name)
-                    _place(result.path.with_name(name), self.folder / name)
-            stale -= {*names, manifest_path(result.path).name}
-        weights = {f"{n}/{path.name}": path for n, p in self.torch.items() for path in p.files}
-        for name in stale - set(self.extras) - set(weights):
-            (self.folder / name).unlink(missing_ok=True)
-        for name, origin in weights.items():
-            _copy(origin, self.folder / name)
-        for name, content in self.extras.items():
-            path = self.folder / name
-            path.parent.mkdir(exist_ok=True)
-            with staged(path) as stage:
-                stage.publish(path.name).write_bytes(content)
-        with staged(target) as stage:
-            write(bundle, stage.publish(BUNDLE_JSON))
-        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+        """Make all that takes time or room beside the parts, then put everything in its place."""
+        parts = self.folder / PARTS
+        parts.mkdir(exist_ok=True)
+        files = {f"{n}/{path.name}": path for n, part in self.torch.items() for path in part.files}
+        with self.progress.step("assemble"):
+            copies = [n for n, at in files.items() if copied(at, parts / n, self.folder / n)]
+            for name, content in self.extras.items():
+                with staged(with_folder(parts / name)) as stage:
+                    stage.publish((parts / name).name).write_bytes(content)
+            with staged(parts / BUNDLE_JSON) as stage:
+                write(bundle, stage.publish(BUNDLE_JSON))
+            stale = self._files() - set(self.extras) - set(files)
+            with undisturbed():
+                exchange(self.folder, parts, results, [*copies, *self.extras], stale)
+        shutil.rmtree(parts, ignore_errors=True)
 
     def _files(self) -> set[str]:
         """Files of the bundle that stands, by its own word."""
@@ -328,29 +316,6 @@ class BundleJob:
 def _same_but_gates(old: Bundle, new: Bundle) -> bool:
     """Whether two descriptions are of the same files."""
     return old == new.model_copy(update={"created": old.created, "gates": old.gates})
-
-
-def _place(part: Path, goal: Path) -> None:
-    """Let `goal` be the file `part`, which also stays where it is if the file system has links."""
-    if goal.exists() and not goal.is_symlink() and goal.samefile(part):
-        return  # by a build that was killed after this
-    goal.unlink(missing_ok=True)  # not in one step: nothing is loaded from here now
-    try:
-        os.link(part, goal)
-    except OSError:
-        os.replace(part, goal)
-
-
-def _copy(origin: Path, goal: Path) -> None:
-    """A copy of a file, whole or not at all.
-
-    No link: the weights' folder is the user's, and what is written there later is no build's.
-    """
-    if goal.exists() and goal.samefile(origin):
-        return  # the model lies in the bundle's own folder
-    goal.parent.mkdir(exist_ok=True)
-    with staged(goal) as stage:
-        shutil.copyfile(origin, stage.publish(goal.name))
 
 
 def _linked(output: Path) -> bool:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from todo_compile.bundle._locks import alone, hold, lock_file
+from todo_compile.bundle._signals import undisturbed
 from todo_compile.disk import FULL, check_space, disk_errors, disk_full, flush, read_only
 from todo_compile.errors import BundleError, ConfigError
 
@@ -40,11 +41,16 @@ def check_target(target: Path, *, needs: int = 0) -> None:
         needs: bytes that will be needed beside it, 0 if unknown.
 
     Raises:
-        BundleError: the folder is absent or read-only, the target is a folder, the disk too full.
+        BundleError: the folder is absent or read-only, the target is a folder or a device, the
+            disk too full.
     """
     parent = target.parent
     if target.is_dir():
         raise BundleError(f"{target} is a folder.", remedy=f"Name a file: {target / 'engine.plan'}")
+    if target.exists() and not target.is_file():
+        raise BundleError(
+            f"{target} is no regular file.", remedy="It would be replaced: name another file."
+        )
     if not parent.exists():
         raise BundleError(
             f"The folder {parent} does not exist.", remedy=f"Make it: mkdir -p {parent}"
@@ -154,7 +160,7 @@ class Stage:
                 early.result()
             else:
                 flush(self.folder / name)
-        with alone(self.target.parent / f".{self.target.name}{_COMMITS}"):
+        with alone(self.target.parent / f".{self.target.name}{_COMMITS}"), undisturbed():
             self._move_out()
 
     def _move_out(self) -> None:
@@ -168,7 +174,7 @@ class Stage:
         for name in self._retired:
             if name not in self._published:
                 (home / name).unlink(missing_ok=True)
-        _flush_folder(home)
+        flush_folder(home)
 
 
 @contextmanager
@@ -253,7 +259,7 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make the renames themselves durable; Windows has no such call and needs none."""
     if os.name == "nt":
         return

@@ -15,7 +15,7 @@ import sys
 import threading
 
 from todo_compile.build.request import BuildRequest
-from todo_compile.errors import TodoError
+from todo_compile.errors import INTERRUPTED, TodoError
 from todo_compile.foreign import printable
 from todo_compile.progress import LineProgress
 
@@ -38,8 +38,11 @@ def _follow_parent(done: threading.Event) -> None:
 
 def main() -> None:
     """Build the request on stdin, and end the process with the status that the command has."""
-    # A background process inherits an ignored SIGINT, which could not be raised either.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A background process inherits an ignored SIGINT, which could not be raised either. Schedulers
+    # send SIGTERM to all processes of a job.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     line = sys.stdin.buffer.readline()
     done = threading.Event()
     threading.Thread(target=_follow_parent, args=(done,), daemon=True).start()
@@ -63,7 +66,7 @@ def _build(line: bytes) -> int:
         _say(error.remedy or "")
         return error.exit_code
     except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
+        _say(INTERRUPTED)
         return 130
     return 0
 

@@ -1,0 +1,83 @@
+"""The moment in which a bundle's new files take the old ones' places.
+
+Nothing is written or copied then, so that a full disk costs no bundle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from todo_compile.build.compiler import CompileResult
+from todo_compile.bundle.bundle import BUNDLE_JSON
+from todo_compile.bundle.files import flush_folder, staged
+from todo_compile.bundle.manifest import manifest_path
+
+
+def exchange(
+    folder: Path,
+    parts: Path,
+    results: Mapping[str, CompileResult],
+    others: Sequence[str],
+    stale: set[str],
+) -> None:
+    """Put everything in its place: from the first line to the last there is no bundle.
+
+    Args:
+        folder: of the bundle.
+        parts: where the new ``bundle.json`` and `others` are.
+        results: the outputs, here or among the parts.
+        others: names of further files.
+        stale: names of the old bundle's files; those that are outputs' again stay.
+    """
+    placed: set[str] = set()
+    (folder / BUNDLE_JSON).unlink(missing_ok=True)
+    for result in results.values():
+        names = [entry.name for entry in result.manifest.files]
+        if result.path.parent != folder:
+            # The manifest last: a component that lacks its manifest is built again.
+            for name in (*names, manifest_path(result.path).name):
+                if name in placed:
+                    continue  # shared weights
+                placed.add(name)
+                place(result.path.with_name(name), folder / name)
+        stale = stale - {*names, manifest_path(result.path).name}
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+    for name in others:
+        os.replace(parts / name, with_folder(folder / name))
+    for changed in {(folder / name).parent for name in others}:
+        flush_folder(changed)
+    os.replace(parts / BUNDLE_JSON, folder / BUNDLE_JSON)
+    flush_folder(folder)
+
+
+def place(part: Path, goal: Path) -> None:
+    """Let `goal` be the file `part`, which also stays where it is if the file system has links."""
+    if goal.exists() and not goal.is_symlink() and goal.samefile(part):
+        return  # by a build that was killed after this
+    goal.unlink(missing_ok=True)  # not in one step: nothing is loaded from here now
+    try:
+        os.link(part, goal)
+    except OSError:
+        os.replace(part, goal)
+
+
+def copied(origin: Path, part: Path, goal: Path) -> bool:
+    """Copy a file to the parts, whole or not at all; False if it is at its goal already.
+
+    No link: the weights' folder is the user's, and what is written there later is no build's.
+    """
+    if goal.exists() and goal.samefile(origin):
+        return False  # the model lies in the bundle's own folder
+    with staged(with_folder(part)) as stage:
+        shutil.copyfile(origin, stage.publish(part.name))
+    return True
+
+
+def with_folder(path: Path) -> Path:
+    """`path`, whose folder is made if need be."""
+    path.parent.mkdir(exist_ok=True)
+    return path
