@@ -145,6 +145,15 @@ def test_same_place(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["X-512.Plan", "x-512.plan.onnx"])
+def test_place_of_another_on_some_disks(tmp_path: Path, name: str) -> None:
+    """Where capitals are no other letters; where an engine's own file for onnxruntime lies."""
+    text = f"{BASE}builds:\n  - {{batch: 1}}\n  - {{out: {name}}}\n  - {{out: x-512.onnx.onnx}}\n"
+    (found,) = collisions(builds(tmp_path, text))
+    says = "the same as x-512.plan" if name == "X-512.Plan" else "what x-512.plan has beside it"
+    assert f"line 4: build 2: {name} is {says}" in str(found)
+
+
 def test_inside_a_bundle(tmp_path: Path) -> None:
     text = f"{BASE}builds:\n  - {{out: b/}}\n  - {{out: b/c/x.plan}}\n  - {{out: bc/x.plan}}\n"
     (found,) = collisions(builds(tmp_path, text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def plan(need: Need) -> Plan:
     ("need", "nodes", "asked"),
     [
         (Need(1e9), NODES, {"memory": 1e9, "num_cpus": 2.0}),
-        (Need(math.inf), NODES, {"memory": 8e9, "num_cpus": 2.0}),  # alone on the largest
+        (Need(1e9, alone=True), NODES, {"memory": 8e9, "num_cpus": 2.0}),  # alone on the largest
         (Need(1e9), NODES[1:], {"memory": 1e9, "num_cpus": 1.0}),
         (
             Need(1e9, timed=True),

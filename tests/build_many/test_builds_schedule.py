@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,10 @@ def test_needs_of_bundles_and_verified_builds(tmp_path: Path) -> None:
     assert needs(whole) == need(unet.resolve(look=True).parts)  # one after the other: the largest
     single = unet.model_copy(update={"precision": "fp32"})
     assert needs(single).bytes > needs(unet).bytes
-    assert needs(unet.model_copy(update={"verify": True})).bytes == math.inf
+    alone = needs(unet.model_copy(update={"verify": True}))
+    assert alone == replace(needs(unet), alone=True)
+    assert startable({0: alone, 1: Need(1)}, [], budget=1e12, jobs=9) == [0]
+    assert startable({0: alone, 1: Need(1)}, [Need(1)], budget=1e12, jobs=9) == [1]
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,26 @@ builds:
     assert sorted(os.listdir()) == ["builds.yaml", "file"]
 
 
+@pytest.mark.parametrize("verify", ["false", "true"])
+@pytest.mark.parametrize("place", ["file", "command"])
+def test_less_memory_than_a_build_needs(
+    written: Callable[[str], Path],
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    verify: str,
+    place: str,
+) -> None:
+    """Refused before any work, also of a build that runs alone."""
+    line = f"{{model: '{model}', res: 64, out: x.onnx, verify: {verify}}}"
+    file = written(f"{'memory: 1KB' if place == 'file' else ''}\nbuilds: [{line}]")
+    more = ["--memory", "1KB"] if place == "command" else []
+    assert main(["build", str(file), *more]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "it needs about" in said
+    assert "more than the memory of 1.0 kB" in said
+    assert sorted(os.listdir()) == ["builds.yaml"]
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -276,11 +296,18 @@ builds:
 """
 
 
-def test_ctrl_c(written: Callable[[str], Path], model: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ended(
+    written: Callable[[str], Path], model: Path, number: signal.Signals, status: int
+) -> None:
+    """By Ctrl-C, which is for the command alone; by a scheduler, which ends all processes."""
     process, children = started(written(TWO.format(model=model)))
-    process.send_signal(signal.SIGINT)
+    for one in children if number == signal.SIGTERM else ():
+        one.send_signal(number)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
         ["out/a.onnx", "stopped"],
         ["out/b.onnx", "stopped"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from todo_compile.build.many.checking import Plan
     from todo_compile.build.many.matrix import Build
     from todo_compile.build.many.running import Outcome, Running
+    from todo_compile.build.many.schedule import Need
     from todo_compile.cli.answers import Built, PlannedAnswer
 
 _HELP = """Build many engines, ONNX files and bundles from one file.
@@ -158,6 +158,11 @@ def build_command(
         )
     make_folders(plan.builds)
     folder = file.with_name(f"{file.stem}.logs") if logs is None else logs
+    if logs is None and folder.is_symlink():
+        raise ConfigError(
+            f"{folder}, where logs would go, is a link.",
+            remedy="Remove it, or name a folder with --logs.",
+        )
     with _Watch(plan, quiet) as watch:
         outcomes, interrupted = run_builds(
             plan,
@@ -237,6 +242,9 @@ class _Watch:
             stderr.print(text, soft_wrap=True)
 
 
+_ONE_LINE = {ord("\n"): "\\n", ord("\t"): "\\t"}
+
+
 def _print_list(builds: Sequence[Build], *, json: bool) -> None:
     from todo_compile.cli.answers import Listed, ListedAnswer
 
@@ -244,7 +252,7 @@ def _print_list(builds: Sequence[Build], *, json: bool) -> None:
         ListedAnswer(builds=tuple(Listed(**_described(build)) for build in builds)).print()
         return
     for build in builds:
-        print(f"{build.number}\t{printable(build.out)}")
+        print(f"{build.number}\t{printable(build.out).translate(_ONE_LINE)}")
 
 
 def _described(build: Build) -> dict[str, Any]:
@@ -252,10 +260,10 @@ def _described(build: Build) -> dict[str, Any]:
     return {"id": build.number, "out": build.out, "line": build.line, "options": options}
 
 
-def _memory(count: float) -> str:
+def _memory(need: Need) -> str:
     from todo_compile.disk import format_bytes
 
-    return "alone" if math.isinf(count) else format_bytes(count)
+    return "alone" if need.alone else format_bytes(need.bytes)
 
 
 def _print_plan(plan: Plan) -> None:
@@ -270,7 +278,7 @@ def _print_plan(plan: Plan) -> None:
     for build, need in zip(plan.builds, plan.needs, strict=True):
         values = [_value(build.request, axis) for axis in axes]
         subject = build.request.model or str(build.request.module)
-        table.add_row(str(build.number), build.out, subject, *values, _memory(need.bytes))
+        table.add_row(str(build.number), build.out, subject, *values, _memory(need))
     console = stdout()
     console.print(table)
     console.print(
@@ -290,7 +298,7 @@ def _planned(plan: Plan) -> PlannedAnswer:
     from todo_compile.cli.answers import Planned, PlannedAnswer
 
     builds = [
-        Planned(**_described(build), memory_bytes=None if math.isinf(need.bytes) else need.bytes)
+        Planned(**_described(build), memory_bytes=None if need.alone else need.bytes)
         for build, need in zip(plan.builds, plan.needs, strict=True)
     ]
     return PlannedAnswer(builds=tuple(builds), memory_bytes=plan.budget, jobs=plan.jobs)

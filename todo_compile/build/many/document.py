@@ -83,13 +83,16 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._depth = 0
+        self._depth = self._made = 0
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise ForeignError("it is nested too deeply")
+        self._made += 1
+        if self._made > _MAX_NODES:  # before the rest is read, which takes seconds
+            raise ForeignError(f"it has more than {_MAX_NODES:,} values")
         known = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         self._depth -= 1

@@ -14,6 +14,7 @@ import difflib
 import itertools
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -114,15 +115,26 @@ def choose(builds: Sequence[Build], names: Sequence[str]) -> list[Build]:
 
 
 def collisions(builds: Sequence[Build]) -> list[Mistake]:
-    """Builds that would write over each other: the same ``out``, or one within another's folder."""
+    """Builds that would write over each other: the same ``out`` (also where capitals are no other
+    letters), one within another's folder, or what lies beside an engine."""
     wrong: list[Mistake] = []
     places: dict[Path, Build] = {}
     for build in builds:
-        place = Path(build.out).resolve()
+        place = _on_any_disk(Path(build.out).resolve())
         other = places.setdefault(place, build)
         if other is not build:
             wrong.append(_same(build, other))
     for place, build in places.items():
+        engine = places.get(place.with_suffix(""))
+        if engine is not None and place.suffix == ".onnx" and format_of(engine.out) == "tensorrt":
+            wrong.append(
+                Mistake(
+                    build.line,
+                    f"{build.entry}: {build.out} is what {engine.out} has beside it for "
+                    "onnxruntime.",
+                    "Name another out.",
+                )
+            )
         over = next((p for p in place.parents if p in places and places[p].request.bundle), None)
         if over is not None:
             wrong.append(
@@ -135,6 +147,11 @@ def collisions(builds: Sequence[Build]) -> list[Mistake]:
     return list({str(one): one for one in wrong}.values())
 
 
+def _on_any_disk(place: Path) -> Path:
+    """A path as file systems see it that do not tell capitals or spellings of an accent apart."""
+    return Path(unicodedata.normalize("NFC", str(place)).casefold())
+
+
 def _same(build: Build, other: Build) -> Mistake:
     if other.entry == build.entry:
         axes = ", ".join("{" + axis + "}" for axis in build.axes if axis != "out")
@@ -142,6 +159,13 @@ def _same(build: Build, other: Build) -> Mistake:
             build.line,
             f"{build.entry}: several of its builds go to {build.out}.",
             f"Tell them apart by placeholders in out: {axes}.",
+        )
+    if Path(build.out).resolve() != Path(other.out).resolve():
+        return Mistake(
+            build.line,
+            f"{build.entry}: {build.out} is the same as {other.out} (line {other.line}) to file "
+            "systems that do not tell capitals apart.",
+            "Name another out.",
         )
     return Mistake(
         build.line,

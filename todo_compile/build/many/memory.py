@@ -6,7 +6,6 @@ build's components come one after the other, so the largest counts.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,10 +48,10 @@ _MEASURED = {"tensorrt": _ENGINE, "onnx": _ONNX, "aotinductor": _PACKAGE}
 
 def need(jobs: Sequence[Job]) -> Need:
     """What building these, one after the other, will take."""
-    most = max(_estimate(job) for job in jobs)
     return Need(
+        bytes=max(_estimate(job) for job in jobs),
         # Running an ONNX file takes what is free for attention: nothing may run beside it.
-        bytes=math.inf if any(job.request.verify for job in jobs) else most,
+        alone=any(job.request.verify for job in jobs),
         # Classic TensorRT times kernels on the GPU; another build there would disturb it.
         timed=any(job.library is not None and job.library.name == "tensorrt" for job in jobs),
     )

@@ -8,7 +8,6 @@ and Ray starts the task again.
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import sys
@@ -32,7 +31,7 @@ from todo_compile.build.many.running import (
 )
 from todo_compile.build.many.schedule import Need
 from todo_compile.build.sources import sources_hash
-from todo_compile.disk import format_bytes
+from todo_compile.disk import clear_way, format_bytes
 from todo_compile.errors import ConfigError, first_line
 
 RETRIES = 2
@@ -131,7 +130,8 @@ def run(
         remote = ray.remote(work)
         waiting: dict[Any, Task] = {}
         for build, needed in zip(plan.builds, resources, strict=True):
-            task = Task(build, Path.cwd(), log_of(logs, build).resolve(), sources_hash(), force)
+            task = Task(build, Path.cwd(), log_of(logs.resolve(), build), sources_hash(), force)
+            clear_way(task.log)
             task.log.write_bytes(b"")
             retried = {"max_retries": retries, "retry_exceptions": [KilledError]}
             waiting[remote.options(**needed, **retried).remote(task)] = task
@@ -171,14 +171,14 @@ def _resources(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> list[dict[st
                 f"{build.out} is built by TensorRT on a GPU, and the cluster has none.",
                 remedy="Take TensorRT for RTX: --library tensorrt_rtx.",
             )
-        if memory < need.bytes < math.inf:
+        if memory < need.bytes:
             raise ConfigError(
                 f"{build.out} needs about {format_bytes(need.bytes)}, and no machine of the "
                 f"cluster has more than {format_bytes(memory)}.",
                 remedy="Add one to the cluster; ray start --memory says what a machine lends.",
             )
         # What must be alone takes a machine's memory whole. Two processors are as on one machine.
-        bytes_ = memory if math.isinf(need.bytes) else need.bytes
+        bytes_ = memory if need.alone else need.bytes
         found = {"memory": float(int(bytes_)), "num_cpus": min(2.0, processors)}
         return {**found, "num_gpus": 1.0} if need.timed else found
 

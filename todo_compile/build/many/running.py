@@ -24,6 +24,7 @@ import psutil
 from todo_compile.build.many.checking import Plan, make_folder
 from todo_compile.build.many.matrix import Build
 from todo_compile.build.many.schedule import startable
+from todo_compile.disk import clear_way
 from todo_compile.errors import ConfigError
 
 Status = Literal["built", "kept", "failed", "stopped"]
@@ -226,6 +227,7 @@ def start(build: Build, log: Path, force: bool, *, folder: Path | None = None) -
     answer = tempfile.TemporaryFile()  # noqa: SIM115 (`outcome` closes it)
     environment: Mapping[str, str] = {**os.environ, "PYTHONUTF8": "1"}
     try:
+        clear_way(log)
         with log.open("wb" if folder is None else "ab") as sink:
             log_start = sink.tell()
             process = subprocess.Popen(

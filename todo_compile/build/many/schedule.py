@@ -11,12 +11,14 @@ class Need:
     """What a build takes.
 
     Attributes:
-        bytes: of memory; infinite for one that must run alone.
+        bytes: of memory, at least.
         timed: it measures times on the GPU, which only one may do at once.
+        alone: it takes whatever memory is free, so that nothing may run beside it.
     """
 
     bytes: float
     timed: bool = False
+    alone: bool = False
 
 
 def startable(
@@ -49,4 +51,6 @@ def startable(
 def _fits(need: Need, beside: Sequence[Need], budget: float) -> bool:
     if need.timed and any(one.timed for one in beside):
         return False
+    if need.alone or any(one.alone for one in beside):
+        return not beside
     return need.bytes + sum(one.bytes for one in beside) <= budget
