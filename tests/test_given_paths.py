@@ -27,3 +27,14 @@ def test_no_path(value: Any, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="which is not a path"):
             call()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given", [{"res": 10**5000}, {"batch": 10**400}, {"batch": (1, 10**5000)}, {"opset": -(10**99)}]
+)
+def test_no_number(given: dict[str, Any], tmp_path: Path) -> None:
+    """Python itself refuses to write some into a message."""
+    with pytest.raises(ConfigError, match="nothing is as large"):
+        todo_compile.compile("sd15", out=tmp_path / "x.onnx", **{"res": 64, **given})
+    with pytest.raises(ConfigError, match="is not a resolution"):
+        todo_compile.plan("sd15", res="9" * 5000)

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from todo_compile.errors import ConfigError
+from todo_compile.foreign import spelled
 
 NAME = "batch"
 """Of the dynamic size in graphs and ONNX files."""
 
+_LARGEST = 10**9
 _HELP = "Give a number, 2, or a range, 1..4 (1..2..4 tunes the engine for 2; else for the most)."
 
 
@@ -72,7 +74,9 @@ def parse_batch(given: object) -> Batch:
     if isinstance(given, BatchRange):
         return given
     if isinstance(given, int) and not isinstance(given, bool):
-        return given
+        if abs(given) < _LARGEST:
+            return given
+        raise ConfigError(f"A batch of {spelled(given):.60} is not possible.", remedy=_HELP)
     parts: list[Any] = []
     if isinstance(given, str) and re.fullmatch(r"\s*-?\d{1,9}(\.\.-?\d{1,9}){0,2}\s*", given):
         parts = [int(part) for part in given.split("..")]
@@ -80,8 +84,9 @@ def parse_batch(given: object) -> Batch:
             return parts[0]
     elif isinstance(given, (tuple, list)):
         parts = list(given)  # pyright: ignore[reportUnknownArgumentType]
-    if len(parts) not in (2, 3) or not all(type(part) is int for part in parts):
-        raise ConfigError(f"{given!r} is not a batch.", remedy=_HELP)
+    if len(parts) not in (2, 3) or not all(type(p) is int and abs(p) < _LARGEST for p in parts):
+        said = [spelled(part) for part in parts] or given
+        raise ConfigError(f"{said!r:.80} is not a batch.", remedy=_HELP)
     least, most = parts[0], parts[-1]
     if least == most and set(parts) == {least}:
         return least

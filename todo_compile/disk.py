@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from todo_compile.errors import BundleError
@@ -66,6 +67,18 @@ def disk_errors(target: Path, *, needs: int = 0) -> Generator[None]:
                 "another output.",
             ) from error
         raise
+
+
+def clear_way(path: Path) -> None:
+    """Remove what is no regular file where one will be written into: a link would lead elsewhere,
+    a FIFO would block.
+
+    Raises:
+        OSError: it cannot be removed; it is a folder.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
 
 
 def read_only(folder: Path) -> BundleError:

@@ -26,6 +26,8 @@ MAX_DEPTH = 32
 MAX_VALUES = 2**20
 _MAX_DIGITS = 20  # 2⁶⁴ has as many: what is larger counts nothing
 
+_MAX_BITS = 1024
+
 # What would steer a terminal or reorder a line, and halves of characters, which cannot be written.
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -44,6 +46,13 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def spelled(value: object) -> str:
+    """`value` as text; of a whole number that Python would not write out, how long it is."""
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"a number of {value.bit_length()} bits"
+    return str(value)
+
+
 @contextmanager
 def open_regular(path: Path) -> Generator[BufferedReader]:
     """Open a file for reading if it is a regular one, or a link to one; never waits.
@@ -54,11 +63,21 @@ def open_regular(path: Path) -> Generator[BufferedReader]:
     """
     # Asked before it is opened, since opening alone sets some devices going; and again after, since
     # it may have been exchanged. Without blocking a FIFO opens at once.
-    _check_regular(path, path.stat().st_mode)
+    check_regular(path)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
         _check_regular(path, os.fstat(handle).st_mode)
         yield file
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file, nor a link to one, before somebody else opens it.
+
+    Raises:
+        ForeignError: it is a FIFO, a device, a socket, a folder.
+        OSError: absent.
+    """
+    _check_regular(path, path.stat().st_mode)
 
 
 def _check_regular(path: Path, mode: int) -> None:

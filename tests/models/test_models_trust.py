@@ -150,6 +150,26 @@ def test_weights_that_never_come(pipeline: Path, tmp_path: Path) -> None:
     assert main(["-m", str(pipeline), "-r", "64", "-o", str(tmp_path / "x.onnx")]) == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "spiece.model", "x.safetensors"])
+def test_files_that_libraries_read(pipeline: Path, tmp_path: Path, name: str) -> None:
+    """They would wait for a FIFO for ever; only weights may lie elsewhere."""
+    folder = pipeline / "tokenizer"
+    folder.mkdir()
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    check_part(folder, pipeline)  # as good as absent
+    (tmp_path / "elsewhere").write_text("{}")
+    if name == "x.safetensors":
+        check_part(folder, pipeline)
+    else:
+        with pytest.raises(ModelError, match="leads out of"):
+            check_part(folder, pipeline)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelError, match="is no regular file"):
+        check_part(folder, pipeline)
+
+
 def test_names_that_transformers_lists_no_longer(tmp_path: Path) -> None:
     """SD3, FLUX and PixArt folders name T5TokenizerFast, which transformers 5 hides but has."""
     index = {"tokenizer": ["transformers", "T5TokenizerFast"]}

@@ -8,9 +8,9 @@ The job that it resolves to, the manifest and the search for equal outputs read 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import ValidationError, model_validator
 
@@ -18,6 +18,7 @@ from todo_compile import packages
 from todo_compile.build.fields import BuildOptions
 from todo_compile.build.option import Option, option_of
 from todo_compile.errors import ConfigError
+from todo_compile.foreign import spelled
 from todo_compile.options import PlanOptions
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class BuildRequest(BuildOptions):
     @model_validator(mode="wrap")
     @classmethod
     def _in_our_words(cls, values: Any, handler: Callable[[Any], Self]) -> Self:
+        if isinstance(values, dict):
+            _refuse_giants(cast("dict[str, object]", values))
         try:
             return handler(values)
         except ValidationError as error:
@@ -164,6 +167,10 @@ class BuildRequest(BuildOptions):
         """
         from todo_compile.build.job import need_packages
 
+        if self.timing_cache is not None:
+            from todo_compile.bundle.files import check_target
+
+            check_target(self.timing_cache)
         if self.is_module():
             from todo_compile.build.module_job import prepare_module
 
@@ -233,3 +240,19 @@ class BuildRequest(BuildOptions):
             f"{name}: {first['input']!r:.80} is not possible: {first['msg']}.",
             remedy=f"--{name} in `todo-compile compile --help` says what is.",
         )
+
+
+def _refuse_giants(values: Mapping[str, object]) -> None:
+    """Refuse whole numbers that count nothing: Python itself would not write them into a message.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name, value in values.items():
+        parts = cast("Sequence[object]", value if isinstance(value, (list, tuple)) else (value,))
+        for part in parts:
+            if isinstance(part, int) and abs(part) >= 2**63:
+                raise ConfigError(
+                    f"{name} is {spelled(part):.40}, and nothing is as large.",
+                    remedy=f"--{name} in `todo-compile compile --help` says what is possible.",
+                )

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +24,7 @@ from todo_compile.cli.plan import plan_command
 from todo_compile.cli.screen import stderr
 from todo_compile.cli.show import inspect_command, models_command
 from todo_compile.cli.tune import tune_command
-from todo_compile.errors import ConfigError, TodoError
+from todo_compile.errors import INTERRUPTED, BundleError, ConfigError, TodoError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -42,6 +42,14 @@ class _DefaultCompile(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+_ENVIRONMENT = {
+    getattr(errno, name, errno.ENOSPC)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENOLCK", "ESTALE", "EMFILE", "ENFILE", "EFBIG"),
+        *("EACCES", "EPERM"),
+    )
+}
+"""What no code of ours is to blame for, wherever it strikes."""
 _GROUP_OPTIONS = ("--help", "-h", "--version", "--install-completion", "--show-completion")
 
 app = typer.Typer(
@@ -112,6 +120,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         words = list(arguments) if arguments is not None else None
         code = app(args=words, prog_name="todo-compile", standalone_mode=False)
+        sys.stdout.flush()  # here, where what is wrong with it can be said
     except TodoError as error:
         stderr.print(f"error: {error.message}", style="red")
         if error.remedy:
@@ -119,11 +128,22 @@ def _run(arguments: Sequence[str] | None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+    except (BrokenPipeError, SystemExit) as error:  # whoever read our output has gone: ``| head``
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        stderr.print(f"error: the name {error.filename!s:.40}… is too long", style="red")
-        return ConfigError.exit_code
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, suppress(OSError, ValueError):
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for the interpreter's last flush
+        return 128 + 13
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            stderr.print(f"error: the name {error.filename!s:.40}… is too long", style="red")
+            return ConfigError.exit_code
+        if error.errno not in _ENVIRONMENT:
+            raise
+        what = "standard output" if error.filename is None else error.filename
+        stderr.print(f"error: {what}: {error.strerror}.", style="red")
+        stderr.print("The file system or this machine's limits stopped the command.")
+        return BundleError.exit_code
     except Exception as error:
         # click's own errors (unknown option, missing value) know how to show themselves.
         show = getattr(error, "show", None)
@@ -132,7 +152,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         show()
         return int(getattr(error, "exit_code", 2))
     if code == 130:  # typer turns Ctrl-C into this status by itself
-        stderr.print("interrupted; nothing was written", style="red")
+        stderr.print(INTERRUPTED, style="red")
     return code if isinstance(code, int) else 0
 
 

@@ -38,8 +38,9 @@ def check_plot(path: Path, example: str) -> None:
         raise _unwritable(path, f"its format {suffix} is none of {', '.join(known)}", example)
     if not path.parent.is_dir():
         raise _unwritable(path, "its folder does not exist", example)
-    if path.is_dir():
-        raise _unwritable(path, "it is a folder", example)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise _unwritable(path, f"it is {what}", example)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise _unwritable(path, "permission denied", example)
 
@@ -204,8 +205,14 @@ def _figure(**settings: Any) -> Figure:
 
 
 def _save(figure: Figure, path: Path, example: str) -> None:
+    from todo_compile.bundle.files import staged
+
+    suffix = path.suffix.removeprefix(".") or "png"
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.{suffix}")
     try:
-        figure.savefig(path, dpi=150)
+        with staged(path) as stage:
+            figure.savefig(stage.publish(path.name), dpi=150, format=suffix.lower())
     except (OSError, ValueError) as error:
         raise _unwritable(path, f"{error}", example) from error
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from todo_compile.drift.measure import Probe
-from todo_compile.errors import ConfigError
+from todo_compile.errors import ConfigError, ModelError, first_line
+from todo_compile.models.trust import read_scheduler
 
 if TYPE_CHECKING:
     from todo_compile.models import LoadedModel, Resolution, Source
@@ -37,16 +38,27 @@ def structured_latents(shape: Sequence[int], generator: torch.Generator) -> torc
 
 
 def alphas_cumprod(source: Source) -> torch.Tensor:
-    """ᾱ by training timestep, from the scheduler beside the model, else Stable Diffusion's."""
+    """ᾱ by training timestep, from the scheduler beside the model, else Stable Diffusion's.
+
+    Raises:
+        ModelError: that scheduler's configuration cannot be read, or makes no schedule.
+    """
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     folder = source.folder.parent / "scheduler" if source.folder is not None else Path("nowhere")
-    scheduler: Any = (
-        DDPMScheduler.from_pretrained(str(folder))
-        if (folder / "scheduler_config.json").is_file()
-        else DDPMScheduler(**_BETAS)  # pyright: ignore[reportArgumentType]
-    )
-    return scheduler.alphas_cumprod
+    path = folder / "scheduler_config.json"
+    made: Any = DDPMScheduler
+    try:
+        values = read_scheduler(path) if path.is_file() else _BETAS
+        alphas: torch.Tensor = made.from_config(values).alphas_cumprod
+        if not bool(((alphas >= 0) & (alphas <= 1)).all()):
+            raise ValueError("its noise is not between none and all")
+    except Exception as error:  # whatever a configuration from elsewhere sets off
+        raise ModelError(
+            f"{path} makes no schedule of noise: {first_line(error)}",
+            remedy="Copy it from the model's origin anew.",
+        ) from error
+    return alphas
 
 
 def even_timesteps(steps: int, trained: int) -> tuple[int, ...]:

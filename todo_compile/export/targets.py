@@ -114,5 +114,5 @@ def resolve_targets(wanted: tuple[str, ...], library: Library, gpu: str | None =
 def _normal(part: str) -> str:
     """``SM_8.9``, ``8.9`` and ``89`` all mean ``sm89``."""
     name = part.strip().lower()
-    match = re.fullmatch(r"(?:sm)?[_-]?(\d+)\.?(\d)", name)
+    match = re.fullmatch(r"(?:sm)?[_-]?(\d{1,3})\.?(\d)", name)
     return f"sm{match[1]}{match[2]}" if match else name

@@ -123,7 +123,7 @@ def attention_stride(config: Mapping[str, Any]) -> int:
         return _unet_stride(config)
     patch = config.get("patch_size", 2)
     if isinstance(patch, list | tuple):  # (frames, rows, columns), or one a stage
-        return int(cast("list[int]", patch)[-1])
+        return _positive({"patch_size": cast("list[object]", patch)[-1]}, "patch_size", 2)
     levels: object = config.get("block_types_per_layer")  # Stable Cascade's
     own = _positive(config, "patch_size", 2)
     if not isinstance(levels, list | tuple):

@@ -63,6 +63,8 @@ def _wrong(key: str, value: object, bounds: _Bounds | None, depth: int = 0) -> s
         most = _MAX_LEVELS if bounds is not None or key.endswith("_types") else _MAX_LIST
         if len(items) > most:
             return f"has {len(items):,} entries; {most:,} are possible"
+        if bounds is not None and not items:
+            return "is an empty list"
         if depth == _MAX_NESTED:
             return "is nested too deeply"
         found = (_wrong(key, one, bounds, depth + 1) for one in items)

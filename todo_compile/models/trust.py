@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from todo_compile.errors import ModelError
-from todo_compile.foreign import MAX_BYTES, ForeignError, check_inside, read_object
+from todo_compile.foreign import MAX_BYTES, ForeignError, check_inside, check_regular, read_object
 
 INDEX = "model_index.json"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
@@ -32,6 +32,9 @@ _PLAIN_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention
 # Paths from the machine where it was saved, which transformers keeps and does not read.
 _UNREAD = ("special_tokens_map_file",)
 _MAX_TOKENIZER = 64 * 2**20
+_MOST_TIMES = 100_000
+_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".gguf")
+"""Files that may be links to wherever there is room; pickles are refused by whoever would read."""
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -83,6 +86,20 @@ def check_index(values: Mapping[str, Any], path: Path) -> None:
             raise _refused(path, name, items, "which neither diffusers nor transformers has")
 
 
+def read_scheduler(path: Path) -> dict[str, Any]:
+    """A ``scheduler_config.json``, checked.
+
+    Raises:
+        ForeignError: it is damaged, or describes tables that would take the memory.
+        OSError: it cannot be read.
+    """
+    values = read_object(path, within=path.parent)
+    times = values.get("num_train_timesteps", 1)
+    if type(times) is not int or not 1 <= times <= _MOST_TIMES:
+        raise ForeignError(f"num_train_timesteps is {str(times)[:20]}")
+    return values
+
+
 def check_folder(folder: Path) -> None:
     """Check all that a pipeline's loader would read of a folder besides weights.
 
@@ -94,8 +111,7 @@ def check_folder(folder: Path) -> None:
     for name, value in index.items():
         if not isinstance(value, list) or not (folder / name).is_dir():
             continue
-        for path in sorted((folder / name).glob("*.json")):
-            _check_file(path, folder)
+        check_part(folder / name, folder)
 
 
 def check_part(folder: Path, within: Path) -> None:
@@ -108,20 +124,24 @@ def check_part(folder: Path, within: Path) -> None:
     Raises:
         ModelError: as `check_folder`.
     """
-    for path in sorted(folder.glob("*.json")):
-        _check_file(path, within)
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if path.exists() and not path.is_dir():
+            _check_file(path, within)
 
 
 def _check_file(path: Path, within: Path) -> None:
     try:
         if not path.name.endswith("config.json"):
-            check_inside(path, within)  # vocabularies and shard indices: read by their libraries
+            # Vocabularies, shard indices and weights are read by their libraries.
+            if path.suffix not in _WEIGHTS:
+                check_inside(path, within)
+            check_regular(path)
             return
         most = _MAX_TOKENIZER if path.name == "tokenizer_config.json" else MAX_BYTES
         values = read_object(path, most, within=within)
     except (OSError, ForeignError) as error:
         raise ModelError(
-            f"{path} cannot be read as JSON: {error}.",
+            f"{path} cannot be read: {error}.",
             remedy="Download or save the model again.",
         ) from error
     for key, value in values.items():

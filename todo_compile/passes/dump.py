@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from todo_compile.disk import clear_way
 from todo_compile.errors import ConfigError
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
@@ -42,6 +43,7 @@ class Dumper:
         path = self._folder / f"{self._count:02d}-{name}.txt"
         self._count += 1
         try:
+            clear_way(path)
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile import packages
 from todo_compile.bundle.files import check_target, staged
 from todo_compile.errors import ConfigError, EngineError, InputError, TodoError, first_line
+from todo_compile.foreign import open_regular
 from todo_compile.runtime.finite import NotFiniteError, finite_modules
 from todo_compile.runtime.metrics import Fidelity, fidelity
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 SUFFIXES = (".png", ".webp", ".tiff", ".jpg", ".jpeg")
+_READ = ("PNG", "WEBP", "TIFF", "JPEG", "BMP", "GIF")
 _SEEDS = (0, 2**64 - 1)
 GAIN = 8
 """What the difference map is multiplied by."""
@@ -256,9 +258,10 @@ def open_picture(path: Path) -> Any:
     from PIL import Image
 
     try:
-        with Image.open(path) as found:
+        # PIL reads dozens of formats, some with other programs.
+        with open_regular(path) as file, Image.open(file, formats=_READ) as found:
             return found.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever a damaged picture sets off in its reader
         raise InputError(
             f"{path} cannot be read as a picture: {first_line(error)}.",
             remedy="Give a PNG or JPEG file.",

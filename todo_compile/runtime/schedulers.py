@@ -9,7 +9,8 @@ from typing import Any
 
 from todo_compile import packages
 from todo_compile.errors import BundleError, ConfigError, first_line
-from todo_compile.foreign import ForeignError, read_object
+from todo_compile.foreign import ForeignError
+from todo_compile.models.trust import read_scheduler
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -27,7 +28,6 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Short name → class of diffusers, and settings beyond the model's own."""
 
 _TRIED = 12  # PNDM's way of starting takes ten steps
-_MOST_TIMES = 100_000
 _COPY = "Copy the model's scheduler/scheduler_config.json anew, or hand over a scheduler."
 
 
@@ -143,13 +143,6 @@ def _config(folder: Path | Mapping[str, Any] | None) -> dict[str, Any]:
             remedy="Hand over an instance: load_pipeline(…, scheduler=DDIMScheduler(…))",
         )
     try:
-        values = read_object(path, within=folder)
+        return read_scheduler(path)
     except (OSError, ForeignError) as error:
         raise BundleError(f"{path} is damaged: {error}.", remedy=_COPY) from error
-    # Tables of this length are made: a foreign file shall not take the memory.
-    times = values.get("num_train_timesteps", 1)
-    if not isinstance(times, int) or not 1 <= times <= _MOST_TIMES:
-        raise BundleError(
-            f"{path} is damaged: num_train_timesteps is {str(times)[:20]}.", remedy=_COPY
-        )
-    return values

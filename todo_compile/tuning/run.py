@@ -131,8 +131,12 @@ def tune(
         lines = read_prompts(file, folder, resolution)
     else:
         lines = list(dict.fromkeys(prompts))
+    from todo_compile.bundle.files import check_target
     from todo_compile.tuning.studio import Sampling, Studio, make_pairs
 
+    place = None if scores is None else given_path(scores, "scores")
+    if place is not None:
+        check_target(place)
     progress = progress or SilentProgress()
     with progress.step("model"):
         found = models.find_weights(
@@ -168,7 +172,6 @@ def tune(
     from todo_compile.tuning.choosing import Problem
     from todo_compile.tuning.scores import Scores
 
-    place = None if scores is None else given_path(scores, "scores")
     known = Scores.load(place, key, strict=True)
     fill_scores(studio, known, fit, options, parts, place, effort, held, progress)
     starts, lengths = [s for s, _ in parts], [n for _, n in parts]

@@ -126,13 +126,20 @@ class Recorder:
         if size.width != size.height:
             raise ConfigError(
                 f"{self._parts.pipeline} makes only square pictures, not {size}.",
-                remedy=f"Give one side, such as --res {size.width}.",
+                remedy=f"Give one side, such as --res {self._square(size.width)}.",
             )
         part = self._parts.parts[self._denoiser]
         assert part is not None
         side = size.width // self._scale
         changed = Part(part.library, part.name, {**part.config, "sample_size": side})
         return replace(self._parts, parts={**self._parts.parts, self._denoiser: changed})
+
+    def _square(self, side: int) -> int:
+        """The side nearest to `side` of a square picture that can be drawn."""
+        square = Resolution(side, side)
+        if self._fits(square):
+            return side
+        return next((one.width for one in square.near(self.multiple, self._fits)), _REFERENCE)
 
     @cached_property
     def _fixed(self) -> bool:
@@ -211,16 +218,18 @@ class Recorder:
         try:
             cells = self._cells_of(size)
         except ModelError:  # it may say so itself, in its own words
-            size.latent(self.multiple, 1)
+            size.latent(self.multiple, 1, self._fits)
             raise
         pixels = tuple(int(n * p) for n, p in zip(cells, self._pixels, strict=True))
         if pixels == (size.height, size.width):
             return
-        size.latent(self.multiple, 1)  # raises, and names the nearest
+        size.latent(self.multiple, 1, self._fits)  # raises, and names the nearest
+        drawn = Resolution(pixels[1], pixels[0])
         raise ConfigError(
-            f"{self._parts.pipeline} would draw {Resolution(pixels[1], pixels[0])} where {size} is "
-            "asked for.",
-            remedy=f"Take that, or other multiples of {self.multiple}.",
+            f"{self._parts.pipeline} would draw {drawn} where {size} is asked for.",
+            remedy=f"Take {drawn}."
+            if self._fits(drawn)
+            else f"Take one of its own sizes, multiples of {self.multiple}.",
         )
 
     def _counts(self) -> bool:
@@ -277,10 +286,14 @@ class Recorder:
         first, second = (found[name].shape[axis] for found in seen)
         length = short + Fraction((wanted - first) * (long - short), second - first)
         if length.denominator != 1 or length < 1:
-            near = first + round(length - short) * (second - first) // (long - short)
+            # The whole number that can be told and lies next, and what comes of it.
+            step = Fraction(second - first, long - short)
+            whole = max(1, round(length))
+            while (near := first + (whole - short) * step).denominator != 1:
+                whole += 1
             raise ConfigError(
                 f"{self._parts.pipeline} cannot pass {wanted} tokens of text.",
-                remedy=f"{max(near, 1)} is close and works.",
+                remedy=f"{near} is close and works.",
             )
         return int(length)
 
