@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from todo_compile import load
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.errors import ConfigError, InputError
+from todo_compile.runtime.compiled import CompiledError
 
 COMPONENT = "unet"
 
@@ -18,9 +19,12 @@ COMPONENT = "unet"
 class Denoiser(nn.Module):
     """A compiled UNet with the call of ComfyUI's own: (x, timesteps, context, …)."""
 
+    unet: Any
+
     def __init__(self, unet: Any) -> None:
         super().__init__()
-        self.unet = unet
+        # No submodule: ComfyUI moves a MODEL's modules between its devices, and an engine stays.
+        self.__dict__["unet"] = unet
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,15 +81,15 @@ class Decoder:
         pictures = self.vae.decode(latents).sample
         return (pictures.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).to(samples.device)
 
-    def encode(self, pixels: Tensor, **_: Any) -> NoReturn:
-        """Refused: a bundle has the decoder alone.
+    def __getattr__(self, name: str) -> NoReturn:
+        """What ComfyUI's has besides: encoding, decoding in tiles, ….
 
         Raises:
-            InputError: always.
+            CompiledError: always; an AttributeError too, for those who only ask.
         """
-        del pixels
-        raise InputError(
-            "A bundle's VAE decodes alone.", remedy="Encode with the checkpoint's own VAE."
+        raise CompiledError(
+            f"A bundle's VAE decodes alone, and whole: it has no {name}.",
+            remedy="Use the checkpoint's own VAE there.",
         )
 
 

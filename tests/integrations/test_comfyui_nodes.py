@@ -270,6 +270,22 @@ def test_without_the_backend(nodes: Any, calls: Any, monkeypatch: pytest.MonkeyP
     assert not calls
 
 
+def test_what_a_bundle_gives(nodes: Any) -> None:
+    """ComfyUI moves the modules of what it loads and unloads; an engine stays where it is. Of a VAE
+    other nodes ask more than decoding."""
+    parts = importlib.import_module(f"{nodes.__name__}.bundle")
+    unet = torch.nn.Linear(1, 1)
+    denoiser = parts.Denoiser(unet)
+    assert denoiser.to("meta").unet is unet
+    assert unet.weight.device.type == "cpu"
+    assert list(denoiser.modules()) == [denoiser]
+    vae = parts.Decoder(unet)
+    for name in ("encode", "decode_tiled", "first_stage_model"):
+        assert not hasattr(vae, name)
+        with pytest.raises(TodoError, match=rf"it has no {name}\.[\s\S]*checkpoint's own VAE"):
+            getattr(vae, name)
+
+
 def test_workflow(nodes: Any) -> None:
     """In the format of the API: our nodes with all of their inputs, wires that lead somewhere."""
     workflow = json.loads((FOLDER / "workflow.json").read_text(encoding="utf-8"))
