@@ -146,6 +146,7 @@ def test_foreign_folder_is_refused(pipeline: Path, tmp_path: Path, capsys: Any) 
     ("more", "says"),
     [
         (("--format", "coreml"), "Unknown format 'coreml'"),
+        (("--format", "pt2"), "--component unet --out unet.pt2"),
         (("--component", "ears"), "Unknown component 'ears'"),
         (("--vae-precision", "int8"), "Unknown precision 'int8'"),
         (("--component", "text-encoder-2"), "has no text_encoder_2/config.json"),

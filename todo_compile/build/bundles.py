@@ -62,6 +62,11 @@ def prepare_bundle(
         check_folder(folder)
     sizes = _sizes(request.res)
     kind = request.format or "tensorrt"
+    if kind == "pt2":
+        raise ConfigError(
+            "A bundle holds engines or ONNX files, not AOTInductor packages.",
+            remedy="Build one at a time, --component unet --out unet.pt2, or take --format onnx.",
+        )
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
     loras = [models.parse_lora(text) for text in request.lora]
