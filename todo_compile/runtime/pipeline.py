@@ -155,12 +155,13 @@ def assemble(
             parts[place] = wrap_phases(opened.phases, own)
     compiled = next((part for part in parts.values() if isinstance(part, Compiled)), None)
     if compiled is not None:  # torch's parts go where the compiled ones are
+        device: Any = compiled.device  # which every kind of them has
         if options.encoder is None and encoder is not None:
-            encoder.to(compiled.device)
+            encoder.to(device)
         for name in opened.bundle.torch:
             part = parts.get(name)
             if part is not None and name not in components and part is not compiled:
-                part.to(compiled.device)
+                part.to(device)
     pipeline = _construct(made_of, wanted, parts, opened)
     for name in _DENOISERS:
         follow = getattr(getattr(pipeline, name, None), "follow", None)
