@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import said
 
 import todo_compile
@@ -120,3 +122,66 @@ def test_refused(
 def test_help_says_that_code_is_executed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", "--help"]) == 0
     assert "Its code is executed" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_drift_on_the_example_inputs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against the module run eagerly with every other row and column of its 8×8 keys."""
+    words = ["drift", "--module", "nets.py:small", "--factors", "2"]
+    assert main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    nets = runpy.run_path(str(here / "nets.py"))
+    x, text = nets["inputs"]()
+    module = nets["Small"]().eval()
+    with torch.no_grad():
+        dense = module(x, {"text": text})
+        q, k = dense.more["pair"]
+        (v, (attended, _)) = dense.more["list"]
+        k, v = (t.unflatten(2, (8, 8))[:, :, ::2, ::2].flatten(2, 3) for t in (k, v))
+        pooled = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        sample = module.out(pooled) + text
+    local = float((pooled - attended).norm() / attended.norm())
+    total = float((sample - dense.sample).norm() / dense.sample.norm())
+    assert local > 1e-3
+    (site,) = said["sites"]
+    assert site["local"] == [pytest.approx(local, rel=1e-4)]
+    assert said["total"] == site["output"] == [pytest.approx(total, rel=1e-4)]
+    assert (said["model"], said["conditions"]) == ("nets.py:small", "given")
+    assert (said["res"], said["batch"], said["timesteps"], said["precision"]) == (
+        None, None, [0.0], "fp32",
+    )  # fmt: skip
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert f"{total:.2e}" in shown
+    assert "on the example inputs" in shown
+    assert "t=" not in shown
+    assert main(words[:3]) == 0  # nothing says how far: it says so
+    assert "No site is rewritten under this plan: nothing drifts." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Nothing says what to measure"),
+        (["--module", "nets.py:small", "--model", "demo"], "both say what to measure"),
+        (["--module", "nets.py:small", "--res", "64"], "--res is for models by name"),
+        (["--module", "nets.py:small", "--steps", "0"], "--steps is for models by name"),
+        (["--module", "nets.py:small", "--plot", "x.png"], "--plot is for models by name"),
+        (["--module", "nets.py:fails"], "no such weights"),
+        (["--model", "demo"], "res is missing"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_drift_refuses(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drift", *words]) == 2
+    assert message in said(capsys)
+
+
+def test_drift_of_other_pipelines_is_refused_before_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "transformer").mkdir()
+    names = {"transformer/config": "FluxTransformer2DModel", "model_index": "FluxPipeline"}
+    for name, kind in names.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"_class_name": kind}))
+    assert main(["drift", "--model", str(tmp_path), "--res", "1024"]) != 0
+    assert "Drift of a FluxPipeline is not possible yet" in said(capsys)

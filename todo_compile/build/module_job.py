@@ -155,7 +155,7 @@ def prepare_module(
             **format_identity(request, library, targets),
         }
         return ModuleJob(
-            request, path, batch, "fp32" if module is None else _precision(module),
+            request, path, batch, "fp32" if module is None else most_of_its_weights(module),
             opset_of(request), options, library, targets, progress, request.identity(resolved),
             name, kind.rpartition(".")[2], given, weights, request.native_kv_tokens, grids, again,
         )  # fmt: skip
@@ -200,8 +200,8 @@ def _signature_hash(given: GivenModule) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _precision(module: nn.Module) -> str:
-    """Of most of the weights; what has none counts as fp32."""
+def most_of_its_weights(module: nn.Module) -> str:
+    """The precision of most of a module's weights; what has none counts as fp32."""
     import torch
 
     names = {torch.float16: "fp16", torch.bfloat16: "bf16"}

@@ -273,12 +273,13 @@ class DriftAnswer(Answer):
     """``drift --json``.
 
     Attributes:
-        model, res, precision, batch: what was measured.
+        model, res, precision, batch: what was measured; of a module the address of its factory,
+            and neither size nor batch.
         weights, weights_hash: which, and their hash.
         random_weights: the numbers say nothing of pictures.
-        conditions: random: stand-ins for encoded prompts.
+        conditions: random: stand-ins for encoded prompts; given: a module's example inputs.
         local: only errors at the sites themselves were measured.
-        timesteps: of the columns.
+        timesteps: of the columns; a module has one, 0.
         total: mean relative error of the output by timestep, all sites rewritten.
         sites: each rewritten site alone.
         samples: latents for each timestep.
@@ -288,12 +289,12 @@ class DriftAnswer(Answer):
     format: Literal["todo-compile drift"] = "todo-compile drift"
     version: Literal[1] = 1
     model: str
-    res: str
+    res: str | None
     weights: str
     weights_hash: str | None
     random_weights: bool
     precision: str
-    batch: int
+    batch: int | None
     conditions: str
     local: bool
     timesteps: tuple[float, ...]

@@ -246,22 +246,29 @@ def stops_table(report: Report, width: int) -> Group | None:
     return laid_out([*columns, Column("of the graph")], rows, width, "module")
 
 
-def drift_table(drift: Drift, width: int) -> Group:
-    """One row a site, one column a timestep, the whole plan last."""
-    headers = ("level", "grid", "factor", "mean", *(f"t={t:g}" for t in drift.timesteps))
+def drift_table(drift: Drift, width: int, *, timed: bool = True) -> Group:
+    """One row a site, one column a timestep (none where there is no time), the whole plan last."""
+    times = [f"t={t:g}" for t in drift.timesteps] if timed else []
+    headers = ("level", "grid", "factor", "mean" if timed else "error", *times)
     rows = [
         Row(
             (
                 str(site.level),
                 grid_text(site.grid),
                 factor_text(site.factor),
-                *_errors(site.output or site.local),
+                *_errors(site.output or site.local)[: 1 + len(times)],
             ),
             f"{site.module or site.name} ({site.sampling})",
         )
         for site in drift.sites
     ]
-    rows.append(Row(("", "", "", *_errors(drift.total)), "all sites together", style="bold"))
+    rows.append(
+        Row(
+            ("", "", "", *_errors(drift.total)[: 1 + len(times)]),
+            "all sites together",
+            style="bold",
+        )
+    )
     return laid_out([Column(h) for h in headers], rows, width, "module")
 
 

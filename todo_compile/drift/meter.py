@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from todo_compile.capture.trace import capture
@@ -72,10 +73,10 @@ class DriftMeter:
     """A captured model whose drift can be measured again and again.
 
     Args:
-        module: any module with attention, in eval mode; it is not changed.
-        args: example inputs; all measurements have their shapes.
+        module: any module with attention, in eval mode, or its graph; it is not changed.
+        args: example inputs of a module; all measurements have their shapes.
         native_kv_tokens: the default bound on key/value tokens, for plans that need it.
-        token_grids: as for `todo_compile.rewrite`.
+        token_grids, image_axes: as for `todo_compile.rewrite`.
         plans: most plans whose graphs are kept.
 
     Raises:
@@ -84,22 +85,24 @@ class DriftMeter:
 
     def __init__(
         self,
-        module: nn.Module,
-        args: Sequence[Any],
+        module: nn.Module | ExportedProgram,
+        args: Sequence[Any] = (),
         *,
         native_kv_tokens: int | None = None,
         token_grids: dict[int, tuple[int, int]] | None = None,
+        image_axes: Mapping[str, tuple[int, int]] | None = None,
         plans: int = 64,
     ) -> None:
-        program = capture(module, args)
+        program = module if isinstance(module, ExportedProgram) else capture(module, args)
         if last_writer(program.graph_module, lambda node: node.meta.get("val")) is not None:
             # Values that are kept must not be written into: the functional form of the graph.
             program = program.run_decompositions({})
         self._module = program.graph_module
         self._constants = lifted_tensors(program)
-        self._bound, self._grids = native_kv_tokens, token_grids
+        self._bound, self._grids, self._axes = native_kv_tokens, token_grids, image_axes
         self._text = {n.name: _text(n) for n in self._module.graph.nodes}
-        found, _ = find_sites(GraphContext(self._module, token_grids=token_grids))
+        context = GraphContext(self._module, token_grids=token_grids, image_axes=image_axes)
+        found, _ = find_sites(context)
         self._results = {site.name: site.output.name for site in found}
         # A plan's sites one by one and what finds the frontier fit twice; of a search over ever new
         # plans the oldest go.
@@ -154,6 +157,7 @@ class DriftMeter:
                 options,
                 native_kv_tokens=self._bound,
                 token_grids=self._grids,
+                image_axes=self._axes,
                 constants=self._constants,
             )
             changed = descendants(module.graph, lambda n: self._text.get(n.name) != _text(n))
