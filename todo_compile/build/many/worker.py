@@ -23,6 +23,16 @@ _GRACE_SECONDS = 20.0
 """For a step that Python cannot interrupt; what it leaves then, the next build sweeps away."""
 
 
+_SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
+def _interrupt(*_: object) -> None:
+    """One is enough: a second, of a parent that is ended too, would interrupt the cleaning up."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _follow_parent(done: threading.Event) -> None:
     while os.read(0, 4096):
         pass
@@ -40,9 +50,8 @@ def main() -> None:
     """Build the request on stdin, and end the process with the status that the command has."""
     # A background process inherits an ignored SIGINT, which could not be raised either. Schedulers
     # send SIGTERM to all processes of a job.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
     line = sys.stdin.buffer.readline()
     done = threading.Event()
     threading.Thread(target=_follow_parent, args=(done,), daemon=True).start()
