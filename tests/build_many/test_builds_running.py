@@ -5,6 +5,8 @@ The children are small scripts here; `test_command_build` has real builds.
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -195,3 +197,37 @@ def test_worker_ends_with_its_parent() -> None:
     assert process.wait() == 130
     watchdog.cancel()
     process.stdout.close()
+
+
+_ENDED_TWICE = """
+import time
+from todo_compile.build.many import worker
+def build(line):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        for _ in range(20):
+            time.sleep(0.02)
+        print("cleaned up", flush=True)
+        return 130
+worker._build = build
+worker.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("first", ["signal", "parent"])
+def test_a_worker_that_is_ended_twice_cleans_up(first: str) -> None:
+    """A scheduler ends all processes of a job, and the command its children."""
+    command = [sys.executable, "-c", _ENDED_TWICE]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as child:
+        child.stdin.write("{}\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "ready\n"
+        ends = [lambda: child.send_signal(signal.SIGTERM), child.stdin.close]
+        for end in ends if first == "signal" else reversed(ends):
+            end()
+        assert child.stdout.read() == "cleaned up\n"
+    assert child.returncode == 130
