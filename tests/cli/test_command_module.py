@@ -174,14 +174,3 @@ def test_drift_on_the_example_inputs(here: Path, capsys: pytest.CaptureFixture[s
 def test_drift_refuses(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["drift", *words]) == 2
     assert message in said(capsys)
-
-
-def test_drift_of_other_pipelines_is_refused_before_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "transformer").mkdir()
-    names = {"transformer/config": "FluxTransformer2DModel", "model_index": "FluxPipeline"}
-    for name, kind in names.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({"_class_name": kind}))
-    assert main(["drift", "--model", str(tmp_path), "--res", "1024"]) != 0
-    assert "Drift of a FluxPipeline is not possible yet" in said(capsys)

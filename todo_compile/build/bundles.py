@@ -188,7 +188,7 @@ def check_folder(folder: Path) -> None:
 def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[str]]:
     """Rows of the denoising model for a picture, and names of the components to build; that model
     first."""
-    from todo_compile.capture.inputs import is_recorded, with_habits
+    from todo_compile.capture.inputs import is_recorded, refuse_recorded, with_habits
 
     assert request.model is not None
     model, choice = request.model, parse_choice(request.component or "all")
@@ -200,6 +200,8 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
             remedy="Compile the model that denoises alone (--out FILE.onnx or FILE.plan), or let "
             "todo_compile.accelerate(pipeline) compile diffusers' own.",
         )
+    if request.gate is not None:
+        refuse_recorded(main, "A gate for an output")
     if is_recorded(main) and request.dense_after is not None:
         raise ConfigError(
             f"--dense-after is for Stable Diffusion's UNets and PixArt, not for a {main.pipeline}.",

@@ -117,8 +117,6 @@ def check_gate(request: BuildRequest, plan: TunedPlan | None, jobs: Sequence[Mod
     """
     if Gate.of(request, plan) is None:
         return
-    from todo_compile.capture.inputs import refuse_recorded
-
     packages.need("generate", "A gate, which draws")
     judged = _judged(jobs)
     if not judged:
@@ -132,7 +130,6 @@ def check_gate(request: BuildRequest, plan: TunedPlan | None, jobs: Sequence[Mod
             remedy="Leave one of them out.",
         )
     for job in judged:
-        refuse_recorded(job.source, "A gate for an output")
         if job.weights.kind == "random":
             raise ConfigError(
                 "Random weights draw noise, about which a gate can say nothing.",

@@ -179,6 +179,7 @@ def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps
 
 def _check_model(model: str, scheduler: str | None, device: str | None, steps: int) -> Source:
     """As `_check_bundle`; what is no pipeline is refused when it is loaded."""
+    from todo_compile.capture.inputs import refuse_recorded
     from todo_compile.models import resolve_component
     from todo_compile.models.components import pipeline_folder
     from todo_compile.runtime.in_process import torch_device
@@ -186,6 +187,7 @@ def _check_model(model: str, scheduler: str | None, device: str | None, steps: i
 
     torch_device(device)
     source = resolve_component(model)
+    refuse_recorded(source, "A rewritten denoiser in a pipeline that draws")
     folder = pipeline_folder(source)
     if source.file is not None:
         check_steps(make_scheduler(scheduler, source.file.scheduler), steps)

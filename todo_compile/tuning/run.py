@@ -240,11 +240,13 @@ def _pipeline(model: str) -> tuple[Source, Path | None]:
         ModelError: it is a model without a pipeline: it could not draw.
     """
     from todo_compile import models
+    from todo_compile.capture.inputs import refuse_recorded
     from todo_compile.errors import ModelError
     from todo_compile.models.components import pipeline_folder
     from todo_compile.models.trust import INDEX
 
-    source = models.resolve(model)
+    source = models.resolve_component(model)
+    refuse_recorded(source, "A tuned plan")  # before weights are read
     folder = pipeline_folder(source)
     if source.kind == "folder" and (folder is None or not (folder / INDEX).is_file()):
         raise ModelError(
