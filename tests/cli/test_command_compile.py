@@ -275,4 +275,4 @@ def test_controlnet(
     assert json.loads(capsys.readouterr().out)["reused"] is True
     refuse_build(monkeypatch, "unet")
     assert main(with_flag[:-1]) != 0
-    assert "Rebuilding: controlnet: True → False" in said(capsys)
+    assert "controlnet: True → False" in said(capsys)
