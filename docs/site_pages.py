@@ -73,7 +73,8 @@ def commands() -> str:
             if one.param_type_name == "argument":
                 shown = f"`{one.name.upper()}`"
             elif one.metavar:
-                shown += f" `{one.metavar}`".replace("|", "\\|")
+                # A bar would end the table's cell, and within backticks nothing escapes it.
+                shown += f" <code>{_cell(one.metavar).replace(chr(92) + '|', '&#124;')}</code>"
             text = _plain(one.help or "")
             fixed = re.search(r"\\?\[default: (.*)\]", text)
             default = fixed[1] if fixed else "" if one.default in (None, False, ()) else one.default

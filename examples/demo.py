@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 import todo_compile
+from todo_compile import style
 from todo_compile.models import Resolution
 from todo_compile.models.registry import DEMO
 from todo_compile.runtime.generate import GAIN, generate
@@ -25,8 +26,7 @@ from todo_compile.runtime.metrics import fidelity
 
 PROMPTS = ("a strawberry pattern", "a cactus pattern")
 GUIDANCE = 3.0
-_CAPTION = 40
-_INK, _PAPER = (40, 40, 46), (255, 255, 255)
+_CAPTION = 52
 
 
 class Clock:
@@ -79,9 +79,9 @@ def compose(
     dense: Drawn, small: Drawn, prompts: Sequence[str], what: str, *, cell: int = 320
 ) -> Image.Image:
     """The picture: a row for each prompt, captions below."""
-    sheet = Image.new("RGB", (3 * cell + 20, len(prompts) * (cell + _CAPTION)), _PAPER)
+    sheet = Image.new("RGB", (3 * cell + 20, len(prompts) * (cell + _CAPTION)), style.PAPER)
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
+    font = style.letters(17)
     for row, prompt in enumerate(prompts):
         found = fidelity(small.pictures[row], dense.pictures[row])
         difference = np.clip(np.abs(dense.pictures[row] - small.pictures[row]) * GAIN, 0, 1)
@@ -89,16 +89,17 @@ def compose(
             (dense.pictures[row], f"dense: {dense.seconds:.1f} s\n“{prompt}”"),
             (
                 small.pictures[row],
-                f"{what}: {small.seconds:.1f} s\n{dense.seconds / small.seconds:.2f} x as fast",
+                f"{what}: {small.seconds:.1f} s\n{dense.seconds / small.seconds:.2f}× as fast",
             ),
-            (difference, f"difference x {GAIN}\nMSE {found.mse:.1e}, PSNR {found.psnr:.1f} dB"),
+            (difference, f"difference × {GAIN}\nMSE {found.mse:.1e}, PSNR {found.psnr:.1f} dB"),
         )
         top = row * (cell + _CAPTION)
         for column, (picture, caption) in enumerate(columns):
             image = Image.fromarray((picture * 255).round().astype(np.uint8))
             left = column * (cell + 10)
             sheet.paste(image.resize((cell, cell), Image.Resampling.LANCZOS), (left, top))
-            pen.multiline_text((left + 2, top + cell + 3), caption, fill=_INK, font=font)
+            words = style.spelled(caption, font)
+            pen.multiline_text((left + 2, top + cell + 3), words, fill=style.INK, font=font)
     return sheet
 
 

@@ -1,16 +1,16 @@
 """The only file that imports private parts of torch (ruff's TID251 enforces it).
 
-Every name taken from ``torch._*`` passes through here, so that a torch release which moves one of
-them is mended in one place. Run with torch 2.13; the names were looked up in the sources of 2.11.0
-and 2.12.0.
+All of ``torch._*`` comes through here: a release that moves a name is mended in one place.
+Run with torch 2.13; the names were looked up in the sources of 2.11.0 and 2.12.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.utils._pytree as pytree
@@ -18,10 +18,24 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from todo_compile.errors import first_line
+
 
 def fake_mode(*, allow_non_fake_inputs: bool = False) -> FakeTensorMode:
     """A fresh mode under which tensors have shapes and dtypes but no data."""
     return FakeTensorMode(allow_non_fake_inputs=allow_non_fake_inputs)
+
+
+@contextmanager
+def quick_tracing() -> Generator[None]:
+    """While open, graphs are traced without what nobody reads here: a stack trace a node, and
+    Python code written anew after every pass of an export (a graph has it once it is asked for it).
+    """
+    name = "do_not_emit_stack_traces"  # torch 2.11 cannot do without them
+    fx: Any = torch.fx
+    traces = mock.patch.object(fx.config, name, True) if hasattr(fx.config, name) else nullcontext()
+    with traces, fx._lazy_graph_module._use_lazy_graph_module(True):
+        yield
 
 
 def fake_mode_of(value: object) -> FakeTensorMode | None:
@@ -154,7 +168,7 @@ def graph_break(module: torch.fx.GraphModule) -> tuple[str, int, str] | None:
     if not getattr(why, "graph_break", False):
         return None
     place: Any = next(reversed(list(getattr(why, "user_stack", None) or ())), None)
-    reason = _first_line(getattr(why, "reason", ""))
+    reason = first_line(getattr(why, "reason", "") or "no reason given")
     return (place.filename, int(place.lineno or 0), reason) if place else ("", 0, reason)
 
 
@@ -182,20 +196,13 @@ def given_up(since: float) -> list[GivenUp]:
 
     return [
         GivenUp(
-            one.co_name or "",
-            one.co_filename or "",
-            one.co_firstlineno or 0,
-            one.fail_user_frame_filename or "",
-            one.fail_user_frame_lineno or 0,
-            _first_line(one.fail_reason),
+            *(one.co_name or "", one.co_filename or "", one.co_firstlineno or 0),
+            *(one.fail_user_frame_filename or "", one.fail_user_frame_lineno or 0),
+            first_line(one.fail_reason or "no reason given"),
         )
         for one in get_compilation_metrics()
         if one.fail_type and (one.start_time_us or 0) >= since * 1e6
     ]
-
-
-def _first_line(text: object) -> str:
-    return next(iter(str(text or "").strip().splitlines()), "no reason given")
 
 
 def size_hint(size: torch.SymInt) -> int | None:
@@ -206,8 +213,7 @@ def size_hint(size: torch.SymInt) -> int | None:
 
 def compile_number() -> int | None:
     """Which graph of one function Dynamo is compiling, from 1; None outside of it."""
-    number = _of_compile("frame_compile_id")
-    return None if number is None else number + 1
+    return None if (number := _of_compile("frame_compile_id")) is None else number + 1
 
 
 def compile_frame() -> int | None:

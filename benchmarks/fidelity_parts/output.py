@@ -10,6 +10,7 @@ import numpy as np
 
 from fidelity_parts.harness import Drawn
 from fidelity_parts.model import Pair
+from todo_compile import style
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -86,15 +87,17 @@ def contact_sheet(
     done = [p for p in pairs if p.key in drawn[side, "dense"].pictures]
     first = list({p.prompt: p for p in reversed(done)}.values())[::-1]  # one seed of each prompt
     shown = first[:: max(1, len(first) // limit)][:limit]
-    cell, gap, label = min(side, 160), 6, 150
+    cell, gap, label = min(side, 160), 6, 190
+    font = style.letters(15)
     rows = 2 * len(names) - 1
     size = (label + (cell + gap) * len(shown), rows * cell + len(names) * gap)
-    sheet = Image.new("RGB", size, "white")
+    sheet = Image.new("RGB", size, style.PAPER)
     draw = ImageDraw.Draw(sheet)
     top = 0
     for name in names:
-        note = "\n\nbelow: difference\nfrom dense x 8" if top else ""
-        draw.text((4, top + 4), name + note, fill="black")
+        note = "\n\nbelow: difference\nfrom dense × 8" if top else ""
+        words = style.spelled(name.replace(", ", ",\n") + note, font)
+        draw.multiline_text((4, top + 4), words, fill=style.INK, font=font)
         for column, pair in enumerate(shown):
             picture = np.asarray(drawn[side, name].pictures[pair.key], np.float32)
             dense = np.asarray(drawn[side, "dense"].pictures[pair.key], np.float32)

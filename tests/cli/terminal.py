@@ -18,7 +18,7 @@ from todo_compile.cli.screen import stderr
 _PARTS = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
 
-class _Stream(io.StringIO):
+class Stream(io.StringIO):
     """Standard output or error: of a terminal, or of a pipe."""
 
     def __init__(self, terminal: bool) -> None:
@@ -67,7 +67,7 @@ def run(
         patch.delenv(name, raising=False)
     # Found out when the console was made, which was before this test.
     patch.setattr(stderr, "is_interactive", terminal)
-    out, error = _Stream(terminal), _Stream(terminal)
+    out, error = Stream(terminal), Stream(terminal)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         code = main(words)
     return code, screen(out.getvalue()), screen(error.getvalue())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import typer.main
 
 from todo_compile.cli.app import app, main
+from todo_compile.cli.examples import EXAMPLES
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS = sorted(GROUP.commands)
@@ -22,7 +25,46 @@ def test_no_types_for_values(command: str, capsys: pytest.CaptureFixture[str]) -
     assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
     assert "Usage:" in text
-    assert re.findall(r"--[a-z-]+ .*<(?:bool|str|int|float|path|list.*)>", text) == []
+    assert re.findall(r"<\w.*?>", text) == []
+    assert "[default: 0]" not in text.partition("--verbose")[2].partition("--")[0]
+
+
+def test_paragraphs_break_where_the_terminal_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the source does: a short line before a longer word's room is left over."""
+    for columns in ("80", "100", "140"):
+        monkeypatch.setenv("COLUMNS", columns)
+        for command in COMMANDS:
+            assert main([command, "--help"]) == 0
+            prose = capsys.readouterr().out.partition("╭")[0].partition("Usage:")[2]
+            for line, following in pairwise(map(str.rstrip, prose.splitlines()[1:])):
+                if line.strip() and following.strip() and not following.startswith("  "):
+                    first = following.split()[0]
+                    assert len(line) + len(first) + 2 > int(columns), (command, line, following)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_ends_with_examples_that_work(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand there in one piece, and the command line takes every one."""
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main([*command.split(), "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert EXAMPLES[command]
+    for line in EXAMPLES[command]:
+        assert f"todo-compile {line}" in shown
+        words = shlex.split(line)
+        name = words.pop(0) if words[0] in GROUP.commands else "compile"
+        assert name == command or not command
+        GROUP.commands[name].make_context(name, words)
+
+
+def test_plan_offers_what_it_takes() -> None:
+    told = {p.name: p.help for p in GROUP.commands["plan"].params}
+    assert "folder" not in told["component"]
+    assert "tunes" not in told["batch"]
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -141,9 +141,19 @@ def test_refused(
         fuser(unet, [parse_lora(edited(tmp_path / "x.safetensors", change, adapted))], "unet")
 
 
-@pytest.mark.parametrize("text", ["none.safetensors", "none.safetensors:0.5", "x.pt", "x:y:z"])
-def test_absent(text: str) -> None:
-    with pytest.raises(ModelError, match="not a safetensors file"):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("none.safetensors", "none.safetensors does not exist"), ("x:y:z", "x:y:z does not exist"),
+     ("none.safetensors:0.5", "none.safetensors does not exist"), ("x.pt", "x.pt does not exist"),
+     ("there.pt", "there.pt is not a safetensors file"), ("there:2", "there is a folder"),
+     ("there.safetensors", "there.safetensors is a folder")],
+)  # fmt: skip
+def test_no_file(text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.pt").write_bytes(b"PK")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there.safetensors").mkdir()
+    with pytest.raises(ModelError, match=f"^The LoRA {says}"):
         parse_lora(text)
 
 

@@ -23,6 +23,7 @@ from graphs import (
 from todo_compile.cli.plots import plot_drift
 from todo_compile.drift.measure import Drift, DriftMeter, Probe, measure, relative_error
 from todo_compile.drift.probes import even_timesteps, structured_latents
+from todo_compile.drift.report import SiteDrift
 from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions
 
@@ -237,3 +238,32 @@ def test_a_search_over_plans_keeps_the_latest_only() -> None:
         meter.plan(PlanOptions(factors=((1 + number % 12, 1 + number // 12),), sampling="average"))
     assert len(meter._variants) < 100  # pyright: ignore[reportPrivateUsage]
     assert step.total(first) == error, "what was dropped is made again"
+
+
+@pytest.mark.parametrize(
+    ("most", "says"), [(0.2, "by 20.0% at most"), (2e-5, "by 2.0e-05 at most")]
+)
+def test_a_plot_says_what_it_shows(
+    most: float, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst site is named, in words that fit; of many sites the worst have names."""
+    titles: list[str] = []
+    texts: list[str] = []
+
+    def save(figure: Any, path: Path, kind: str) -> None:
+        titles.append(figure.get_suptitle())
+        texts.extend(text.get_text() for text in figure.axes[0].texts)
+        path.write_text(kind)
+
+    monkeypatch.setattr("todo_compile.style.save", save)
+    paths = [f"unet.up_blocks.{i}.attentions.1.transformer_blocks.0.attn1" for i in range(15)]
+    sites = tuple(
+        SiteDrift(p, p, 1, (8, 8), (2, 2), "nearest", 0.1, (), (most * i / 99, most * i / 60))
+        for i, p in enumerate(paths, 1)
+    )
+    plot_drift(Drift((900.0, 100.0), (most, most / 2), sites, 1, {}), tmp_path / "x.png", "demo")
+    (title,) = titles
+    assert title.replace("\n", " ") == f"demo: the output moves {says}, most by up 14, attention 1"
+    assert len(texts) == 1 + 12
+    assert "up 14, attention 1, 2×2" in texts
+    assert "up 0, attention 1, 2×2" not in texts

@@ -11,7 +11,10 @@ from todo_compile.batches import Batch, largest
 from todo_compile.build.factory import check_module, make_module
 from todo_compile.build.model_job import check_batch, check_options
 from todo_compile.bundle.files import check_new_folder
+from todo_compile.collection import paused_collection
 from todo_compile.errors import ConfigError
+from todo_compile.libraries import diffusers_alone
+from todo_compile.models.architecture import TEXT_CLASSES
 from todo_compile.models.components import one_component
 from todo_compile.options import check_token_grids
 from todo_compile.precision import dtype_of
@@ -23,12 +26,22 @@ if TYPE_CHECKING:
     from todo_compile.passes.report import Report
 
 
-def plan_request(request: BuildRequest) -> Report:
+def plan_request(request: BuildRequest, *, alone: bool = False) -> Report:
     """The passes' report on what a request builds; where its output goes does not matter.
+
+    Args:
+        request: whose output is not made.
+        alone: the process ends with this plan, so that nothing is imported for later, see
+            `libraries.diffusers_alone`.
 
     Raises:
         TodoError: whatever the user can mend.
     """
+    with paused_collection():
+        return _plan(request, alone)
+
+
+def _plan(request: BuildRequest, alone: bool) -> Report:
     if request.dump is not None:
         check_new_folder(request.dump, "--dump")
     if request.is_module():
@@ -55,6 +68,7 @@ def plan_request(request: BuildRequest) -> Report:
         precision=request.precision or "fp16",
         options=check_options(source, request.downsampling),
         dump=request.dump,
+        alone=alone,
     )
 
 
@@ -66,6 +80,7 @@ def plan_source(
     precision: str,
     options: PlanOptions,
     dump: Path | None = None,
+    alone: bool = False,
 ) -> Report:
     """The passes' report on a named model.
 
@@ -79,6 +94,7 @@ def plan_source(
         precision: decides bytes.
         options: how factors are chosen.
         dump: folder for the graph before and after every pass.
+        alone: see `plan_request`.
 
     Raises:
         ConfigError: options or a size that the model cannot follow.
@@ -89,6 +105,8 @@ def plan_source(
 
     dtype = dtype_of(precision)
     input_specs(source, resolution, batch=batch, dtype=dtype)  # possible
+    if alone:
+        _import_network(source)
     loaded = models.load(source, dtype=dtype, fake=True)
     example = example_inputs(loaded, resolution, batch=largest(batch))
     assert loaded.fake is not None
@@ -102,6 +120,17 @@ def plan_source(
         image_axes=example.image_axes,
         dump=dump,
     )
+
+
+def _import_network(source: Source) -> None:
+    """Import the model's class, and what it needs to be made and traced."""
+    from todo_compile.capture.inputs import is_recorded
+    from todo_compile.models.build import network_class
+
+    # A pipeline that is run takes all that diffusers can do; a text encoder is transformers'.
+    if not is_recorded(source) and source.class_name not in TEXT_CLASSES:
+        with diffusers_alone():
+            network_class(source.class_name)
 
 
 def _plan_module(

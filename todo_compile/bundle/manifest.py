@@ -8,6 +8,7 @@ competitors' engines are found by name alone and go stale unnoticed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,12 @@ def read(output: Path) -> Manifest:
         BundleError: there is none, or it is damaged or of another version.
     """
     path = output if output.suffix == ".json" else manifest_path(output)
+    if path != output and not os.path.exists(path):  # False for names that cannot be, too
+        if not os.path.exists(output):
+            raise BundleError(f"{output} does not exist.", remedy=_REBUILD)
+        raise BundleError(
+            f"{output} has no manifest beside it: {path} does not exist.", remedy=_REBUILD
+        )
     return parse(read_small(path, MAX_BYTES, remedy=_REBUILD), path)
 
 

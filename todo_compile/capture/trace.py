@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from todo_compile._torch import fake_mode_of
+from todo_compile._torch import fake_mode_of, quick_tracing
 from todo_compile.batches import NAME, BatchRange
 from todo_compile.capture.complex_numbers import write_real
+from todo_compile.collection import paused_collection
 from todo_compile.errors import CaptureError
 
 
@@ -37,7 +38,7 @@ def capture(
             or it does something else for one batch than for another).
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quick_tracing(), paused_collection():
             program = torch.export.export(
                 module,
                 tuple(args),

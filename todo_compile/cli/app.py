@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from todo_compile.cli.build import build_command
 from todo_compile.cli.compile import compile_command
 from todo_compile.cli.drift import drift_command
+from todo_compile.cli.examples import epilog
 from todo_compile.cli.export_triton import export_triton_command
 from todo_compile.cli.generate import generate_command
 from todo_compile.cli.naming import Command, name_values
@@ -64,15 +65,7 @@ app = typer.Typer(
         "2402.13573), as a rewrite of the model's graph. Without a command, [bold]compile[/bold] "
         "is meant."
     ),
-    epilog=(
-        "Examples:\n\n"
-        "todo-compile plan --model sd15 --res 2048\n\n"
-        "todo-compile --model sd15 --weights random --res 2048 --out engine.plan\n\n"
-        "todo-compile --model ./my-model --res 1920x1080 --out unet.onnx --verify\n\n"
-        "todo-compile --model ./my-model --res 2048 --out bundle/ --format onnx\n\n"
-        "todo-compile build builds.yaml\n\n"
-        "todo-compile tune --model ./my-model --res 1024 --budget drift=1e-3 --out plan.json"
-    ),
+    epilog=epilog(""),
 )
 
 
@@ -90,36 +83,41 @@ def _main(  # pyright: ignore[reportUnusedFunction]
         print(ctx.get_help())
 
 
-app.command("compile", cls=Command)(compile_command)
-app.command("build", cls=Command)(build_command)
-app.command("plan", cls=Command)(plan_command)
-app.command("generate", cls=Command)(generate_command)
-app.command("drift", cls=Command)(drift_command)
-app.command("tune", cls=Command)(tune_command)
-app.command("export-triton", cls=Command)(export_triton_command)
-app.command("inspect", cls=Command)(inspect_command)
-app.command("models", cls=Command)(models_command)
+for _name, _command in (
+    ("compile", compile_command),
+    ("build", build_command),
+    ("plan", plan_command),
+    ("generate", generate_command),
+    ("drift", drift_command),
+    ("tune", tune_command),
+    ("export-triton", export_triton_command),
+    ("inspect", inspect_command),
+    ("models", models_command),
+):
+    app.command(_name, cls=Command, epilog=epilog(_name))(_command)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, alone: bool = False) -> int:
     """Run the command line; returns the exit status.
+
+    `alone` says that the process ends with the command: it need not import what others may want.
 
     Mistakes of the user end with a message and a remedy, without a traceback. SIGTERM and SIGHUP
     end it as Ctrl-C does, children and half-made outputs included, with the status that shells
     have for them.
     """
     with _signals() as ended:
-        code = _run(arguments)
+        code = _run(arguments, alone)
     return ended.get("status", code)
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None, alone: bool) -> int:
     # Before torch is loaded: huge pages for big tensors, since first touching gigabytes of memory
     # costs seconds. A user's own choice stands.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         words = list(arguments) if arguments is not None else None
-        code = app(args=words, prog_name="todo-compile", standalone_mode=False)
+        code = app(args=words, prog_name="todo-compile", standalone_mode=False, obj=alone)
         sys.stdout.flush()  # here, where what is wrong with it can be said
     except TodoError as error:
         stderr.print(f"error: {error.message}", style="red")
@@ -182,7 +180,7 @@ def _signals() -> Generator[dict[str, int]]:
 
 def run() -> None:
     """Entry point of the ``todo-compile`` script."""
-    code = main()
+    code = main(alone=True)
     # The interpreter's last collection would walk through all that torch made: 2 s for nothing.
     gc.freeze()
     sys.exit(code)

@@ -60,6 +60,7 @@ Verbose = Annotated[
         "--verbose",
         "-v",
         count=True,
+        show_default=False,
         help="Statistics of every pass, and where poolings stopped.",
         rich_help_panel="Output",
     ),

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from todo_compile.cli.options import (
-    Batch,
-    Component,
     Dump,
     Factors,
     Json,
@@ -24,17 +22,33 @@ from todo_compile.cli.options import (
     TextTokens,
     Verbose,
     one_resolution,
+    option,
     print_passes,
 )
-from todo_compile.cli.screen import stdout
+from todo_compile.cli.screen import stderr, stdout
 
 
 def plan_command(
+    context: typer.Context,
     model: MaybeModel = None,
     module: Module = None,
     res: MaybeRes = None,
-    component: Component = None,
-    batch: Batch = None,
+    component: Annotated[
+        str | None,
+        option(
+            "component",
+            "unet (whatever denoises), vae-decoder, text-encoder or text-encoder-2. "
+            "[default: unet]",
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        option(
+            "batch",
+            "Rows of the denoising model: classifier-free guidance needs 2 for one image. A range, "
+            "1..4, is planned by its most. [default: what one image needs]",
+        ),
+    ] = None,
     text_tokens: TextTokens = None,
     precision: Precision = None,
     kv_tokens: KvTokens = None,
@@ -71,7 +85,8 @@ def plan_command(
         from todo_compile.cli.plots import check_plot
 
         check_plot(plot, "plan.png")
-    report = plan_request(request)
+    with stderr.status("planning", spinner="line"):
+        report = plan_request(request, alone=bool(context.obj))
     if plot is not None:
         from todo_compile.cli.plots import plot_plan
 

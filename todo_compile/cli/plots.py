@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from todo_compile import packages
+from todo_compile import style
 from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from todo_compile.drift.measure import Drift
+    from todo_compile.drift.report import Drift, SiteDrift
     from todo_compile.passes.report import Report, SiteReport
     from todo_compile.tuning.plan_file import TunedPlan
 
-# Told apart by the colour-blind, and in grey.
-_AFTER, _REST, _SAVED, _EDGE = "#0072b2", "#999999", "#f3e6c4", "#c9a227"
+_EDGE = "#c9a227"  # of what is saved
+_NAMED = 12  # sites in a plot of drift
 
 
 def check_plot(path: Path, example: str) -> None:
@@ -32,7 +32,8 @@ def check_plot(path: Path, example: str) -> None:
         MissingPackageError: matplotlib is absent.
         ConfigError: the suffix is unknown, or the file cannot be written.
     """
-    known = _figure().canvas.get_supported_filetypes()
+    with style.plot(1, "--plot") as figure:
+        known = figure.canvas.get_supported_filetypes()
     suffix = path.suffix.lower().removeprefix(".")  # none: matplotlib adds .png
     if suffix and suffix not in known:
         raise _unwritable(path, f"its format {suffix} is none of {', '.join(known)}", example)
@@ -53,34 +54,37 @@ def plot_plan(report: Report, path: Path, title: str) -> None:
         ConfigError: the suffix is unknown, or the file cannot be written.
     """
     parts = _parts(report)
-    figure = _figure(figsize=(9, 1.6 + 0.42 * len(parts)), layout="constrained")
-    axes = figure.subplots()
     unit, scale = _unit(max(part.flops for part in parts))
     whole = report.totals.flops or 1
-    for place, part in enumerate(parts):
-        saved = part.flops - part.flops_after
-        axes.barh(place, part.flops_after / scale, color=_AFTER if part.sites else _REST)
-        share = f"{part.flops_after / whole:.1%}"
-        if saved:
-            axes.barh(
-                place, saved / scale, left=part.flops_after / scale, color=_SAVED,
-                edgecolor=_EDGE, hatch="///", linewidth=0.5,
+    with style.plot(1.9 + 0.42 * len(parts), "--plot") as figure:
+        axes = figure.subplots()
+        for place, part in enumerate(parts):
+            saved = part.flops - part.flops_after
+            colour = style.BLUE if part.sites else style.GREY
+            axes.barh(place, part.flops_after / scale, color=colour)
+            share = f"{part.flops_after / whole:.1%}"
+            if saved:
+                axes.barh(
+                    place, saved / scale, left=part.flops_after / scale, color=style.SAND,
+                    edgecolor=_EDGE, hatch="///", linewidth=0.5,
+                )  # fmt: skip
+                share = f"{part.flops / whole:.1%} → {share}"
+            axes.annotate(
+                share, (part.flops / scale, place), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=style.SMALL,
             )  # fmt: skip
-            share = f"{part.flops / whole:.1%} → {share}"
-        axes.annotate(
-            share, (part.flops / scale, place), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=8,
-        )  # fmt: skip
-    axes.set_yticks(range(len(parts)), [part.label for part in parts], fontsize=9)
-    axes.invert_yaxis()
-    axes.margins(x=0.14)
-    axes.set_xlabel(f"{unit}FLOPs of a call; hatched: saved; in per cent of the dense call")
-    axes.spines[["top", "right"]].set_visible(False)
-    totals = report.totals
-    ratio = totals.flops / totals.flops_after if totals.flops_after else 1.0
-    found = f"{ratio:.2g}× fewer FLOPs, {report.rewritten} of {len(report.sites)} sites rewritten"
-    figure.suptitle(f"{title}: {found}", fontsize=11, parse_math=False)
-    _save(figure, path, "plan.png")
+        axes.set_yticks(range(len(parts)), [part.label for part in parts])
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.margins(x=0.16)
+        axes.set_xlabel(f"{unit}FLOPs of a call; hatched: saved; in per cent of the dense call")
+        totals = report.totals
+        ratio = totals.flops / totals.flops_after if totals.flops_after else 1.0
+        sites = f"{report.rewritten} of {len(report.sites)} sites rewritten"
+        times = f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+        found = f"{times}× fewer FLOPs" if report.rewritten else "nothing is saved"
+        style.title(figure, f"{title}: {found}, {sites}")
+        _save(figure, path, "plan.png")
 
 
 @dataclass(frozen=True)
@@ -138,25 +142,65 @@ def plot_drift(drift: Drift, path: Path, title: str) -> None:
     Raises:
         ConfigError: as `plot_plan`.
     """
-    figure = _figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(drift.timesteps, drift.total, "k-o", linewidth=2, label="all sites")
-    for site in drift.sites:
-        axes.plot(
-            drift.timesteps,
-            site.output or site.local,
-            "-o",
-            markersize=3,
-            label=f"{site.module or site.name}, {site.factor[0]}×{site.factor[1]}",
-        )
-    if any(v > 0 for v in drift.total):
-        axes.set_yscale("log")
-    axes.invert_xaxis()
-    axes.set_xlabel("timestep (noise on the left)")
-    axes.set_ylabel("relative error")
-    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    _save(figure, path, "drift.png")
+    sites = sorted(drift.sites, key=_most, reverse=True)
+    with style.plot(2.4 + 0.22 * min(len(sites), _NAMED), "--plot") as figure:
+        axes = figure.subplots()
+        times = drift.timesteps
+        axes.plot(times, drift.total, "-o", color=style.INK, linewidth=2.4, zorder=3)
+        named = [(times[-1], drift.total[-1], "all sites", style.INK)]
+        for index, site in enumerate(sites):
+            values = site.output or site.local
+            if index >= _NAMED:
+                axes.plot(times, values, color=style.GREY, linewidth=0.5, zorder=1)
+                continue
+            colour = style.COLOURS[index % (len(style.COLOURS) - 1)]
+            axes.plot(times, values, marker=style.MARKERS[index % 7], color=colour, linewidth=1)
+            name = f"{_short(site.module or site.name)}, {site.factor[0]}×{site.factor[1]}"
+            named.append((times[-1], values[-1], name, colour))
+        positive = any(v > 0 for v in drift.total)
+        if positive:
+            axes.set_yscale("log")
+            axes.grid(axis="y")
+        axes.invert_xaxis()
+        grey = f"; grey: {len(sites) - _NAMED} sites that move it less" if sites[_NAMED:] else ""
+        axes.set_xlabel(f"timestep (noise on the left){grey}")
+        axes.set_ylabel("relative error")
+        style.title(figure, f"{title}: {_found_drift(drift)}")
+        figure.draw_without_rendering()
+        style.name_ends(axes, [end for end in named if end[1] > 0 or not positive])
+        _save(figure, path, "drift.png")
+
+
+def _found_drift(drift: Drift) -> str:
+    """The finding: how far the plan moves the output, and by which site most."""
+    most = max(drift.total, default=0.0)
+    if most <= 0:
+        return "the output does not move"
+    found = f"the output moves by {f'{most:.1%}' if most >= 1e-3 else f'{most:.1e}'} at most"
+    if len(drift.sites) > 1:
+        worst = max(drift.sites, key=_most)
+        found += f", most by {_short(worst.module or worst.name)}"
+    return found
+
+
+def _most(site: SiteDrift) -> float:
+    return max(site.output or site.local, default=0.0)
+
+
+def _short(path: str) -> str:
+    """``unet.up_blocks.2.attentions.1.transformer_blocks.0.attn1`` → ``up 2, attention 1``."""
+    parts = path.split(".")
+    numbers = [part for part in parts if part.isdigit()]
+    place = next((part for part in parts if part.endswith(("_blocks", "_block"))), None)
+    if place is None:
+        return path if len(path) <= 28 else f"…{path[-27:]}"
+    side = place.removesuffix("s").removesuffix("_block")
+    if side == "mid":
+        return "mid"
+    if len(numbers) < 2:
+        return " ".join((side, *numbers))
+    again = f".{numbers[2]}" if len(numbers) > 2 and numbers[2] != "0" else ""
+    return f"{side} {numbers[0]}, attention {numbers[1]}{again}"
 
 
 def plot_tuned(plan: TunedPlan, path: Path, title: str) -> None:
@@ -165,43 +209,45 @@ def plot_tuned(plan: TunedPlan, path: Path, title: str) -> None:
     Raises:
         ConfigError: as `plot_plan`.
     """
-    figure = _figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for points, style, label in (
-        (plan.curve, "o-", "tuned"),
-        ([p for p in plan.uniform if p.name.endswith("level 1")], "s--", "uniform, level 1"),
-        ([p for p in plan.uniform if p.name.endswith("all levels")], "^--", "uniform, all levels"),
-    ):
-        # A logarithm has no place for the dense plan.
-        drawn = [p for p in points if p.measured is not None and p.measured.drift.mean > 0]
-        drawn.sort(key=lambda p: p.speedup)
-        spans = [p.measured.drift for p in drawn if p.measured is not None]
-        axes.errorbar(
-            [p.speedup for p in drawn],
-            [s.mean for s in spans],
-            yerr=[[s.mean - s.low for s in spans], [s.high - s.mean for s in spans]],
-            fmt=style,
-            markersize=4,
-            linewidth=1,
-            capsize=2,
-            label=label,
-        )
-    chosen = plan.chosen.measured
-    if chosen is not None and chosen.drift.mean > 0:
-        axes.plot(
-            [plan.speedup], [chosen.drift.mean], "*", color="black", markersize=13, label="chosen"
-        )
-    axes.set_yscale("log")
-    axes.set_xlabel(f"speed against dense ({plan.cost})")
-    axes.set_ylabel("drift: mean squared error of the pictures")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    _save(figure, path, "tune.png")
-
-
-def _figure(**settings: Any) -> Figure:
-    return packages.load("matplotlib.figure", "--plot").Figure(**settings)
+    with style.plot(5, "--plot") as figure:
+        axes = figure.subplots()
+        for points, marker, label in (
+            (plan.curve, "o-", "tuned"),
+            ([p for p in plan.uniform if p.name.endswith("level 1")], "s--", "uniform, level 1"),
+            (
+                [p for p in plan.uniform if p.name.endswith("all levels")],
+                "^:",
+                "uniform, all levels",
+            ),
+        ):
+            # A logarithm has no place for the dense plan.
+            drawn = [p for p in points if p.measured is not None and p.measured.drift.mean > 0]
+            drawn.sort(key=lambda p: p.speedup)
+            spans = [p.measured.drift for p in drawn if p.measured is not None]
+            axes.errorbar(
+                [p.speedup for p in drawn],
+                [s.mean for s in spans],
+                yerr=[[s.mean - s.low for s in spans], [s.high - s.mean for s in spans]],
+                fmt=marker,
+                label=label,
+            )
+        chosen = plan.chosen.measured
+        found = f"{plan.speedup:.2f}× as fast"
+        if chosen is not None and chosen.drift.mean > 0:
+            axes.plot(
+                [plan.speedup], [chosen.drift.mean], "*", color=style.INK, markersize=15,
+                label="chosen", linestyle="", zorder=4,
+            )  # fmt: skip
+            found += (
+                f", drift {chosen.drift.mean:.1e} [{chosen.drift.low:.1e}, {chosen.drift.high:.1e}]"
+            )
+        axes.set_yscale("log")
+        axes.set_xlabel(f"speed against dense ({plan.cost})")
+        axes.set_ylabel("drift: mean squared error of the pictures")
+        axes.grid()
+        style.legend(axes, ncols=4)
+        style.title(figure, f"{title}: {found}")
+        _save(figure, path, "tune.png")
 
 
 def _save(figure: Figure, path: Path, example: str) -> None:
@@ -212,7 +258,7 @@ def _save(figure: Figure, path: Path, example: str) -> None:
         path = path.with_name(f"{path.name}.{suffix}")
     try:
         with staged(path) as stage:
-            figure.savefig(stage.publish(path.name), dpi=150, format=suffix.lower())
+            style.save(figure, stage.publish(path.name), suffix.lower())
     except (OSError, ValueError) as error:
         raise _unwritable(path, f"{error}", example) from error
 

@@ -37,7 +37,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     name = class_name(config)
     check_config(config)
     text = name in TEXT_CLASSES
-    make = _transformers_maker(name) if text else _diffusers_class(name).from_config
+    make = _transformers_maker(name) if text else network_class(name).from_config
     try:
         with making(dtype):
             module = cast("nn.Module", make(dict(config)))
@@ -109,7 +109,12 @@ def _elements(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return math.prod(side for side in size if isinstance(side, int))
 
 
-def _diffusers_class(name: str) -> Any:
+def network_class(name: str) -> Any:
+    """diffusers' network of that name.
+
+    Raises:
+        ModelError: diffusers is absent, or has none.
+    """
     library = packages.load("diffusers", "A model in diffusers' format")
     found = getattr(library, name, None)
     # An index or configuration may name anything: networks alone are made.

@@ -64,7 +64,8 @@ def one_component(text: str | None) -> str:
     if choice == "all":
         raise ConfigError(
             "All components together are several outputs.",
-            remedy="Name a folder: --out bundle/ (end it in a slash), or choose one component.",
+            remedy=f"Choose one of {', '.join(CHOICES[:-1])}; a folder holds them all: "
+            "todo-compile compile --out bundle/ (end it in a slash).",
         )
     return choice
 

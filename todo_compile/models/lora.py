@@ -96,8 +96,9 @@ def parse_lora(text: str) -> Lora:
         raise ConfigError(f"{tail!r} is not a scale.", remedy="Write --lora FILE:0.8.")
     path = Path(name).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
+        wrong = "is not a safetensors file" if path.exists() else "does not exist"
         raise ModelError(
-            f"{path} is not a safetensors file.",
+            f"The LoRA {path} {'is a folder' if path.is_dir() else wrong}.",
             remedy="Write --lora FILE.safetensors[:SCALE]; pickles are refused.",
         )
     entries = read_header(path)

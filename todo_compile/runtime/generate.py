@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile import packages
+from todo_compile import packages, style
 from todo_compile.bundle.files import check_target, staged
 from todo_compile.errors import ConfigError, EngineError, InputError, TodoError, first_line
 from todo_compile.foreign import open_regular
@@ -289,32 +289,32 @@ def save_comparison(comparison: Comparison, out: Path, lines: list[str]) -> None
         BundleError: it cannot be written.
     """
     import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     dense, ours = comparison.dense.pixels, comparison.rewritten.pixels
     difference = np.clip(GAIN * np.abs(ours - dense), 0, 1)
     height, width = dense.shape[:2]
     # Small pictures are enlarged without smoothing, so that there is room for the text.
     scale = max(1, -(-256 // width))
-    size = max(12, width * scale // 40)
-    font = ImageFont.load_default(size)
-    text = [*measures(comparison), *lines]
+    size = max(12, width * scale // 32)
+    font = style.letters(size)
+    text = [style.spelled(line, font) for line in (*measures(comparison), *lines)]
     gap, line = size // 2, size * 3 // 2
     panel_w, panel_h = width * scale, height * scale
     sheet = Image.new(
         "RGB",
         (3 * panel_w + 4 * gap, panel_h + line + 2 * gap + line * len(text)),
-        "white",
+        style.PAPER,
     )
     draw = ImageDraw.Draw(sheet)
     titles = ("dense", "rewritten", f"difference × {GAIN}")
     for index, (title, pixels) in enumerate(zip(titles, (dense, ours, difference), strict=True)):
         left = gap + index * (panel_w + gap)
-        draw.text((left, gap // 2), title, fill="black", font=font)
+        draw.text((left, gap // 2), style.spelled(title, font), fill=style.INK, font=font)
         panel = _image(pixels).resize((panel_w, panel_h), Image.Resampling.NEAREST)
         sheet.paste(panel, (left, line))
     for index, words in enumerate(text):
-        draw.text((gap, line + panel_h + gap + index * line), words, fill="black", font=font)
+        draw.text((gap, line + panel_h + gap + index * line), words, fill=style.INK, font=font)
     _save(sheet, out)
 
 
