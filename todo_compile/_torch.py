@@ -109,8 +109,7 @@ def compiled_ahead(
     args, kwargs = program.example_inputs
     own = {"aot_inductor.package": True, "aot_inductor.output_path": f"{folder}/"}
     module: Any = program.module()
-    found: Any = aot_compile(module, args, kwargs, options={**settings, **own})
-    return [str(one) for one in found]
+    return [str(one) for one in aot_compile(module, args, kwargs, options={**settings, **own})]
 
 
 def package_ahead(files: Sequence[str], path: str) -> None:
@@ -207,8 +206,7 @@ def given_up(since: float) -> list[GivenUp]:
 
 def size_hint(size: torch.SymInt) -> int | None:
     """The size at hand behind a symbolic one; adds no guard."""
-    hint: Any = size.node.hint
-    return hint if isinstance(hint, int) else None
+    return hint if isinstance(hint := size.node.hint, int) else None
 
 
 def compile_number() -> int | None:
@@ -370,13 +368,9 @@ def is_same_view(one: object, other: object) -> bool:
     """Whether two values are the same elements of the same memory in the same order."""
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return False
-    storage = storage_of(one)
-    return (
-        storage is not None
-        and storage == storage_of(other)
-        and one.dtype == other.dtype
-        and _geometry(one) == _geometry(other)
-    )
+    if (storage := storage_of(one)) is None or storage != storage_of(other):
+        return False
+    return one.dtype == other.dtype and _geometry(one) == _geometry(other)
 
 
 def _geometry(tensor: torch.Tensor) -> tuple[Any, ...]:
