@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from todo_compile import style
+from todo_compile.bundle.files import staged
 from todo_compile.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -251,8 +252,6 @@ def plot_tuned(plan: TunedPlan, path: Path, title: str) -> None:
 
 
 def _save(figure: Figure, path: Path, example: str) -> None:
-    from todo_compile.bundle.files import staged
-
     suffix = path.suffix.removeprefix(".") or "png"
     if not path.suffix:
         path = path.with_name(f"{path.name}.{suffix}")
