@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from todo_compile import style
 from todo_compile.bundle.files import staged
-from todo_compile.errors import ConfigError
+from todo_compile.errors import BundleError, ConfigError, first_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -258,8 +258,8 @@ def _save(figure: Figure, path: Path, example: str) -> None:
     try:
         with staged(path) as stage:
             style.save(figure, stage.publish(path.name), suffix.lower())
-    except (OSError, ValueError) as error:
-        raise _unwritable(path, f"{error}", example) from error
+    except (OSError, ValueError, BundleError) as error:
+        raise _unwritable(path, first_line(error).rstrip("."), example) from error
 
 
 def _unwritable(path: Path, why: str, example: str) -> ConfigError:
