@@ -1,6 +1,6 @@
 """The passes on full-size models: what becomes of every site, and how long the passes take.
 
-python benchmarks/passes.py [--repeats 5] [--before DIR]
+python benchmarks/passes.py --before DIR [--repeats 5]
 
 Graphs are captured under fake tensors: no weights, any machine. "sd15 ×4" has four times the
 transformer layers in every attention block: seconds should grow with nodes. ``--before`` is a
@@ -105,8 +105,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     table = Table("model", "tree", "nodes", "seconds", "µs a node", "sites by fate, grid, factor")
     for row in rows:
         for when in ("before", "after"):
-            if (one := row.get(when)) is None:
-                continue
+            one = row[when]
             median = one["seconds"]["median"]
             fates = "\n".join(
                 f"{s['count']} {s['kind']} {s['action']} {s['grid'] or ''} {s['factor']}"
@@ -120,19 +119,16 @@ def _show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--before", type=Path, default=None, metavar="DIR")
+    parser.add_argument("--before", type=Path, required=True, metavar="DIR")
     chosen = parser.parse_args()
-    trees = {"after": HERE.parent}
-    if chosen.before is not None:
-        trees = {"before": chosen.before, **trees}
+    trees = {"before": chosen.before, "after": HERE.parent}
     rows: list[dict[str, Any]] = []
     for name, subject in subjects().items():
         repeats = chosen.repeats if name in TIMED else 1
         made = {when: measured(tree, subject, repeats) for when, tree in trees.items()}
         rows.append({"model": name, "px": PX, **made})
     _show(rows)
-    name = "passes" if chosen.before is None else "passes-plans"
-    print("wrote", save(name, {"rows": rows}))
+    print("wrote", save("passes", {"rows": rows}))
 
 
 if __name__ == "__main__":

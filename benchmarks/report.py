@@ -160,6 +160,19 @@ def soundness() -> str:
     return table("class | rewritten | refused | dense | wrong or crashed", rows)
 
 
+def passes() -> str:
+    """Processor time of the passes on full-size graphs, before the proofs and now."""
+    rows: list[str] = []
+    for row in read("passes"):
+        before, after = (row[when]["seconds"]["median"] for when in ("before", "after"))
+        rewritten = sum(s["count"] for s in row["after"]["sites"] if s["action"] == "rewritten")
+        rows.append(
+            f"| {row['model']} | {row['after']['nodes']:,} | {rewritten} | {before:.2f} s | "
+            f"{after:.2f} s |"
+        )
+    return table("model | nodes | rewritten sites | before the proofs | now", rows)
+
+
 def fuzz() -> str:
     """Damaged files and mistaken command lines, by reader (`tests/fuzz`)."""
     found: Any = json.loads((RESULTS / "fuzz.json").read_text(encoding="utf-8"))
@@ -221,6 +234,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "features": features,
     "large": large,
     "soundness": soundness,
+    "passes": passes,
     "fuzz": fuzz,
 }
 

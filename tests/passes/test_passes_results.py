@@ -41,7 +41,7 @@ def _rewritten(sites: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_full_size_plans_lost_nothing() -> None:
     """The models' sites and factors are those of before the proofs were asked for (fbdf5f8)."""
-    rows = json.loads((RESULTS / "passes-plans.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((RESULTS / "passes.json").read_text(encoding="utf-8"))["rows"]
     by_model = {row["model"]: row for row in rows}
     assert {"sd15", "sd21", "sdxl", "pixart", "sd3", "flux"} <= by_model.keys()
     for name, row in by_model.items():
@@ -51,3 +51,11 @@ def test_full_size_plans_lost_nothing() -> None:
         assert sum(s["count"] for s in after) == sum(s["count"] for s in before), name
         assert not [s for s in after if s["action"] == "refused"], name
     assert by_model["sd15"]["before"]["commit"] == "fbdf5f8"
+
+
+def test_the_passes_are_linear_in_depth() -> None:
+    """Twice and four times the transformer layers cost about twice and four times the time."""
+    rows = json.loads((RESULTS / "passes.json").read_text(encoding="utf-8"))["rows"]
+    seconds = {row["model"]: row["after"]["seconds"]["median"] for row in rows}
+    for depth in (2, 4):
+        assert seconds[f"sd15 ×{depth}"] < 1.2 * depth * seconds["sd15"]
