@@ -252,3 +252,44 @@ def test_writes_into_every_list_are_seen() -> None:
             fakes = dict.fromkeys((tokens, before, after), torch.empty(1, 24, 8))
         memory = Memory(torch.fx.GraphModule({}, graph), fakes.get, fakes.get)
         assert memory.writer([tokens], memory.position(before), memory.position(after)) is writer
+
+
+# What puts `other` in the place of tokens.
+REPLACING: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+    "mul out": lambda place, other: torch.mul(other, 2.0, out=place),
+    "neg out": lambda place, other: torch.neg(other, out=place),
+    "add out": lambda place, other: torch.add(other, place, out=place.view(1, 24, 8)),
+    "clamp out": lambda place, other: torch.clamp(other, min=-1.0, out=place[:]),
+    "where out": lambda place, other: torch.where(other > 0, other, -other, out=place),
+    "copy": lambda place, other: place.copy_(other),
+    "assignment": lambda place, other: place.__setitem__(slice(None), other),
+    "index_copy": lambda place, other: place.index_copy_(1, torch.arange(24), other),
+    "lists": lambda place, other: torch._foreach_copy_([place], [other]),
+}
+
+
+class Replaced(ImageAttention):
+    """Keys and values of tokens over which others, in another order, were written."""
+
+    def __init__(self, write: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.write = write
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(image)
+        place = x.contiguous() + 0.0
+        self.write(place, x[:, torch.arange(24) * 7 % 24])
+        operands = (self.to_q(x), self.to_k(place), self.to_v(place))
+        out = self.attend(*map(self.split, operands))
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("name", REPLACING)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_is_written_over_tokens_takes_their_place(name: str, dialect: str) -> None:
+    """``out=`` is no write that keeps every element where it was."""
+    model, x = Replaced(REPLACING[name]), image(*GRID)
+    captured = capture(model, [x], dialect)
+    assert only_site(captured.rewrite(HALF)).action == "refused"
+    with torch.no_grad():
+        assert_close(captured.run(), model(x))

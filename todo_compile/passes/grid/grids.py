@@ -169,9 +169,13 @@ class GridMap:
         return None
 
     def _forget_overwritten(self, node: Node) -> None:
-        """A write that does not keep every element at its place takes the evidence away."""
+        """A write that does not keep every element at its place takes the evidence away.
+
+        ``add_`` keeps them, as does ``add(t, …, out=t)``; another ``out=t`` puts others there.
+        """
         memory = self.context.memory
-        if not memory.writes(node) or ops.elementwise(node):
+        keeps = ops.elementwise(node) and node.kwargs.get("out") in (None, *node.args)
+        if not memory.writes(node) or keeps:
             return
         for other in memory.written_by(node):
             if (axes := self._state.axes.get(other)) is not None:
