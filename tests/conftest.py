@@ -22,6 +22,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 # A test run in the background inherits an ignored SIGINT and would hand it on to the processes that
 # the Ctrl-C tests start; a handler of our own is reset to the default in them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does nohup
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 

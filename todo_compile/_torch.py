@@ -109,7 +109,8 @@ def compiled_ahead(
     args, kwargs = program.example_inputs
     own = {"aot_inductor.package": True, "aot_inductor.output_path": f"{folder}/"}
     module: Any = program.module()
-    return [str(one) for one in aot_compile(module, args, kwargs, options={**settings, **own})]
+    found: Any = aot_compile(module, args, kwargs, options={**settings, **own})
+    return [str(one) for one in found]
 
 
 def package_ahead(files: Sequence[str], path: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from tiny_models import TINY
+from torch import nn
 
 from todo_compile._torch import fake_mode
 from todo_compile.errors import ModelError
@@ -40,6 +43,26 @@ def test_known_models_pass() -> None:
     for parts in COMPONENT_CONFIGS.values():
         for config in parts.values():
             check_config(config)
+
+
+@pytest.mark.parametrize("given", [[], [0, 1, 2], (12,)])
+def test_which_layers_is_no_number_of_layers(given: Any) -> None:
+    """SD3's and SD3.5's ``dual_attention_layers``, and neighbours of it."""
+    for key in ("dual_attention_layers", "skip_layers", "layers"):
+        check_config({key: given})
+    with pytest.raises(ModelError, match="num_layers"):
+        check_config({"num_layers": []})
+
+
+def test_defaults_of_diffusers_pass() -> None:
+    """What its networks are made of when nothing is said; some counts are 0."""
+    found: list[Any] = [getattr(diffusers.models, name) for name in dir(diffusers.models)]
+    networks = [one for one in found if isinstance(one, type) and issubclass(one, nn.Module)]
+    assert len(networks) > 100
+    for network in networks:
+        signature = inspect.signature(network.__init__).parameters.values()
+        config = {p.name: p.default for p in signature if p.default is not inspect.Parameter.empty}
+        check_config(config, network.__name__)
 
 
 @pytest.mark.parametrize("real", [True, False])

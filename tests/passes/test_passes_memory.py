@@ -264,7 +264,7 @@ REPLACING: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     "copy": lambda place, other: place.copy_(other),
     "assignment": lambda place, other: place.__setitem__(slice(None), other),
     "index_copy": lambda place, other: place.index_copy_(1, torch.arange(24), other),
-    "lists": lambda place, other: torch._foreach_copy_([place], [other]),
+    "lists": lambda place, other: getattr(torch, "_foreach_copy_")([place], [other]),  # noqa: B009,
 }
 
 

@@ -91,7 +91,7 @@ def test_moving(pipe: Any, bundle: Path) -> None:
         pipe.unet.parts[0].half()
     unet = todo_compile.load(bundle / "unet.onnx")
     # As from a GPU, which there is not everywhere.
-    assert "leave offloading out" in unet._instead(torch.empty(0))
+    assert "do without offloading" in unet._instead(torch.empty(0))
     object.__setattr__(unet.origin, "name", "unet.plan")
     assert "runs on its GPU alone: delete the pipeline" in unet._instead(torch.empty(0))
 

@@ -41,7 +41,7 @@ class Small:
         """What the run draws with."""
         sampling = studio.Sampling(4, 3.0, None, 2)
         size = models.Resolution.parse("64")
-        source = models.resolve("demo")
+        source = models.resolve_component("demo")
         return self.studio(source, size, sampling, device=None, precision="fp32")
 
     @contextlib.contextmanager

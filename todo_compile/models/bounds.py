@@ -23,12 +23,17 @@ _Bounds = tuple[int, int]
 # The first that is found in a key counts. Whatever else is called so in diffusers and transformers
 # is no number (types, names, switches) or may be anything that is finite.
 _INTEGERS: tuple[tuple[re.Pattern[str], _Bounds], ...] = (
-    (re.compile(r"^sample_size$"), (1, 2**15)),
+    (re.compile(r"^sample_size$"), (1, 2**20)),  # of sound too
     (re.compile(r"^num_attention_heads$"), (-1, 2**31 - 1)),  # -1: a level without attention
-    (re.compile(r"layers|_blocks$"), (1, 512)),
+    (re.compile(r"layers_per_block"), (1, 512)),
+    (re.compile(r"layers|_blocks$"), (0, 512)),
+    (re.compile(r"^extra_.*channels$"), (0, 2**31 - 1)),
     (re.compile(r"channels$|_dims?$|_heads$|_groups$|_size$|_kernel$|num_embeds"), (1, 2**31 - 1)),
     (re.compile(r"_padding$|_embeddings$"), (0, 2**31 - 1)),
 )
+_WHICH = re.compile(r"^(?!num_).*layers$")
+"""A list by such a name says which layers are meant, as SD3.5's ``dual_attention_layers`` does; it
+may be empty."""
 _NUMBERS = re.compile(r"_eps$|dropout|scale_factor$|scaling_factor$|shift_factor$")
 _MAX_LIST = 4096
 _MAX_LEVELS = 32  # 2³² pixels a latent cell
@@ -48,6 +53,8 @@ def check_config(config: Mapping[str, Any], where: str = "config.json") -> None:
     """
     for key, value in config.items():
         bounds = next((bounds for pattern, bounds in _INTEGERS if pattern.search(key)), None)
+        if isinstance(value, (list, tuple)) and _WHICH.search(key):
+            bounds = None
         wrong = _wrong(key, value, bounds)
         if wrong is not None:
             raise ModelError(
