@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest

@@ -105,8 +105,7 @@ def compiled_ahead(
     """
     from torch._inductor import aot_compile
 
-    assert program.example_inputs is not None
-    args, kwargs = program.example_inputs
+    args, kwargs = program.example_inputs or ((), {})
     own = {"aot_inductor.package": True, "aot_inductor.output_path": f"{folder}/"}
     module: Any = program.module()
     found: Any = aot_compile(module, args, kwargs, options={**settings, **own})

@@ -254,6 +254,7 @@ def test_writes_into_every_list_are_seen() -> None:
         assert memory.writer([tokens], memory.position(before), memory.position(after)) is writer
 
 
+_TORCH: Any = torch  # with what its stubs leave out
 # What puts `other` in the place of tokens.
 REPLACING: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     "mul out": lambda place, other: torch.mul(other, 2.0, out=place),
@@ -264,7 +265,7 @@ REPLACING: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     "copy": lambda place, other: place.copy_(other),
     "assignment": lambda place, other: place.__setitem__(slice(None), other),
     "index_copy": lambda place, other: place.index_copy_(1, torch.arange(24), other),
-    "lists": lambda place, other: getattr(torch, "_foreach_copy_")([place], [other]),  # noqa: B009,
+    "lists": lambda place, other: _TORCH._foreach_copy_([place], [other]),
 }
 
 
