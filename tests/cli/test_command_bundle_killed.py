@@ -113,10 +113,11 @@ def test_killed(
     assert not [p.name for p in bundle.rglob(".*") if p.name != ".building"]
 
 
-def test_disk_that_is_full_at_the_end(
-    pipeline: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+@pytest.mark.parametrize("fault", ["Disk full", "has disappeared"])
+def test_what_fails_at_the_end(
+    pipeline: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, fault: str
 ) -> None:
-    """What is copied is copied before the old bundle goes."""
+    """What is copied is copied, and seen to be there, before the old bundle goes."""
     started = refuse_build(monkeypatch)
     before = bundle_content(bundle)
     vocabulary = pipeline / "tokenizer" / "vocab.json"
@@ -124,16 +125,18 @@ def test_disk_that_is_full_at_the_end(
     vocabulary.write_text('{"more": 1}')
     commit = files.Stage.commit
 
-    def full(stage: files.Stage) -> None:
+    def failing(stage: files.Stage) -> None:
         if stage.target.name == "bundle.json":
-            raise OSError(errno.ENOSPC, "No space left on device", str(stage.target))
+            if fault == "Disk full":
+                raise OSError(errno.ENOSPC, "No space left on device", str(stage.target))
+            (bundle / ".parts" / "tokenizer" / "vocab.json").unlink()
         commit(stage)
 
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(files.Stage, "commit", full)
+            patch.setattr(files.Stage, "commit", failing)
             assert main(arguments(pipeline, bundle)) == 7
-        assert "Disk full" in said(capsys)
+        assert fault in said(capsys)
         assert bundle_content(bundle) == before
         assert damage(bundle) == []
         assert main([*arguments(pipeline, bundle), "-q"]) == 0

@@ -14,6 +14,7 @@ from todo_compile.build.compiler import CompileResult
 from todo_compile.bundle.bundle import BUNDLE_JSON
 from todo_compile.bundle.files import flush_folder, staged
 from todo_compile.bundle.manifest import manifest_path
+from todo_compile.errors import BundleError
 
 
 def exchange(
@@ -31,7 +32,11 @@ def exchange(
         results: the outputs, here or among the parts.
         others: names of further files.
         stale: names of the old bundle's files; those that are outputs' again stay.
+
+    Raises:
+        BundleError: a new file has disappeared; the old bundle stands.
     """
+    _refuse_gaps(parts, results, others)
     placed: set[str] = set()
     (folder / BUNDLE_JSON).unlink(missing_ok=True)
     for result in results.values():
@@ -52,6 +57,19 @@ def exchange(
         flush_folder(changed)
     os.replace(parts / BUNDLE_JSON, folder / BUNDLE_JSON)
     flush_folder(folder)
+
+
+def _refuse_gaps(parts: Path, results: Mapping[str, CompileResult], others: Sequence[str]) -> None:
+    new = [parts / name for name in (*others, BUNDLE_JSON)]
+    for result in results.values():
+        names = [entry.name for entry in result.manifest.files]
+        new += [result.path.with_name(name) for name in names]
+        new.append(manifest_path(result.path))
+    if gone := next((path for path in new if not path.is_file()), None):
+        raise BundleError(
+            f"{gone} has disappeared since it was made; what stood before stands.",
+            remedy="Run the command again, and see what removes files there.",
+        )
 
 
 def place(part: Path, goal: Path) -> None:
