@@ -173,6 +173,17 @@ def passes() -> str:
     return table("model | nodes | rewritten sites | before the proofs | now", rows)
 
 
+def plan_time() -> str:
+    """Processor time and memory of `todo-compile plan`, of several commits in turn."""
+    rows = [
+        f"| {row['model']} | {row['commit']} | {row['processor_seconds']['median']:.1f} s "
+        f"[{row['processor_seconds']['min']:.1f}, {row['processor_seconds']['max']:.1f}] | "
+        f"{row['peak_bytes']['median'] / 1e9:.2f} GB |"
+        for row in read("plan-time")
+    ]
+    return table("model | commit | processor time | peak memory", rows)
+
+
 def fuzz() -> str:
     """Damaged files and mistaken command lines, by reader (`tests/fuzz`)."""
     found: Any = json.loads((RESULTS / "fuzz.json").read_text(encoding="utf-8"))
@@ -236,6 +247,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "soundness": soundness,
     "passes": passes,
     "fuzz": fuzz,
+    "plan_time": plan_time,
 }
 
 
