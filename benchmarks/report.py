@@ -198,6 +198,26 @@ def fuzz() -> str:
     return table("what was damaged | tried | refused", rows)
 
 
+def faults() -> str:
+    """Builds that met a fault, by kind (`tests/faults`)."""
+    found: Any = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))
+    names = list(dict.fromkeys(row["fault"] for row in found["rows"]))
+    by = {(row["kind"], row["fault"]): row for row in found["rows"]}
+    rows: list[str] = []
+    for kind, about in found["kinds"].items():
+        cells = [f"{about['tried']} of {about['cells']:,}"]
+        cells.append(f"{about['phases_tried']} of {about['phases']}")
+        cells += [f"{by[kind, n]['survived']}/{by[kind, n]['tried']}" for n in names]
+        rows.append(f"| {kind} | {' | '.join(cells)} |")
+    every = [f"**{found['tried']} of {found['cells']:,}**", ""]
+    for name in names:
+        own = [row for row in found["rows"] if row["fault"] == name]
+        survived, tried = (sum(row[key] for row in own) for key in ("survived", "tried"))
+        every.append(f"**{survived}/{tried}**")
+    rows.append(f"| **all** | {' | '.join(every)} |")
+    return table(f"output | cells tried | phases met | {' | '.join(names)}", rows)
+
+
 def large() -> str:
     """Denoisers and SD1.5's decoder at 4096 and 8192 px, by `plan` alone."""
     rows: list[str] = []
@@ -248,6 +268,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "passes": passes,
     "fuzz": fuzz,
     "plan_time": plan_time,
+    "faults": faults,
 }
 
 

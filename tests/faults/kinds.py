@@ -19,13 +19,11 @@ class Kind:
         name: for the table.
         arguments: the command's, after the model.
         outputs: where they are.
-        atomic: it is one output, the old one or the new. Files of a folder are so each by itself.
     """
 
     name: str
     arguments: tuple[str, ...]
     outputs: tuple[str, ...]
-    atomic: bool = True
 
     @property
     def many(self) -> bool:
@@ -59,14 +57,12 @@ KINDS = {
             "bundle",
             ("-r", "32", "--precision", "fp32", "--format", "onnx", "-o", "b/"),
             ("b",),
-            atomic=False,
         ),
         Kind(
             "bundle of two sizes and a twin",
             ("-r", "32", "-r", "48", "--precision", "fp32", "--format", "onnx", "-o", "b/",
              "--dense-after", "0.5", "--component", "unet"),
             ("b",),
-            atomic=False,
         ),
         Kind("builds of a file", ("builds.yaml", "--jobs", "1"), ("a.onnx", "c.onnx")),
     )

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kinds import KINDS
 from matrix import STOOD, Cell
 from meeting import FAULTS
 from processes import MOST_CPU_SECONDS, MOST_SECONDS, QUIET_SECONDS, Watchdog
 from sample import Place, Record, draw
 
 HERE = Path(__file__).parent
+RESULT = HERE.parents[1] / "benchmarks" / "results" / "faults.json"
 
 
 def _tried(out: Path, *words: str) -> dict[str, Any]:
@@ -73,6 +75,18 @@ def test_record_goes_on(tmp_path: Path) -> None:
         {"kind": "file", "fault": first.fault, "tried": 2, "survived": 1},
     ]
     assert found["wrong"][0]["wrong"] == ["lost"]
+
+
+def test_what_was_committed() -> None:
+    """Every kind met every fault; nothing that was found is left."""
+    found = json.loads(RESULT.read_text(encoding="utf-8"))
+    rows = found["rows"]
+    assert {(row["kind"], row["fault"]) for row in rows} == {(k, f) for k in KINDS for f in FAULTS}
+    assert sum(row["tried"] for row in rows) == found["tried"] <= found["cells"]
+    assert sum(kind["cells"] for kind in found["kinds"].values()) == found["cells"]
+    assert set(found["stood"]) == set(STOOD)
+    assert found["wrong"] == []
+    assert all(row["tried"] == row["survived"] > 0 for row in rows)
 
 
 def test_two_faults(tmp_path: Path) -> None:
