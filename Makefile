@@ -54,7 +54,6 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/passes.py
 	$(BIN)/python benchmarks/build.py
 
 clean:

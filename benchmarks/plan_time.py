@@ -1,7 +1,7 @@
 """Processor time of ``todo-compile plan`` from start to end, of several commits in turn.
 
-git worktree add /tmp/before COMMIT
-python benchmarks/plan_time.py --checkout /tmp/before [--checkout …] [--rounds 5]
+git worktree add DIR COMMIT
+python benchmarks/plan_time.py --checkout DIR [--checkout …] [--rounds 5]
 
 Each run is a process of its own, as a user starts it, with one thread; checkouts take turns, so
 that other load strikes all alike. This checkout comes last. Peak memory is of the same processes.

@@ -24,7 +24,9 @@ def exchange(
     others: Sequence[str],
     stale: set[str],
 ) -> None:
-    """Put everything in its place: from the first line to the last there is no bundle.
+    """See that all new files are there, then put them in their places.
+
+    From the removal of the old ``bundle.json`` to the end there is no bundle.
 
     Args:
         folder: of the bundle.
