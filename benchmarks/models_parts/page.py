@@ -52,8 +52,9 @@ def page(rows: list[dict[str, Any]]) -> str:
             *why,
             "\n## Whole pipelines\n",
             f"The request `--out FOLDER/` is accepted for {', '.join(bundles)}. "
-            "Parts that are not compiled stay in torch, inside the bundle. The pictures of SD3, FLUX, PixArt, DeepFloyd IF, Kandinsky "
-            "2.2 and SDXL's refiner are compared with torch's in "
+            "Parts that are not compiled stay in torch, inside the bundle. "
+            "The pictures of SD3, FLUX, PixArt, DeepFloyd IF, Kandinsky 2.2 and SDXL's refiner "
+            "are compared with torch's in "
             "[the tests](../tests/runtime/test_runtime_every_pipeline.py).",
             "",
             *stages,
