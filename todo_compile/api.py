@@ -209,7 +209,7 @@ def rewrite(
     from todo_compile.capture.trace import capture, constants_of
     from todo_compile.passes.pipeline import rewrite_graph
 
-    program = capture(module, args, kwargs)
+    program = capture(module, args, kwargs, regions=True)
     dependent = depends_on_mode(program.graph)
     report = rewrite_graph(
         program.graph_module,

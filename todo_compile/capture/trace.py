@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from todo_compile._torch import fake_mode_of, quick_tracing
 from todo_compile.batches import NAME, BatchRange
 from todo_compile.capture.complex_numbers import write_real
+from todo_compile.capture.regions import write_out_regions
 from todo_compile.collection import paused_collection
 from todo_compile.errors import CaptureError
 
@@ -22,6 +23,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     batches: Sequence[BatchRange | None] = (),
+    regions: bool = False,
 ) -> ExportedProgram:
     """Trace `module` into a pre-dispatch ATen graph; computes nothing.
 
@@ -32,6 +34,7 @@ def capture(
         args, kwargs: example inputs; their shapes become the graph's.
         batches: for each of `args` (there are no `kwargs` then) the range of its first size, of
             which it has the most; None for a fixed one.
+        regions: keep regions that switch autocast off, for a module that may run under it.
 
     Raises:
         CaptureError: the module cannot be traced (data-dependent control flow, unsupported calls,
@@ -53,6 +56,8 @@ def capture(
             remedy="torch.export must be able to trace it: no .item(), no branches on tensor "
             'values. torch.compile(module, backend="todo_inductor") tolerates more.',
         ) from error
+    if not regions:
+        write_out_regions(program)
     write_real(program)
     return program
 
