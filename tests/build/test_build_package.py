@@ -89,7 +89,7 @@ def test_the_manifest_says_what_it_is(built: tuple[Path, Handing, Any]) -> None:
     version = torch.__version__.partition("+")[0]
     assert manifest.library == f"aotinductor {version}"
     assert manifest.targets[0] == "linux-x86_64"
-    assert manifest.request["format"] == "aotinductor"
+    assert manifest.request["format"] == "pt2"
     assert manifest.verification["relative_l2"] < 1e-5
     assert "the package against torch" in manifest.verification["summary"]
     assert [f.name for f in manifest.files] == ["small.pt2"]

@@ -146,7 +146,8 @@ def test_foreign_folder_is_refused(pipeline: Path, tmp_path: Path, capsys: Any) 
     ("more", "says"),
     [
         (("--format", "coreml"), "Unknown format 'coreml'"),
-        (("--format", "pt2"), "--component unet --out unet.pt2"),
+        (("--format", "pt2", "--opset", "20"), "unet.pt2 is an AOTInductor package"),
+        (("--format", "pt2", "--target", "sm89"), "--target is for TensorRT engines"),
         (("--component", "ears"), "Unknown component 'ears'"),
         (("--vae-precision", "int8"), "Unknown precision 'int8'"),
         (("--component", "text-encoder-2"), "has no text_encoder_2/config.json"),

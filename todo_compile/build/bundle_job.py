@@ -69,7 +69,7 @@ class BundleJob:
 
     Attributes:
         request: what was asked for.
-        kind: of the outputs, ``onnx`` or ``tensorrt``.
+        kind: of the outputs, ``tensorrt``, ``onnx`` or ``pt2``.
         jobs: by the output's name.
         denoisers: for each resolution (start, output's name) of every phase of the schedule.
         extras: light files by name.

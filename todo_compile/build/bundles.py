@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from todo_compile.models import Resolution, Source
     from todo_compile.models.torch_parts import TorchPart
 
-SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan"}
+SUFFIX = {"tensorrt": ".plan", "onnx": ".onnx", "pt2": ".pt2"}
+"""Formats of a bundle's outputs."""
 
 
 def prepare_bundle(
@@ -62,11 +63,6 @@ def prepare_bundle(
         check_folder(folder)
     sizes = _sizes(request.res)
     kind = request.format or "tensorrt"
-    if kind == "pt2":
-        raise ConfigError(
-            "A bundle holds engines or ONNX files, not AOTInductor packages.",
-            remedy="Build one at a time, --component unet --out unet.pt2, or take --format onnx.",
-        )
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
     loras = [models.parse_lora(text) for text in request.lora]
@@ -115,7 +111,8 @@ def _say_phases(
         + (
             f"their ONNX files share weights of {each}"
             if kind == "onnx"
-            else f"each engine has weights of {each}, {format_bytes(job.weight_bytes * outputs)} "
+            else f"each {'package' if kind == 'pt2' else 'engine'} has weights of {each}, "
+            f"{format_bytes(job.weight_bytes * outputs)} "
             "in all" + (" at each resolution" if sizes > 1 else "")
         )
     )

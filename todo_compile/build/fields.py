@@ -95,7 +95,11 @@ class BuildOptions(BaseModel):
     ] = None
     format: Annotated[
         str | None,
-        Option("A bundle's: tensorrt or onnx. [default: tensorrt]", _OUTPUT, only="bundle"),
+        Option(
+            "A bundle's: tensorrt, onnx, or pt2 for this machine's CPU. [default: tensorrt]",
+            _OUTPUT,
+            only="bundle",
+        ),
     ] = None
     batch: Annotated[
         Batch | None,

@@ -33,17 +33,17 @@ FORMATS: Mapping[str, str] = {
     ".plan": "tensorrt",
     ".engine": "tensorrt",
     ".onnx": "onnx",
-    ".pt2": "aotinductor",
+    ".pt2": "pt2",
 }
 SUFFIXES = tuple(FORMATS)
 # Format → the kinds of options (`Option.only`) that say nothing about it.
 _FOREIGN: Mapping[str, Sequence[str]] = {
     "tensorrt": (),
     "onnx": ("engine",),
-    "aotinductor": ("engine", "onnx"),
+    "pt2": ("engine", "onnx"),
 }
 _CALLED = {"engine": "TensorRT engines", "onnx": "ONNX files and engines"}
-_IS = {"onnx": "an ONNX file", "aotinductor": "an AOTInductor package"}
+_IS = {"onnx": "an ONNX file", "pt2": "an AOTInductor package"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def need_packages(request: BuildRequest) -> None:
     Raises:
         MissingPackageError: it is not.
     """
-    if request.bundle or format_of(request.out) != "aotinductor":
+    if (request.format if request.bundle else format_of(request.out)) != "pt2":
         packages.need("onnx", "Writing ONNX")
 
 
@@ -184,7 +184,7 @@ def builder(request: BuildRequest, progress: Progress) -> tuple[Library | None, 
         ExportError: packages cannot be built here.
     """
     kind = format_of(request.out)
-    if kind == "aotinductor":
+    if kind == "pt2":
         from todo_compile.export import package
 
         here = Targets(package.needed_features(), current=True, reason="this machine's CPU")
@@ -203,7 +203,7 @@ def format_identity(
 ) -> dict[str, Any]:
     """What an output's format adds to its identity."""
     return {
-        "opset": None if format_of(request.out) == "aotinductor" else opset_of(request),
+        "opset": None if format_of(request.out) == "pt2" else opset_of(request),
         "format": format_of(request.out),
         "library": None if library is None else f"{library.name} {library.version}",
         "target": [] if targets is None else list(targets.names),

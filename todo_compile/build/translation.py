@@ -47,7 +47,7 @@ def translate(
         ExportError: an operator has no translation.
         BundleError: the disk is full or the file cannot be written.
     """
-    if job.format == "aotinductor":
+    if job.format == "pt2":
         from todo_compile.export.package import export_package
 
         export_package(program, path, progress=progress)

@@ -156,7 +156,7 @@ def verify(
         ExportError: the outputs differ by more than the precision explains, or bf16, which the
             CPU provider cannot run.
     """
-    if job.precision == "bf16" and job.format != "aotinductor":
+    if job.precision == "bf16" and job.format != "pt2":
         raise ExportError(
             "onnxruntime's CPU provider has no bf16 kernels, so bf16 cannot be verified here.",
             remedy="Verify with --precision fp32, which has the same graph, or leave out --verify.",
@@ -269,7 +269,7 @@ def _at(job: ModelJob, resolution: Resolution, options: PlanOptions, stage: Path
     )
     sites = _sites(job, program, dense, report, example)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=stage) as folder:
-        suffix = ".pt2" if job.format == "aotinductor" else ".onnx"
+        suffix = ".pt2" if job.format == "pt2" else ".onnx"
         file = Path(folder) / f"model{suffix}"
         translate(job, program, file, example, SilentProgress())
         return _checked(job, program, file, example, str(resolution), sites)
@@ -326,7 +326,7 @@ def _checked(
         module = program.module()
         calls = [example.rows(batch) for batch in batches] or [example.args]
         found = [one for args in calls for one in _errors(module, file, example, args)]
-        ran = "the package" if job.format == "aotinductor" else "onnxruntime"
+        ran = "the package" if job.format == "pt2" else "onnxruntime"
         # The worst output speaks for all; NaN is worse than any number.
         of = f", batches {' and '.join(map(str, batches))}" if batches else ""
         errors = max(found, key=lambda e: (math.isnan(e.relative_l2), e.relative_l2))

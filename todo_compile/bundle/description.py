@@ -153,7 +153,7 @@ class Bundle(Frozen):
     resolution: _Pixels
     batch: Annotated[int, Field(ge=1, le=99_999)] | Annotated[str, Field(pattern=_BATCHES)]
     precision: str
-    kind: Literal["onnx", "tensorrt"]
+    kind: Literal["onnx", "tensorrt", "pt2"]
     pipeline_class: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,99}$")]
     components: Annotated[dict[ComponentName, ComponentEntry], Field(min_length=1)]
     phases: _Phases = []

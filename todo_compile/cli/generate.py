@@ -166,12 +166,15 @@ def generate_command(
 def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps: int) -> None:
     """Refuse before hashing and loading, which take minutes for big models."""
     from todo_compile.bundle.bundle import inside, read_bundle
+    from todo_compile.runtime import package_session
     from todo_compile.runtime.onnx_session import choose_device
     from todo_compile.runtime.schedulers import check_steps, make_scheduler
 
     described = read_bundle(bundle)
     if described.kind == "onnx":
         choose_device(device)
+    if described.kind == "pt2":
+        package_session.check_device(str(bundle), device)
     if any(extra.name.startswith("scheduler/") for extra in described.extras):
         folder = bundle if bundle.is_dir() else bundle.parent
         check_steps(make_scheduler(scheduler, inside(folder, "scheduler")), steps)

@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from todo_compile.runtime.files import Output
 
 
+def check_device(name: str, device: str | None) -> None:
+    """Refuse to run packages anywhere but on the CPU.
+
+    Raises:
+        EngineError: another device is asked for.
+    """
+    if device not in (None, "cpu"):
+        raise EngineError(
+            f"{name} was compiled for the CPU, not for {device}.",
+            remedy='Leave device out. For a GPU: torch.compile(backend="todo_inductor"), '
+            "ONNX, or an engine.",
+        )
+
+
 class PackageSession(OutputSession):
     """A package in torch.
 
@@ -42,12 +56,7 @@ class PackageSession(OutputSession):
                 "threads is for onnxruntime, and a package takes torch's threads.",
                 remedy="Leave it out, and call torch.set_num_threads.",
             )
-        if device not in (None, "cpu"):
-            raise EngineError(
-                f"{output.path.name} was compiled for the CPU, not for {device}.",
-                remedy='Leave device out. For a GPU: torch.compile(backend="todo_inductor"), '
-                "ONNX, or an engine.",
-            )
+        check_device(output.path.name, device)
         check_library(output, package.NAME, package.version())
         if missing := sorted(set(manifest.targets) - package.features_here()):
             raise EngineError(

@@ -43,7 +43,7 @@ _ENGINE = _Measured(1.1e9, 3.8)
 _ONNX = _Measured(0.8e9, 1.0)
 # An AOTInductor package of SD1.5 peaks at 5.84 GB.
 _PACKAGE = _Measured(1.1e9, 2.8)
-_MEASURED = {"tensorrt": _ENGINE, "onnx": _ONNX, "aotinductor": _PACKAGE}
+_MEASURED = {"tensorrt": _ENGINE, "onnx": _ONNX, "pt2": _PACKAGE}
 
 
 def need(jobs: Sequence[Job]) -> Need:
