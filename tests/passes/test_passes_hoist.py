@@ -138,3 +138,49 @@ def read_twice(self: Hoisted, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 def test_work_that_others_read_is_not_done_twice() -> None:
     captured, _ = checked(read_twice)
     assert linear_tokens(captured) == [FEW, 24, 24]
+
+
+def unit(self: Hoisted, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return F.normalize(self.to_k(x), dim=-1), self.to_v(x)
+
+
+def by_hand(self: Hoisted, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    keys = self.to_k(x)
+    return keys * (keys.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt(), self.to_v(x)
+
+
+@pytest.mark.parametrize("body", [unit, by_hand])
+def test_lengths_over_channels_let_selections_pass(body: Body) -> None:
+    captured, report = checked(body, "nearest")
+    assert linear_tokens(captured) == [FEW, FEW, 24]
+    assert hoist_counts(report).get("expand", 0) == (body is unit)
+    captured, _ = checked(body, "average")
+    assert linear_tokens(captured) == [FEW, 24, 24]
+
+
+def centred(self: Hoisted, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    keys = self.to_k(x)
+    return keys - keys.mean(-1, keepdim=True).expand_as(keys), self.to_v(x)
+
+
+def test_means_over_channels_let_averages_pass() -> None:
+    captured, _ = checked(centred, "average")
+    assert linear_tokens(captured) == [FEW, FEW, 24]
+
+
+def over_tokens(self: Hoisted, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return F.normalize(self.to_k(x), dim=1), self.to_v(x)
+
+
+def spread(self: Hoisted, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    keys = self.to_k(x)
+    return keys * keys[:, :1].tanh().expand(-1, 24, -1), self.to_v(x)
+
+
+@pytest.mark.parametrize("body", [over_tokens, spread])
+def test_what_makes_tokens_alike_stops_a_pooling(body: Body) -> None:
+    captured, report = checked(body, "nearest")
+    assert linear_tokens(captured) == [FEW, 24, 24]
+    reasons = [stop.reason for stop in only_site(report).stops]
+    if body is spread:
+        assert any("makes the token axis" in reason for reason in reasons)

@@ -169,9 +169,9 @@ REFUSED: dict[str, tuple[Callable[[T, T], T], str]] = {
     "before doubling": (lambda s, b: (t := s + b) + t, "may grow after it is added (add)"),
     "two": (lambda s, b: s + b + b.mT, "more than one bias"),
     "multiplied": (lambda s, b: s * b, "mul changes the scores of every key in a way of its own"),
-    "masked_fill": (lambda s, b: s.masked_fill(b > 0.1, -1e4), "masked_fill hides keys"),
-    "masked_fill_": (lambda s, b: s.masked_fill_(b > 0.1, -1e4), "masked_fill hides keys"),
-    "where": (lambda s, b: torch.where(b > 0.1, -1e4, s), "where hides keys"),
+    "masked_fill": (lambda s, b: s.masked_fill(b > 0.1, -1e4), "could hide image keys"),
+    "masked_fill_": (lambda s, b: s.masked_fill_(b > 0.1, -1e4), "could hide image keys"),
+    "where": (lambda s, b: torch.where(b > 0.1, -1e4, s), "could hide image keys"),
     "written into a bias": (lambda s, b: b.clone().add_(s), "into the memory of another tensor"),
 }
 

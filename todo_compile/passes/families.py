@@ -16,6 +16,7 @@ UNARY = frozenset(
         "relu", "silu", "gelu", "sigmoid", "tanh", "exp", "neg", "abs", "sqrt", "rsqrt",
         "hardswish", "hardsigmoid", "mish", "softplus", "elu", "leaky_relu", "square",
         "reciprocal", "log", "sin", "cos", "quick_gelu", "relu6", "clamp", "clip", "nan_to_num",
+        "clamp_min", "clamp_max",
         "erf", "logical_not", "bitwise_not", "isnan", "celu", "selu", "softsign", "logsigmoid",
         "hardtanh", "log1p", "expm1",
     )

@@ -293,6 +293,7 @@ def operands(node: Node) -> list[Node]:
 
 _aten = torch.ops.aten
 RESHAPE: Callable[..., Any] = _aten.reshape.default
+EXPAND: Callable[..., Any] = _aten.expand.default
 SLICE: Callable[..., Any] = _aten.slice.Tensor
 MEAN: Callable[..., Any] = _aten.mean.dim
 CAT: Callable[..., Any] = _aten.cat.default

@@ -42,12 +42,13 @@ class AttentionSite:
         anchor: the SDPA node, or the softmax of a spelled-out attention.
         output: node that holds the result.
         query, key, value: operands as they enter.
-        mask: additive bias or mask on the scores, with its key axis (None: no such axis).
+        mask: additive bias or mask on the scores, or the condition under which they are replaced by
+            a number, with its key axis (None: no such axis).
         scores: nodes from the first product to the second whose shape has a key axis, with that
             axis; empty for SDPA.
         placeholder: uninitialised ``baddbmm`` input that must keep the shape of the scores.
         score, result: the query-by-key and attention-by-value products of a spelled-out attention.
-        mask_user: the node that adds the mask.
+        mask_user: the node that adds the mask, or replaces scores by it.
         spelling: "sdpa" or "product".
         refusal: why the site must not be rewritten, known from its structure alone.
     """

@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from todo_compile.passes import ops
@@ -29,9 +30,11 @@ from todo_compile.passes.grid.reshapes import kept_axis
 
 _LONGEST = 24
 """Longer chains are no attention that anyone writes."""
-_HIDING = frozenset(("masked_fill", "where"))
+_CONDITIONS = {"masked_fill": (1, "mask"), "where": (0, "condition")}
 _ADDITIONS = frozenset(("add", "sub", "rsub"))
-_CONTRACTIONS = frozenset(("neg", "abs", "relu", "tanh", "sigmoid", "clamp", "clip"))
+_CONTRACTIONS = frozenset(
+    ("neg", "abs", "relu", "tanh", "sigmoid", "clamp", "clip", "clamp_min", "clamp_max")
+)
 """Never make the difference of two scores larger."""
 
 
@@ -217,8 +220,13 @@ def _note_others(search: Search, node: Node, source: Node, axis: int, chain: Cha
             how = f"{name} with alpha" if _is_enlarged(node, name, other) else chain.bent
             if how:
                 chain.refusal = f"a bias on the scores may grow after it is added ({how})"
-        elif name in _HIDING:
-            chain.refusal = f"{name} hides keys that could be all that a query may see"
+        elif name in _CONDITIONS:
+            condition = ops.tensor_arg(node, *_CONDITIONS[name])
+            # Whom it hides is asked of it as of any other mask, see `plan.masks`.
+            if other is condition and search.context.dtype(other) is torch.bool:
+                chain.masks.append(Mask.on_axis(search.context, other, axis, node))
+            else:
+                chain.refusal = f"{name} puts other numbers in the place of some scores"
         else:
             chain.refusal = f"{name} changes the scores of every key in a way of its own"
     if _grows(node, name, source):

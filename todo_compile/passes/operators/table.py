@@ -16,8 +16,11 @@ from todo_compile.passes.families import BINARY, IDENTITY, NORMS, ROTATED, UNARY
 from todo_compile.passes.find.products import product
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import same
-from todo_compile.passes.operators.effect import Effect, Shape, Source, never
+from todo_compile.passes.operators.effect import Effect, Shape, Source, always, never
 from todo_compile.passes.operators.parts import indexed, pieces, selected, sliced
+
+_VECTOR_NORMS = ("linalg_vector_norm", "norm")
+"""Reductions whose second argument is the order."""
 
 Rule = Callable[[GraphContext, Node, Shape], Effect | None]
 """(graph, node, shape of its result) → its effect; None where nothing can be said of it."""
@@ -120,7 +123,7 @@ def _expanded(
 ) -> Effect:
     """expand, broadcast_to: axes of size 1 become new ranges, the others stay."""
     del context, node
-    return Effect((_aligned(source, before, shape),))
+    return Effect((_aligned(source, before, shape),), rule="expand")
 
 
 def _repeated(
@@ -145,9 +148,13 @@ def _mirrored(
 def _reduced(
     context: GraphContext, node: Node, source: Node, before: Shape, shape: Shape
 ) -> Effect | None:
-    """mean, sum, any, …: the reduced axes are gone, or of size 1 (``keepdim``)."""
+    """mean, sum, any, …: the reduced axes are gone, or of size 1 (``keepdim``).
+
+    Over channels every token is reduced by itself.
+    """
     del context
-    found = ops.arg(node, 1, "dim", "axis")
+    name = ops.op(node)
+    found = ops.arg(node, 2 if name in _VECTOR_NORMS else 1, "dim", "axis")
     if found is None:
         return None
     dims = found if isinstance(found, (list, tuple)) else [found]
@@ -155,7 +162,13 @@ def _reduced(
     axes = tuple(None if i in gone else i for i in range(len(before)))
     if len(shape) != len(before):
         axes = tuple(i for i in axes if i is not None)
-    return Effect((Source(source, axes),)) if len(axes) == len(shape) else None
+    if len(axes) != len(shape):
+        return None
+    return Effect(
+        (Source(source, axes),),
+        rule="token-wise",
+        linear=always if name in ("mean", "sum") else never,
+    )
 
 
 def _pooled(context: GraphContext, node: Node, source: Node, before: Shape, shape: Shape) -> Effect:
@@ -207,8 +220,12 @@ def _is_linear(node: Node, tokens: Sequence[Node]) -> bool:
 
 
 def _normed(context: GraphContext, node: Node, source: Node, before: Shape, shape: Shape) -> Effect:
-    """layer_norm, rms_norm over channels: every token alone."""
+    """layer_norm, rms_norm, normalize over channels: every token alone."""
     del context, before
+    if ops.op(node) == "normalize":
+        mixed = ops.normal_dim(ops.arg(node, 2, "dim", default=1), len(shape))
+        closed = {mixed: f"{node.name} divides by the length over tokens"}
+        return Effect((_whole(source, shape),), rule="token-wise", linear=never, closed=closed)
     over = ops.arg(node, 1, "normalized_shape")
     why = f"{node.name} normalises over tokens"
     if ops.op(node) not in ("layer_norm", "rms_norm") or not isinstance(over, (list, tuple)):
@@ -311,7 +328,7 @@ TABLE: dict[str, Rule] = {
         (("expand", "expand_as", "broadcast_to"), _of_source(_expanded)),
         (("repeat", "repeat_interleave"), _of_source(_repeated)),
         (("flip",), _of_source(_mirrored)),
-        (("mean", "sum", "amax", "amin", "any", "all"), _of_source(_reduced)),
+        (("mean", "sum", "amax", "amin", "any", "all", *_VECTOR_NORMS), _of_source(_reduced)),
         (("pool_tokens",), _of_source(_pooled)),
         (IDENTITY, _of_source(_copied)),
         (UNARY | BINARY, _pointwise),

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.rewrite.hoist_rules import Move, exchange
 from todo_compile.passes.rewrite.merge import merge_pools
@@ -122,7 +121,7 @@ def apply_move(context: GraphContext, pool: Node, move: Move) -> list[Node]:
         source.replace_input_with(operand, raised)
         new.append(raised)
     if move.sizes is not None:
-        source.op, source.target = "call_function", ops.RESHAPE
+        source.op, source.target = "call_function", move.sized
         source.args, source.kwargs = (source.args[0], list(move.sizes)), {}
     context.drop_size_assertions(source)
     context.set_shape(source, after)

@@ -4,15 +4,16 @@ What the operation does to axes is read off its effect (`passes.operators`). The
 (which operands are pooled instead, on which axis) or the reason why the exchange would be wrong.
 Writing P for pooling with weights w that sum to one over each cell:
 
-* rearranging (permute, view, squeeze): P acts on one axis; the axis is only renamed.
+* rearranging (permute, view, squeeze, expand): P acts on one axis; the axis is only renamed.
 * affine in the channels (linear, bias, per-channel scale): P(Ax + b) = Σ w (Ax + b) = A(Px) + b.
-* token-wise (norm over channels, activation, product with another token tensor): f acts on every
-  token alone, so picking tokens before or after is the same; for averages it is not.
+* token-wise (norm or length over channels, activation, product with another token tensor): f acts
+  on every token alone, so picking tokens before or after is the same; for averages it is not.
 * concatenation: along channels every part is pooled; along tokens only the image's part is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,14 @@ class Move:
     Args:
         rule: name, for statistics and provenance.
         operands: (operand, its token axis, pooling for it): what is pooled instead.
-        sizes: new size argument of a view; None leaves the arguments alone.
+        sizes: new size argument of a view or of an expand; None leaves the arguments alone.
+        sized: what is called with it.
     """
 
     rule: str
     operands: tuple[tuple[Node, int, Pooling], ...]
     sizes: tuple[Any, ...] | None = None
+    sized: Callable[..., Any] = ops.RESHAPE
 
 
 def exchange(context: GraphContext, node: Node, axis: int, pooling: Pooling) -> Move | str:
@@ -52,6 +55,8 @@ def exchange(context: GraphContext, node: Node, axis: int, pooling: Pooling) -> 
         return stuck
     if effect.kind == "reshapes":
         return _through_view(context, node, effect, axis, pooling)
+    if effect.rule == "expand":
+        return _through_expand(context, node, effect, axis, pooling)
     if effect.kind == "joins" and effect.joined == axis:
         return _through_cat(context, node, effect, pooling)
     found = [(s.node, own, pooling) for s in effect.sources if (own := s.axes[axis]) is not None]
@@ -84,6 +89,22 @@ def _through_view(
     sizes = context.sizes(shape)
     sizes[axis] = pooling.length_after(int(shape[axis]))
     return Move(effect.rule, ((source, moved, pooling),), tuple(sizes))
+
+
+def _through_expand(
+    context: GraphContext, node: Node, effect: Effect, axis: int, pooling: Pooling
+) -> Move | str:
+    """Where the tokens are those of the source: a number for each, say, over its channels."""
+    (source,) = effect.sources
+    own, shape = source.axes[axis], context.shape(node)
+    assert shape is not None
+    if own is None:
+        return f"{node.name} makes the token axis"
+    if any(not isinstance(n, int) and o is None for n, o in zip(shape, source.axes, strict=True)):
+        return f"a size that {node.name} makes is dynamic"
+    sizes = context.sizes(shape)
+    sizes[axis] = pooling.length_after(int(shape[axis]))
+    return Move(effect.rule, ((source.node, own, pooling),), tuple(sizes), ops.EXPAND)
 
 
 def _through_cat(context: GraphContext, node: Node, effect: Effect, pooling: Pooling) -> Move | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,10 @@ from todo_compile.passes import ops
 from todo_compile.passes.grid.reshapes import kept_axis
 from todo_compile.passes.values.interval import Question, Range, Rule, Values, number
 
+_COUNTS = (torch.int32, torch.int64, torch.float32, torch.float64)
+"""Types that hold whole numbers up to `_EXACT` as they are."""
+_EXACT = 2**24
+
 
 def _full(position: int, *names: str) -> Rule:
     def rule(q: Question) -> Values | None:
@@ -20,6 +25,40 @@ def _full(position: int, *names: str) -> Rule:
         return q.of(value, Range(None)) if isinstance(value, (bool, int, float)) else None
 
     return rule
+
+
+def _arange(q: Question) -> Values | None:
+    """start, start + step, …: numbers that are known place by place."""
+    bounds: list[Any] = [a for a in q.node.args if not isinstance(a, torch.dtype)]
+    (length,) = q.shape
+    named = {"start", "end", "step"} & q.node.kwargs.keys()
+    if named or not bounds or not all(isinstance(n, int) for n in (*bounds, length)) or not length:
+        return None
+    start = bounds[0] if len(bounds) > 1 else 0
+    step = bounds[2] if len(bounds) > 2 else 1
+    places = (0, length - 1) if q.where.axis is None else (q.where.start, q.where.stop - 1)
+    ends = [float(start + step * place) for place in places]
+    if q.context.dtype(q.node) not in _COUNTS or max(map(abs, ends)) >= _EXACT:
+        return None
+    return Values(min(ends), max(ends), ends[0] == ends[1])
+
+
+def _total(q: Question) -> Values | None:
+    """sum of whole numbers: as many as there are positions on the axes that are gone."""
+    source, dims = q.source, ops.arg(q.node, 1, "dim", "axis")
+    before = None if source is None else q.context.shape(source)
+    if source is None or before is None or q.context.dtype(q.node) not in _COUNTS:
+        return None
+    if (dtype := q.context.dtype(source)) is None or dtype.is_floating_point or dtype.is_complex:
+        return None  # their sums are rounded
+    gone = (
+        range(len(before)) if dims is None else dims if isinstance(dims, list | tuple) else [dims]
+    )
+    count = math.prod(before[ops.normal_dim(d, len(before))] for d in gone)
+    found = q.whole(source)
+    if not isinstance(count, int):
+        return Values(0.0, math.inf) if found.low >= 0 else None
+    return Values(count * found.low, count * found.high) if count else number(0.0)
 
 
 def _filled(value: float) -> Rule:
@@ -171,6 +210,8 @@ RULES: Mapping[str, Rule] = {
     "full_like": _full(1, "fill_value"),
     "new_full": _full(2, "fill_value"),
     "scalar_tensor": _full(0, "s"),
+    "arange": _arange,
+    "sum": _total,
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _filled(0.0)),
     **dict.fromkeys(("ones", "ones_like", "new_ones"), _filled(1.0)),
     **dict.fromkeys(("view", "squeeze", "unsqueeze"), _view),
