@@ -118,7 +118,7 @@ def test_the_rule_can_fail() -> None:
         name for one in read_with(found, *AT_START) for name in found[one].others
     }
     light, heavy = f"{OURS}.bundle.entries", f"{OURS}.passes.pipeline"
-    found[f"{OURS}.build.alone"].late += [(1, light), (2, heavy)]
+    found[f"{OURS}.bundle.alone"].late += [(1, light), (2, heavy)]
     found[light].late.append((3, f"{OURS}.bundle.manifest"))  # which imports it
     found[f"{OURS}.cli.app"].late.append((4, f"{OURS}.disk"))
-    assert needless(found) == {f"{OURS}.build.alone:1 imports {light}"}
+    assert needless(found) == {f"{OURS}.bundle.alone:1 imports {light}"}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from todo_compile.build.bundle_job import only_one
 from todo_compile.build.bundles import check_folder
 from todo_compile.build.many.checking import check
 from todo_compile.build.many.running import run
+from todo_compile.bundle.alone import only_one
 from todo_compile.bundle.files import staged
 from todo_compile.disk import disk_errors
 from todo_compile.errors import BundleError, ConfigError, EngineError

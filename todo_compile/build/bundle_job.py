@@ -2,9 +2,9 @@
 
 Every component is built as `compiler` builds one, in ``.parts`` inside the folder, where a
 build that was stopped finds what was finished. When all are there, ``bundle.json`` is removed, the
-files are linked to their places, the new ``bundle.json`` is written, and the parts go last. So a
-bundle that was whole stays usable until its successor is, a folder without ``bundle.json`` is never
-loaded, and a build that is killed at any moment finds all its parts again.
+files take their places, and the new ``bundle.json`` comes last. So a bundle that was whole stays
+usable until its successor is, and a folder without ``bundle.json`` is never loaded. If the process
+is killed while the files take their places, whoever looks next ends it (`bundle.moves`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.build.alone import only_one
 from todo_compile.build.bundle_gate import BundleGate
 from todo_compile.build.compiler import CompileResult, asked_for, build
 from todo_compile.build.exchange import copied, exchange, with_folder
+from todo_compile.bundle import moves
 from todo_compile.bundle._signals import undisturbed
-from todo_compile.bundle.bundle import BUNDLE_JSON, check_bundle, component_manifest, read_bundle
+from todo_compile.bundle.alone import only_one
+from todo_compile.bundle.bundle import (
+    BUNDLE_JSON,
+    PARTS,
+    check_bundle,
+    component_manifest,
+    read_bundle,
+)
 from todo_compile.bundle.description import (
     Bundle,
     ComponentEntry,
@@ -41,8 +48,6 @@ if TYPE_CHECKING:
     from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
     from todo_compile.models.torch_parts import TorchPart
-
-PARTS = ".parts"
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class BundleJob:
     def run(self) -> BundleResult:
         self._refuse_links()
         sweep(self.folder / BUNDLE_JSON)
+        self._finish_moves()
         gate = BundleGate.of(self)
         if gate is not None:
             gate.before(None if self.request.force else self._intact())
@@ -128,6 +134,16 @@ class BundleJob:
             for name, result in results.items()
         }
         return BundleResult(self.folder, bundle, moved, reused=False)
+
+    def _finish_moves(self) -> None:
+        """End what a killed build began when all its files were there; what cannot be is redone."""
+        parts = self.folder / PARTS
+        if moves.is_unfinished(parts):
+            try:
+                moves.finish(parts)
+            except BundleError as error:
+                self.progress.warn(f"{error.message} It is built again.")
+                (parts / moves.NOTE).unlink()
 
     def _refuse_links(self) -> None:
         """Refuse to write through links, which a bundle from elsewhere may hold.

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from todo_compile import models, packages
 from todo_compile.batches import Batch, halved, parse_batch
-from todo_compile.build.alone import LOCK
-from todo_compile.build.bundle_job import PARTS, BundleJob
+from todo_compile.build.bundle_job import BundleJob
 from todo_compile.build.gate import check_gate
 from todo_compile.build.job import SUFFIXES
 from todo_compile.build.model_job import check_used, default_batch, prepare_component
 from todo_compile.build.phases import DenoiserPhase, phase_job, phases_of
-from todo_compile.bundle.bundle import BUNDLE_JSON
+from todo_compile.bundle.alone import LOCK
+from todo_compile.bundle.bundle import BUNDLE_JSON, PARTS
 from todo_compile.bundle.description import COMPONENTS, MAX_SIZES, SIZED
 from todo_compile.bundle.files import check_target
 from todo_compile.disk import format_bytes

@@ -1,18 +1,18 @@
 """The moment in which a bundle's new files take the old ones' places.
 
-Nothing is written or copied then, so that a full disk costs no bundle.
+Nothing but the note of `bundle.moves` is written then, and before anything goes.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from todo_compile.build.compiler import CompileResult
+from todo_compile.bundle import moves
 from todo_compile.bundle.bundle import BUNDLE_JSON
-from todo_compile.bundle.files import flush_folder, staged
+from todo_compile.bundle.files import staged
 from todo_compile.bundle.manifest import manifest_path
 from todo_compile.errors import BundleError
 
@@ -26,7 +26,8 @@ def exchange(
 ) -> None:
     """See that all new files are there, then put them in their places.
 
-    From the removal of the old ``bundle.json`` to the end there is no bundle.
+    From the removal of the old ``bundle.json`` to the end there is no bundle; a process that is
+    killed meanwhile leaves a note, and whoever looks for the bundle next finishes the moves.
 
     Args:
         folder: of the bundle.
@@ -39,26 +40,19 @@ def exchange(
         BundleError: a new file has disappeared; the old bundle stands.
     """
     _refuse_gaps(parts, results, others)
-    placed: set[str] = set()
-    (folder / BUNDLE_JSON).unlink(missing_ok=True)
+    outputs: list[str] = []
     for result in results.values():
         names = [entry.name for entry in result.manifest.files]
+        names.append(manifest_path(result.path).name)
+        stale = stale - set(names)
         if result.path.parent != folder:
-            # The manifest last: a component that lacks its manifest is built again.
-            for name in (*names, manifest_path(result.path).name):
-                if name in placed:
-                    continue  # shared weights
-                placed.add(name)
-                place(result.path.with_name(name), folder / name)
-        stale = stale - {*names, manifest_path(result.path).name}
-    for name in stale:
-        (folder / name).unlink(missing_ok=True)
-    for name in others:
-        os.replace(parts / name, with_folder(folder / name))
-    for changed in {(folder / name).parent for name in others}:
-        flush_folder(changed)
-    os.replace(parts / BUNDLE_JSON, folder / BUNDLE_JSON)
-    flush_folder(folder)
+            outputs += names
+    # Weights that outputs share are named twice.
+    moves.publish(
+        parts,
+        remove=[BUNDLE_JSON, *sorted(stale)],
+        move=list(dict.fromkeys([*outputs, *others, BUNDLE_JSON])),
+    )
 
 
 def _refuse_gaps(parts: Path, results: Mapping[str, CompileResult], others: Sequence[str]) -> None:
@@ -72,17 +66,6 @@ def _refuse_gaps(parts: Path, results: Mapping[str, CompileResult], others: Sequ
             f"{gone} has disappeared since it was made; what stood before stands.",
             remedy="Run the command again, and see what removes files there.",
         )
-
-
-def place(part: Path, goal: Path) -> None:
-    """Let `goal` be the file `part`, which also stays where it is if the file system has links."""
-    if goal.exists() and not goal.is_symlink() and goal.samefile(part):
-        return  # by a build that was killed after this
-    goal.unlink(missing_ok=True)  # not in one step: nothing is loaded from here now
-    try:
-        os.link(part, goal)
-    except OSError:
-        os.replace(part, goal)
 
 
 def copied(origin: Path, part: Path, goal: Path) -> bool:

@@ -12,23 +12,41 @@ Nothing in a bundle is unpickled, and nothing in it can name a file outside of i
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
-from todo_compile.bundle.description import Bundle, ComponentEntry, ComponentName, relative_name
-from todo_compile.bundle.entries import parse, read_small, wrong_files
+from todo_compile.bundle import moves
+from todo_compile.bundle.alone import only_one
+from todo_compile.bundle.description import Bundle, ComponentEntry, ComponentName
+from todo_compile.bundle.entries import parse, read_small, relative_name, wrong_files
 from todo_compile.bundle.manifest import MAX_BYTES, Manifest, manifest_path
 from todo_compile.bundle.manifest import parse as parse_manifest
-from todo_compile.disk import format_bytes
+from todo_compile.disk import disk_errors, format_bytes
 from todo_compile.errors import BundleError
 
 BUNDLE_JSON = "bundle.json"
+PARTS = ".parts"
 _REBUILD = "Build the bundle again with todo-compile."
 _MAX_BYTES = 2**20
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether `folder` says of itself that it is a bundle."""
-    return (folder / BUNDLE_JSON).is_file()
+    """Whether `folder` says of itself that it is a bundle, or that it was just becoming one."""
+    return (folder / BUNDLE_JSON).is_file() or moves.is_unfinished(folder / PARTS)
+
+
+def _finish_moves(folder: Path) -> None:
+    """End what a build began that was killed while its files took their places.
+
+    Raises:
+        BundleError: another process is at it, or the files cannot be moved.
+    """
+    parts = folder / PARTS
+    if moves.is_unfinished(parts):
+        with only_one(folder), disk_errors(folder / BUNDLE_JSON):
+            if moves.is_unfinished(parts):  # no other process did it meanwhile
+                moves.finish(parts)
+            shutil.rmtree(parts, ignore_errors=True)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -50,6 +68,8 @@ def inside(folder: Path, name: str) -> Path:
 def read_bundle(folder: Path) -> Bundle:
     """Read ``bundle.json``; looks at no other file (see `check_bundle`).
 
+    If a build was killed while the new files took their places, the rest are moved first.
+
     Args:
         folder: the bundle, or its ``bundle.json``.
 
@@ -58,6 +78,7 @@ def read_bundle(folder: Path) -> Bundle:
     """
     folder = folder.parent if folder.name == BUNDLE_JSON else folder
     path = folder / BUNDLE_JSON
+    _finish_moves(folder)
     if not path.exists():
         raise BundleError(
             f"{folder} is not a finished bundle: it has no {BUNDLE_JSON}, which is written last.",

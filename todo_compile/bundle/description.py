@@ -7,7 +7,14 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from todo_compile.bundle.entries import FORMAT, FileEntry, Frozen, Sha256, plain_name
+from todo_compile.bundle.entries import (
+    FORMAT,
+    FileEntry,
+    Frozen,
+    Sha256,
+    plain_name,
+    relative_name,
+)
 from todo_compile.bundle.verdict import Verdict
 from todo_compile.disk import format_bytes
 from todo_compile.tuning.plan_file import MAX_PHASES
@@ -27,21 +34,6 @@ MAX_EXTRA_BYTES = 64 * 2**20
 
 _PLAIN = r"^[A-Za-z][A-Za-z0-9_]{0,99}$"
 _BATCHES = r"^\d{1,5}(\.\.\d{1,5}){1,2}$"
-
-
-def relative_name(name: str) -> str:
-    """A file in the bundle or in a folder of it, with ``/`` on every system.
-
-    Raises:
-        ValueError: absolute, with ``.`` or ``..``, or with characters that mean something to a
-            file system.
-    """
-    parts = name.split("/")
-    if not 1 <= len(parts) <= 4:
-        raise ValueError(f"{name!r} is not a name inside the bundle")
-    for part in parts:
-        plain_name(part)
-    return name
 
 
 _Name = Annotated[str, AfterValidator(plain_name)]

@@ -43,6 +43,21 @@ def plain_name(name: str) -> str:
     return name
 
 
+def relative_name(name: str) -> str:
+    """A file of the description's folder or of a folder in it, with ``/`` on every system.
+
+    Raises:
+        ValueError: absolute, with ``.`` or ``..``, or with characters that mean something to a
+            file system.
+    """
+    parts = name.split("/")
+    if not 1 <= len(parts) <= 4:
+        raise ValueError(f"{name!r} is not a name inside the folder")
+    for part in parts:
+        plain_name(part)
+    return name
+
+
 class FileEntry(Frozen):
     """One file.
 

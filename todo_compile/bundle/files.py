@@ -3,7 +3,7 @@
 A `Stage` is a hidden folder beside the target, on the same file system. Everything is made in it
 under its final name, so files that refer to each other (ONNX and its weights) already fit, and
 moves out only when all of it is complete. A build that is killed leaves its stage behind; the
-next one for the same target sweeps it away.
+next one for the same target sweeps it away, or finishes its moves if they had begun.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from todo_compile.bundle import moves
 from todo_compile.bundle._locks import alone, hold, lock_file
 from todo_compile.bundle._signals import undisturbed
 from todo_compile.disk import FULL, check_space, disk_errors, disk_full, flush, read_only
@@ -143,7 +144,7 @@ class Stage:
         self._retired.append(name)
 
     def _check(self, name: str) -> None:
-        if Path(name).name != name or name in {_LOCK, "", ".", ".."}:
+        if Path(name).name != name or name in {_LOCK, moves.NOTE, "", ".", ".."}:
             raise ValueError(f"not a plain file name: {name!r}")
         if name in self._published:
             raise ValueError(f"{name!r} is published already")
@@ -160,21 +161,12 @@ class Stage:
                 early.result()
             else:
                 flush(self.folder / name)
-        with alone(self.target.parent / f".{self.target.name}{_COMMITS}"), undisturbed():
-            self._move_out()
-
-    def _move_out(self) -> None:
-        home = self.target.parent
-        # Between the first and the last move old and new must not be taken for one set. So what
-        # refers to other files goes first and comes back last: killed here, there is no output.
-        for name in reversed(self._published[1:]):
-            (home / name).unlink(missing_ok=True)
-        for name in self._published:
-            os.replace(self.folder / name, home / name)
-        for name in self._retired:
-            if name not in self._published:
-                (home / name).unlink(missing_ok=True)
-        flush_folder(home)
+        with alone(_committing(self.target)), undisturbed():
+            # What refers to other files goes first and comes back last: between the first move
+            # and the last, old and new must not be taken for one set.
+            vouching = reversed(self._published[1:])
+            gone = [name for name in self._retired if name not in self._published]
+            moves.publish(self.folder, remove=[*vouching, *gone], move=self._published)
 
 
 @contextmanager
@@ -207,17 +199,49 @@ def staged(target: Path, *, needs: int = 0) -> Generator[Stage]:
             # The lock file cannot be removed on Windows while it is open. In the gap another
             # sweep may take the folder, which is not needed any more.
             os.close(lock)
-            shutil.rmtree(folder, ignore_errors=True)
+            if not moves.is_unfinished(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _committing(target: Path) -> Path:
+    """The lock that a build holds while its files take their places."""
+    return target.parent / f".{target.name}{_COMMITS}"
 
 
 def sweep(target: Path) -> list[Path]:
-    """Remove the stages that dead builds of `target` left behind; returns what was removed."""
-    swept: list[Path] = []
-    for folder in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
-        if folder.is_dir() and not folder.is_symlink() and _is_dead(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            swept.append(folder)
-    return swept
+    """Remove the stages that dead builds of `target` left behind; returns what was removed.
+
+    A build that was killed between its moves is finished first, since its output was complete.
+    """
+    with suppress(BundleError):  # else the output is made anew
+        finish_moves(target)
+    dead = [folder for folder in _stages(target) if _is_dead(folder)]
+    for folder in dead:
+        shutil.rmtree(folder, ignore_errors=True)
+    if _committing(target).exists():  # of a build that was killed at it
+        with alone(_committing(target)):
+            pass  # leaving removes it
+    return dead
+
+
+def finish_moves(target: Path) -> None:
+    """End what a build of `target` began that was killed while its files took their places.
+
+    Raises:
+        BundleError: they cannot be moved.
+    """
+    for folder in _stages(target):
+        if not moves.is_unfinished(folder) or not _is_dead(folder):
+            continue
+        with alone(_committing(target)), disk_errors(target):
+            if moves.is_unfinished(folder):  # no other process did it meanwhile
+                moves.finish(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stages(target: Path) -> list[Path]:
+    found = target.parent.glob(f".{glob.escape(target.name)}.tmp-*")
+    return [folder for folder in found if folder.is_dir() and not folder.is_symlink()]
 
 
 def _make_stage(target: Path) -> tuple[Path, int]:
@@ -257,14 +281,3 @@ def _age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def flush_folder(folder: Path) -> None:
-    """Make the renames themselves durable; Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from todo_compile.bundle import entries
 from todo_compile.bundle.entries import FORMAT, FileEntry, Frozen, read_small, wrong_files
+from todo_compile.bundle.files import finish_moves
 from todo_compile.bundle.tensors import Tensor
 from todo_compile.bundle.verdict import Verdict
 from todo_compile.disk import format_bytes
@@ -161,6 +162,8 @@ def read(output: Path) -> Manifest:
         BundleError: there is none, or it is damaged or of another version.
     """
     path = output if output.suffix == ".json" else manifest_path(output)
+    if not os.path.exists(path):
+        finish_moves(path.with_suffix(""))
     if path != output and not os.path.exists(path):  # False for names that cannot be, too
         if not os.path.exists(output):
             raise BundleError(f"{output} does not exist.", remedy=_REBUILD)
