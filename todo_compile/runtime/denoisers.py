@@ -72,13 +72,19 @@ class _Denoiser(Component):
             raise InputError(
                 f"The rows of a batch have different timesteps; {self.origin.built_for} with one "
                 "timestep for the batch.",
-                remedy="Call it once for each timestep.",
+                remedy="Call it once for each timestep, or compile the module with a timestep a "
+                "row among its example inputs: todo_compile.compile(module, args=(), kwargs=…).",
             )
         return times[:1]
 
 
+_ALONE = (
+    "Compile the UNet with what the pipeline passes as a module of your own "
+    "(todo_compile.compile(pipeline.unet, args=(), kwargs=…)), or use the torch UNet."
+)
 _REMEDIES = {
-    "image_embeds": "IP-Adapters are not compiled in: use the torch UNet with them.",
+    "image_embeds": _ALONE,
+    "T2I-Adapter residuals": _ALONE,
     "cross_attention_kwargs": "A LoRA scale, for one, cannot be changed after compiling.",
     "timestep_cond": "The compiled model is not guidance-distilled.",
 }
