@@ -25,11 +25,9 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        ("drift", "Drift"),
         ("tune --budget drift=1e-3 --out plan.json", "A tuned plan"),
         ("compile --gate drift=1e-3 --out x.onnx", "A gate for an output"),
         ("compile --gate drift=1e-3 --out bundle/", "A gate for an output"),
-        ("generate --prompt a --out x.png", "A rewritten denoiser in a pipeline that draws"),
     ],
 )
 def test_refused_before_weights_are_read(

@@ -17,9 +17,10 @@ FAMILIES: dict[str, Make] = {
     make.__name__: make
     for make in (
         dit.sd3, dit.flux, dit.schnell, dit.kontext, dit.chroma, dit.qwen_image, dit.z_image,
-        dit.pixart, dit.hunyuan_dit, dit.aura_flow, dit.lumina, dit.sana,
+        dit.pixart, dit.hunyuan_dit, dit.aura_flow, dit.lumina, dit.sana, dit.sd35, dit.flux2,
         unet.deepfloyd, unet.deepfloyd_2, unet.kandinsky22, unet.karlo, unet.refiner, unet.svd,
-        unet.controlled, unet.cascade, unet.sd15, unet.sdxl,
+        unet.controlled, unet.cascade, unet.sd15, unet.sdxl, unet.upscaler, unet.kandinsky3,
+        unet.animate_diff, unet.kolors,
     )
 }  # fmt: skip
 
@@ -35,6 +36,8 @@ def save(pipeline: Any, folder: Path) -> Path:
     for value in index.values():
         if isinstance(value, list) and value[1] in _OLD:
             value[0] = _OLD[value[1]]  # where diffusers had it when these were saved
+    if index["_class_name"] == "KolorsPipeline":  # its tokenizer needs a file of its vocabulary
+        index["tokenizer"] = ["kolors", "ChatGLMTokenizer"]
     path.write_text(json.dumps(index))
     return folder
 

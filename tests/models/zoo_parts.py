@@ -10,11 +10,11 @@ import transformers as t
 d: Any = diffusers  # its classes are loaded lazily, which type checkers cannot follow
 
 
-def words(limit: int = 77) -> Any:
+def words(limit: int = 77, *, positions: bool = False) -> Any:
     """A tokenizer as in the recordings, so that equal texts give equal lengths."""
     from todo_compile.capture.recording.words import tokenizer
 
-    return tokenizer(limit)
+    return tokenizer(limit, positions=positions)
 
 
 def clip(width: int = 32, projected: bool = True) -> Any:

@@ -23,6 +23,14 @@ def sd3() -> Any:
     )  # fmt: skip
 
 
+def sd35() -> Any:
+    """With a second attention, over the picture alone, in its first block."""
+    pipeline = sd3()
+    config = {**pipeline.transformer.config, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+    pipeline.transformer = d.SD3Transformer2DModel.from_config(config)
+    return pipeline
+
+
 def flux(guided: bool = True, cls: Any = None) -> Any:
     cls = cls or d.FluxPipeline
     return cls(
@@ -44,6 +52,29 @@ def schnell() -> Any:
 
 def kontext() -> Any:
     return flux(cls=d.FluxKontextPipeline)
+
+
+def flux2() -> Any:
+    """The small one: states of three layers of a language model are its text."""
+    return d.Flux2KleinPipeline(
+        transformer=d.Flux2Transformer2DModel(
+            patch_size=1, in_channels=16, num_layers=1, num_single_layers=1,
+            attention_head_dim=16, num_attention_heads=2, joint_attention_dim=48,
+            timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+        ),
+        scheduler=flow(),
+        vae=d.AutoencoderKLFlux2(
+            block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4,
+            norm_num_groups=4, sample_size=64,
+        ),
+        text_encoder=t.Qwen3ForCausalLM(
+            t.Qwen3Config(
+                hidden_size=16, intermediate_size=16, num_hidden_layers=28, vocab_size=8,
+                num_attention_heads=2, num_key_value_heads=2, head_dim=8,
+            )
+        ),
+        tokenizer=words(512),
+    )  # fmt: skip
 
 
 def chroma() -> Any:

@@ -44,6 +44,15 @@ def deepfloyd_2() -> Any:
     )  # fmt: skip
 
 
+def upscaler() -> Any:
+    """The third stage of DeepFloyd IF: Stable Diffusion's upscaler by four."""
+    return d.StableDiffusionUpscalePipeline(
+        unet=unet(in_channels=7, num_class_embeds=1000), low_res_scheduler=d.DDPMScheduler(),
+        scheduler=d.DDIMScheduler(), vae=vae(), text_encoder=clip(projected=False),
+        tokenizer=words(), safety_checker=None, feature_extractor=None, watermarker=None,
+    )  # fmt: skip
+
+
 def _movq() -> Any:
     return d.VQModel(
         block_out_channels=(32, 32, 32, 32),
@@ -65,6 +74,35 @@ def kandinsky22() -> Any:
             class_embed_type=None,
         ),
         scheduler=d.DDPMScheduler(), movq=_movq(),
+    )  # fmt: skip
+
+
+def kandinsky3() -> Any:
+    return d.Kandinsky3Pipeline(
+        unet=d.Kandinsky3UNet(
+            in_channels=4, time_embedding_dim=16, groups=2, attention_head_dim=8,
+            layers_per_block=2, block_out_channels=(16, 32), cross_attention_dim=32,
+            encoder_hid_dim=32,
+        ),
+        scheduler=d.DDPMScheduler(), movq=_movq(), text_encoder=t5(), tokenizer=words(128),
+    )  # fmt: skip
+
+
+def kolors() -> Any:
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+    return d.KolorsPipeline(
+        unet=unet(
+            addition_embed_type="text_time", addition_time_embed_dim=8, encoder_hid_dim=16,
+            encoder_hid_dim_type="text_proj", projection_class_embeddings_input_dim=6 * 8 + 16,
+        ),
+        scheduler=d.EulerDiscreteScheduler(), vae=vae(), tokenizer=words(256, positions=True),
+        text_encoder=ChatGLMModel(
+            ChatGLMConfig(
+                num_layers=2, padded_vocab_size=8, hidden_size=16, ffn_hidden_size=16,
+                kv_channels=8, num_attention_heads=2, seq_length=256, original_rope=True,
+            )
+        ),
     )  # fmt: skip
 
 
@@ -158,6 +196,16 @@ def svd() -> Any:
             )
         ),
         feature_extractor=t.CLIPImageProcessor(),
+    )  # fmt: skip
+
+
+def animate_diff() -> Any:
+    return d.AnimateDiffPipeline(
+        unet=unet(), scheduler=d.DDIMScheduler(), vae=vae(), tokenizer=words(),
+        text_encoder=clip(projected=False), motion_adapter=d.MotionAdapter(
+            block_out_channels=(16, 32), motion_layers_per_block=1, motion_norm_num_groups=8,
+            motion_num_attention_heads=2,
+        ),
     )  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,12 @@ from typer.testing import CliRunner
 
 import todo_compile
 from todo_compile.bundle.bundle import read_bundle
-from todo_compile.errors import BundleError, ConfigError, InputError, ModelError
-from todo_compile.models import Resolution
+from todo_compile.capture.inputs import example_inputs, with_habits
+from todo_compile.cli.app import app
+from todo_compile.drift.recorded import recorded_probes
+from todo_compile.errors import BundleError, ConfigError, InputError, ModelError, TodoError
+from todo_compile.models import Resolution, WeightsChoice, find_weights, load, resolve_component
+from todo_compile.options import PlanOptions
 from todo_compile.runtime.generate import generate
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -156,9 +163,129 @@ def test_an_equal_request_keeps_the_bundle(sd3: tuple[Any, Path]) -> None:
     assert found.reused
 
 
-def test_the_command_draws(sd3: tuple[Any, Path], tmp_path: Path) -> None:
-    from todo_compile.cli.app import app
+def test_weights_are_copied_while_the_old_bundle_stands(
+    sd3: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renewed with other weights of T5: from the old bundle to the new one files are renamed."""
+    shutil.copytree(sd3[1].parent, tmp_path / "here", copy_function=os.link)
+    folder, model = tmp_path / "here" / "bundle", tmp_path / "here" / "model"
+    t5 = zoo.make("sd3").text_encoder_3
+    t5.shared.weight.data += 1
+    shutil.rmtree(model / "text_encoder_3")
+    t5.save_pretrained(model / "text_encoder_3")
+    copy, copied = shutil.copyfile, []
 
+    def seen(origin: Path, goal: Path) -> None:
+        copied.append((Path(origin).name, (folder / "bundle.json").is_file()))
+        copy(origin, goal)
+
+    monkeypatch.setattr(shutil, "copyfile", seen)
+
+    def renew() -> todo_compile.BundleResult:
+        return todo_compile.compile_bundle(
+            str(model), res="192x128", out=folder, format="onnx", precision="fp32", factors="2",
+            vae_factors="off",
+        )  # fmt: skip
+
+    assert not renew().reused
+    assert copied == [("model.safetensors", True)]
+    loaded = todo_compile.load_pipeline(folder)
+    assert torch.equal(loaded.text_encoder_3.shared.weight, t5.shared.weight)
+    assert not (folder / ".parts").exists()
+    assert renew().reused
+    assert len(copied) == 1
+
+
+def test_without_a_bundle(sd3: tuple[Any, Path], tmp_path: Path) -> None:
+    """`generate --model`: the denoiser rewritten in torch, in its own pipeline."""
+    from todo_compile.cli.generate import _parts
+    from todo_compile.runtime.in_process import rewrite_pipeline
+
+    pipeline, bundle = sd3
+    source = with_habits(resolve_component(str(bundle.parent / "model")))
+    ours = type(pipeline)(**_parts(pipeline))
+    report = rewrite_pipeline(
+        ours, source, Resolution.parse("192x128"), batch=2, options=PlanOptions.create(factors="2")
+    )
+    assert report.rewritten == 2
+    dense = generate(pipeline, **call(pipeline, "sd3")).pixels
+    with Pooled(pipeline, "sd3"):
+        expected = generate(pipeline, **call(pipeline, "sd3")).pixels
+    found = generate(ours, **call(ours, "sd3")).pixels
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected - dense).max()
+    out = tmp_path / "both.png"
+    words = ["generate", "--model", str(bundle.parent / "model"), "--res", "192x128", "--prompt"]
+    drawn = CliRunner().invoke(app, [*words, "a b", "--steps", "2", "--compare", "--out", str(out)])
+    assert drawn.exit_code == 0, drawn.output
+    assert out.is_file()
+
+
+def test_drift_along_the_pipelines_own_loop(sd3: tuple[Any, Path]) -> None:
+    """Both steps' inputs and errors against the real transformer in diffusers' loop."""
+    pipeline, bundle = sd3
+    folder, size = bundle.parent / "model", Resolution.parse("192x128")
+    source = with_habits(resolve_component(str(folder)))
+    weights = find_weights(source, WeightsChoice.parse("auto"), dtype=torch.float32)
+    model = load(source, weights, dtype=torch.float32)
+    example = example_inputs(model, size, batch=2)
+    probes = recorded_probes(model, example, size, steps=2, seeds=1)
+    pipeline.scheduler.set_timesteps(2)
+    times = pipeline.scheduler.timesteps
+    assert [probe.timestep for probe in probes] == times.tolist()
+    place = example.input_names.index("hidden_states")
+    first, second = (probe.args[place] for probe in probes)
+    with torch.no_grad():
+        outputs = [example.wrapper(*probe.args) for probe in probes]
+        empty, text = outputs[0].chunk(2)
+        guided = empty + 7.0 * (text - empty)  # the pipeline's default
+    moved = pipeline.scheduler.step(guided, times[0], first[:1], return_dict=False)[0]
+    torch.testing.assert_close(second, torch.cat([moved, moved]))
+    answer = CliRunner().invoke(
+        app, ["drift", "--model", str(folder), "--res", "192x128", "--factors", "2", "--steps",
+              "2", "--seeds", "1", "--json", "--quiet"],
+    )  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    said = json.loads(answer.stdout)
+    assert (said["batch"], said["timesteps"], len(said["sites"])) == (2, times.tolist(), 2)
+    with torch.no_grad(), Pooled(pipeline, "sd3") as pooled:
+        pooled.inside = True
+        for total, probe, dense in zip(said["total"], probes, outputs, strict=True):
+            got = example.wrapper(*probe.args)
+            expected = float((got - dense).norm() / dense.norm())
+            assert expected > 1e-4
+            assert total == pytest.approx(expected, rel=1e-2)
+
+
+def test_what_cannot_be_measured_or_drawn_is_refused_before_weights_are_read(
+    sd3: tuple[Any, Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(sd3[1].parent / "model", model)
+    for path in model.rglob("*.safetensors"):
+        path.write_bytes(b"")
+    words = ["--model", str(model), "--res", "192x128"]
+
+    def refused(*more: str) -> str:
+        found = CliRunner().invoke(app, [*more, *words])
+        assert isinstance(found.exception, TodoError), found.output
+        return str(found.exception)
+
+    plan = str(tmp_path / "plan.json")
+    assert "A tuned plan of a StableDiffusion3Pipeline is not possible yet" in refused(
+        "tune", "--budget", "drift=1e-3", "--out", plan
+    )
+    assert "A gate for an output of a StableDiffusion3Pipeline" in refused(
+        "compile", "--gate", "drift=1e-3", "--out", str(tmp_path / "x.onnx")
+    )
+    assert "calls its denoiser with 2 rows" in refused("drift", "--batch", "3")
+    karlo = zoo.save(zoo.make("karlo"), tmp_path / "karlo")
+    words[1] = str(karlo)
+    assert "UnCLIPPipeline draws in several stages" in refused(
+        "generate", "--prompt", "a", "--out", str(tmp_path / "x.png")
+    )
+
+
+def test_the_command_draws(sd3: tuple[Any, Path], tmp_path: Path) -> None:
     out = tmp_path / "picture.png"
     words = ["generate", "--bundle", str(sd3[1]), "--prompt", "a b a", "--steps", "3"]
     found = CliRunner().invoke(app, [*words, "--out", str(out)])
@@ -191,5 +318,5 @@ def test_other_constants_are_refused(sd3: tuple[Any, Path]) -> None:
 
 def test_stages_are_refused(tmp_path: Path) -> None:
     folder = zoo.save(zoo.make("karlo"), tmp_path / "karlo")
-    with pytest.raises(ModelError, match="UnCLIPPipeline is not possible yet: it draws in several"):
+    with pytest.raises(ModelError, match="UnCLIPPipeline draws in several stages"):
         todo_compile.compile_bundle(str(folder), res=64, out=tmp_path / "bundle")

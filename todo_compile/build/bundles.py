@@ -190,13 +190,7 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
     assert request.model is not None
     model, choice = request.model, parse_choice(request.component or "all")
     main = resolve_component(model, "unet" if choice == "all" else choice)
-    if main.component not in (*COMPONENTS, *OTHERS):
-        raise ModelError(
-            f"A bundle of a {main.pipeline or main.class_name} is not possible yet: it draws in "
-            "several stages.",
-            remedy="Compile the model that denoises alone (--out FILE.onnx or FILE.plan), or let "
-            "todo_compile.accelerate(pipeline) compile diffusers' own.",
-        )
+    check_one_stage(main)
     if request.gate is not None:
         refuse_recorded(main, "A gate for an output")
     if is_recorded(main) and request.dense_after is not None:
@@ -223,6 +217,25 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
         elif name not in absent and not is_recorded(main) and name != "text_encoder_2":
             progress.warn(f"not in the bundle: {model} has no {name}")
     return rows, names
+
+
+def check_one_stage(main: Source) -> None:
+    """Refuse a pipeline whose drawing is more than one loop around one denoiser and a decoder.
+
+    Args:
+        main: of its denoising model.
+
+    Raises:
+        ModelError: it draws in several stages.
+    """
+    if main.component in (*COMPONENTS, *OTHERS):
+        return
+    raise ModelError(
+        f"A {main.pipeline or main.class_name} draws in several stages, and a compiled pipeline "
+        "has one.",
+        remedy="Compile the model that denoises alone (--out FILE.onnx or FILE.plan), or let "
+        "todo_compile.accelerate(pipeline) compile diffusers' own.",
+    )
 
 
 def _absent(main: Source) -> frozenset[str]:

@@ -189,10 +189,16 @@ def with_habits(source: Source) -> Source:
     """
     if not is_recorded(source) or source.habits is not None:
         return source
-    return replace(source, habits=_recorder(source).habits)
+    return replace(source, habits=recorder_of(source).habits)
 
 
-def _recorder(source: Source) -> Recorder:
+def recorder_of(source: Source) -> Recorder:
+    """What asks the pipeline of a denoiser.
+
+    Raises:
+        ModelError: nothing says which pipeline it belongs to, or it cannot be made.
+        MissingPackageError: what pipelines need is absent.
+    """
     packages.need("generate", f"Running a {source.pipeline or 'pipeline'} with stand-ins")
     parts = parts_of(source)
     if parts is None:
@@ -209,7 +215,7 @@ def _recorder(source: Source) -> Recorder:
 def _recording(
     source: Source, resolution: Resolution, batch: Batch, dtype: torch.dtype
 ) -> Recording:
-    found = _recorder(source).record(resolution, _checked(batch), dtype)
+    found = recorder_of(source).record(resolution, _checked(batch), dtype)
     if isinstance(batch, BatchRange) and not found.several:
         raise ConfigError(
             f"{source.pipeline} does not batch all inputs alike, so there is no range of batches.",
@@ -283,7 +289,7 @@ def side_multiple(source: Source) -> int:
     where a level does not halve evenly), and a transformer needs whole patches.
     """
     if is_recorded(source):
-        return _recorder(source).multiple
+        return recorder_of(source).multiple
     patched = source.class_name in (PIXART, DIT)
     patch = int(source.config.get("patch_size", 2)) if patched else 1
     return source.vae_scale * patch

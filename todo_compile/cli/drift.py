@@ -59,7 +59,8 @@ def drift_command(
     batch: Annotated[
         int | None,
         typer.Option(
-            help="Latents a call. \\[default: 1]",
+            help="Latents a call. \\[default: 1; of pipelines other than Stable Diffusion's, "
+            "PixArt and DiT: as many as they pass]",
             metavar="N",
             rich_help_panel="What",
         ),
@@ -105,9 +106,10 @@ def drift_command(
 ) -> None:
     """Measure how far downsampling moves the model's output, by timestep and by site.
 
-    The latents are noised fields that resemble pictures. Text conditions are seeded random
-    numbers, no prompts: `generate --compare` and benchmarks/fidelity.py draw real ones. A module
-    of your own is measured on the example inputs that its factory returns.
+    Stable Diffusion's UNets, PixArt and DiT get noised fields that resemble pictures, other
+    pipelines run their own loop with the real denoiser. Text conditions are seeded random numbers,
+    no prompts: `generate --compare` and benchmarks/fidelity.py draw real ones. A module of your own
+    is measured on the example inputs that its factory returns.
     """
     if (model is None) == (module is None):
         raise ConfigError(
@@ -143,8 +145,7 @@ def drift_command(
     else:
         assert model is not None
         subject = _named(
-            model, one_resolution(res or ()), weights or "auto", precision or "fp32",
-            1 if batch is None else batch,
+            model, one_resolution(res or ()), weights or "auto", precision or "fp32", batch,
             5 if steps is None else steps, 2 if seeds is None else seeds, progress, hashed=json,
         )  # fmt: skip
     with progress.step("measure") as step:
@@ -198,7 +199,7 @@ def _named(
     size: str,
     weights: str,
     precision: str,
-    batch: int,
+    batch: int | None,
     steps: int,
     seeds: int,
     progress: Progress,
@@ -207,21 +208,32 @@ def _named(
 ) -> _Subject:
     """A model by name, on noise as its sampling has it."""
     from todo_compile import models
-    from todo_compile.capture.inputs import example_inputs, refuse_recorded
+    from todo_compile.capture.inputs import example_inputs, is_recorded, with_habits
     from todo_compile.drift.measure import DriftMeter
     from todo_compile.drift.probes import make_probes
+    from todo_compile.drift.recorded import recorded_probes
     from todo_compile.precision import dtype_of
 
-    source = models.resolve_component(model)
-    refuse_recorded(source, "Drift")  # before weights are read
+    source = with_habits(models.resolve_component(model))
     resolution, dtype = models.Resolution.parse(size), dtype_of(precision)
+    own = is_recorded(source)
+    rows = source.habits.batch if source.habits is not None else batch or 1
+    if own and batch not in (None, rows):
+        raise ConfigError(
+            f"A {source.pipeline} calls its denoiser with {rows} rows, and is measured so.",
+            remedy="Leave --batch out.",
+        )
     with progress.step("model"):
         found = models.find_weights(source, models.WeightsChoice.parse(weights), dtype=dtype)
         loaded = models.load(source, found, dtype=dtype, hashed=hashed)
     if found.kind == "random":
         progress.warn("random weights: drift says nothing about pictures.")
-    example = example_inputs(loaded, resolution, batch=batch)
-    probes = make_probes(loaded, resolution, steps=steps, seeds=seeds, batch=batch)
+    example = example_inputs(loaded, resolution, batch=rows)
+    if own:
+        with progress.step("sample"):
+            probes = recorded_probes(loaded, example, resolution, steps=steps, seeds=seeds)
+    else:
+        probes = make_probes(loaded, resolution, steps=steps, seeds=seeds, batch=rows)
     with progress.step("capture"):
         meter = DriftMeter(
             example.wrapper,
@@ -237,7 +249,7 @@ def _named(
         "weights_hash": loaded.weights_hash,
         "random_weights": found.kind == "random",
         "precision": precision,
-        "batch": batch,
+        "batch": rows,
         "conditions": "random",
     }
     return _Subject(meter, probes, facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,7 +125,9 @@ def generate_command(
             if res is None:
                 raise ConfigError("--model needs --res.", remedy="For example --res 1024")
             source = _check_model(model, scheduler, device, steps)
-            batch = 2 if guidance > 1 else 1
+            # What a pipeline passes, where its inputs are read off it.
+            own = source.habits
+            batch = own.batch if own is not None else 2 if guidance > 1 else 1
             ours, dense, size = _from_model(source, res, precision, compare, batch, plan, shared)
     options["resolution"] = size
     facts: dict[str, Any] = {"path": str(out), "seed": seed, "steps": steps}
@@ -182,7 +185,8 @@ def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps
 
 def _check_model(model: str, scheduler: str | None, device: str | None, steps: int) -> Source:
     """As `_check_bundle`; what is no pipeline is refused when it is loaded."""
-    from todo_compile.capture.inputs import refuse_recorded
+    from todo_compile.build.bundles import check_one_stage
+    from todo_compile.capture.inputs import with_habits
     from todo_compile.models import resolve_component
     from todo_compile.models.components import pipeline_folder
     from todo_compile.runtime.in_process import torch_device
@@ -190,7 +194,8 @@ def _check_model(model: str, scheduler: str | None, device: str | None, steps: i
 
     torch_device(device)
     source = resolve_component(model)
-    refuse_recorded(source, "A rewritten denoiser in a pipeline that draws")
+    check_one_stage(source)
+    source = with_habits(source)
     folder = pipeline_folder(source)
     if source.file is not None:
         check_steps(make_scheduler(scheduler, source.file.scheduler), steps)
@@ -240,12 +245,10 @@ def _from_bundle(
 
 
 def _parts(pipeline: Any) -> dict[str, Any]:
-    settings = {
-        name: pipeline.config[name]
-        for name in ("requires_safety_checker", "force_zeros_for_empty_prompt")
-        if name in pipeline.config
-    }
-    return {**pipeline.components, **settings}
+    """What to make the same pipeline of: its components and settings."""
+    parts = dict(pipeline.components)
+    known = inspect.signature(type(pipeline).__init__).parameters
+    return {**{k: v for k, v in pipeline.config.items() if k in known}, **parts}
 
 
 def _dense_parts(pipeline: Any) -> dict[str, Any]:

@@ -82,9 +82,8 @@ def make_probes(
     Raises:
         ConfigError: no steps or seeds, or a resolution that the model cannot take.
     """
-    from todo_compile.capture.inputs import example_inputs, refuse_recorded
+    from todo_compile.capture.inputs import example_inputs
 
-    refuse_recorded(model.source, "Drift")  # its timesteps and noise may be of another kind
     if steps < 1 or seeds < 1:
         raise ConfigError("Drift needs at least one timestep and one seed.")
     alphas = alphas_cumprod(model.source)

@@ -56,9 +56,8 @@ class CapturedComponent:
     def __init__(
         self, pipeline: Any, source: Source, resolution: Resolution, *, batch: int
     ) -> None:
-        from todo_compile.capture.inputs import example_inputs, refuse_recorded
+        from todo_compile.capture.inputs import example_inputs, manifest_call
 
-        refuse_recorded(source, "A rewritten denoiser in a pipeline that draws")
         self.source = source
         module = getattr(pipeline, place_of(source.component)).requires_grad_(False)
         loaded = models.LoadedModel(
@@ -73,6 +72,7 @@ class CapturedComponent:
         self.wrapper = example.wrapper
         self.args = tuple(value.to(module.device) for value in example.args)
         self.input_names = example.input_names
+        self._grids, self._axes = dict(example.token_grids), dict(example.image_axes)
         self._device: torch.device = module.device
         self._program = capture(example.wrapper, self.args)
         self._constants = constants_of(self._program)
@@ -92,6 +92,8 @@ class CapturedComponent:
             "batch": batch,
             "precision": str(module.dtype).removeprefix("torch."),
         }
+        call = manifest_call(source, resolution, batch=batch, dtype=module.dtype)
+        facts |= {} if call is None else {"call": call}
         self.origin = Origin.of(Path(source.identifier).name, facts)
 
     def variant(self, options: PlanOptions | None) -> tuple[Component, Report]:
@@ -115,6 +117,8 @@ class CapturedComponent:
             module,
             options,
             native_kv_tokens=self.source.native.kv_tokens,
+            token_grids=self._grids,
+            image_axes=self._axes,
             constants=self._constants,
         )
         return GraphSession(self, module), report

@@ -19,6 +19,8 @@ from todo_compile.models.resolution import Resolution
 
 _PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 _PICTURES = ("image", "mask_image", "control_image", "ip_adapter_image", "video", "init_image")
+# They draw from text; pictures to look at are tokens beside those of the one that is drawn.
+_FROM_TEXT = ("Flux2Pipeline", "Flux2KleinPipeline")
 # Size, in pixels and cells, of the latent picture that Stable Cascade's decoder starts from.
 _CASCADE = (1024, 24)
 
@@ -39,7 +41,13 @@ def count_name(pipeline: Any) -> str | None:
 
 
 def arguments(
-    pipeline: Any, parts: Parts, size: Resolution | None, *, count: int = 1, length: int | None
+    pipeline: Any,
+    parts: Parts,
+    size: Resolution | None,
+    *,
+    count: int = 1,
+    length: int | None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Arguments of one call.
 
@@ -49,6 +57,7 @@ def arguments(
         size: in pixels; None for what the pipeline makes when it is not told.
         count: pictures of one text.
         length: most tokens of a text, where the pipeline is told; None for its own default.
+        seed: of its noise.
 
     Raises:
         ModelError: it insists on something that nothing is known about.
@@ -66,7 +75,7 @@ def arguments(
     if "max_area" in known and size is not None:  # so would others of another area
         found["max_area"] = size.height * size.width
     if "generator" in known:
-        found["generator"] = torch.Generator().manual_seed(0)
+        found["generator"] = torch.Generator().manual_seed(seed)
     if length is not None and "max_sequence_length" in known:
         found["max_sequence_length"] = length
     counted = count_name(pipeline)
@@ -78,6 +87,8 @@ def arguments(
         needed = parameter.default is inspect.Parameter.empty
         plain = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         if name == "self" or name in found or not plain:
+            continue
+        if name == "image" and not needed and parts.pipeline in _FROM_TEXT:
             continue
         if needed or name in ("image", "image_embeds", "negative_image_embeds"):
             value = _made(name, parts, size)

@@ -46,10 +46,12 @@ class Stage:
     Attributes:
         dtype: of the tensors that they give, and that they say they have.
         memory: results of earlier calls.
+        answer: what the denoiser does with the arguments of a call; None ends the run with it.
     """
 
     dtype: torch.dtype = torch.float32
     memory: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    answer: Callable[[Mapping[str, Any]], Any] | None = field(default=None, repr=False)
     inside: bool = False
 
 
@@ -84,7 +86,7 @@ def stand_in(name: str, part: Part, stage: Stage, *, denoiser: bool = False) -> 
         "dtype": property(lambda _: stage.dtype),
     }
     if denoiser:
-        body["forward"] = _recorder(cls.forward)
+        body["forward"] = _recorder(cls.forward, stage)
     else:
         own = {key: value for key, value in vars(cls).items() if inspect.isfunction(value)}
         public = [key for key in own if not key.startswith("_")]
@@ -118,7 +120,7 @@ def class_of(part: Part) -> Any:
 
 def _made(cls: Any, part: Part) -> nn.Module:
     config = dict(part.config)
-    if part.library != "transformers":
+    if hasattr(cls, "from_config"):  # diffusers'; Kolors' text encoder, in it, is of the other kind
         return cast("nn.Module", cls.from_config(config))
     kept = {k: v for k, v in config.items() if k not in ("torch_dtype", "dtype")}
     if part.name.startswith("CLIPText"):  # longer texts are encoded in pieces
@@ -127,13 +129,15 @@ def _made(cls: Any, part: Part) -> nn.Module:
     return cast("nn.Module", cls(cls.config_class.from_dict(kept, attn_implementation="eager")))
 
 
-def _recorder(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _recorder(forward: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
     signature = inspect.signature(forward)
 
-    def record(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def record(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         found = dict(signature.bind(self, *args, **kwargs).arguments)
         del found[next(iter(signature.parameters))]
-        raise Recorded(found)
+        if stage.answer is None:
+            raise Recorded(found)
+        return stage.answer(found)
 
     return record
 

@@ -81,6 +81,22 @@ class Recorder:
         """
         return self._once(("record", size, batch, dtype), lambda: self._record(size, batch, dtype))
 
+    def sample(
+        self,
+        size: Resolution,
+        answer: Callable[[Mapping[str, Any]], Any],
+        *,
+        steps: int,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """Let the pipeline draw one picture of `size` with `answer` for its denoiser; see
+        `Rehearsal.sample`."""
+        self._check(size)
+        rehearsal(self._sized(size), self._denoiser).sample(
+            size, answer, steps=steps, seed=seed, dtype=dtype, length=self._length(size)
+        )
+
     @cached_property
     def habits(self) -> Habits:
         """What the pipeline does when it is told neither size nor number.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import traceback
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from todo_compile.capture.recording.arguments import arguments
+from todo_compile.capture.recording.arguments import arguments, parameters
 from todo_compile.capture.recording.modules import Recorded, Stage, class_of, stand_in
 from todo_compile.capture.recording.words import UNBOUNDED, tokenizer
 from todo_compile.errors import ModelError, TodoError, first_line
@@ -63,6 +63,55 @@ class Rehearsal:
             ModelError: the pipeline stops before, or does not call its denoiser at all.
         """
         given = arguments(self.pipeline, self.parts, size, count=count, length=length)
+        found = self._run(given, size, dtype, length, mode)
+        if found is None:
+            raise ModelError(
+                f"{self.parts.pipeline} did not call its {self.denoiser}.",
+                remedy="Load the module yourself and hand it to the Python API with example "
+                "inputs: todo_compile.rewrite(module, example_inputs).",
+            )
+        return found
+
+    def sample(
+        self,
+        size: Resolution | None,
+        answer: Callable[[Mapping[str, Any]], Any],
+        *,
+        steps: int,
+        seed: int,
+        dtype: torch.dtype,
+        length: int | None,
+    ) -> None:
+        """Let the pipeline take `steps` steps of its loop.
+
+        Args:
+            size, dtype, length: as for `call`.
+            answer: the denoiser: what it gives for its arguments. `Recorded` ends the loop.
+            steps: of the scheduler.
+            seed: of the noise.
+
+        Raises:
+            ModelError: the pipeline stops with an error.
+        """
+        given = arguments(self.pipeline, self.parts, size, length=length, seed=seed)
+        known = parameters(self.pipeline)
+        wanted = {"num_inference_steps": steps, "output_type": "latent"}
+        self.stage.answer = answer
+        try:
+            more = {k: v for k, v in wanted.items() if k in known}
+            self._run({**given, **more}, size, dtype, length, None)
+        finally:
+            self.stage.answer = None
+
+    def _run(
+        self,
+        given: Mapping[str, Any],
+        size: Resolution | None,
+        dtype: torch.dtype,
+        length: int | None,
+        mode: Any,
+    ) -> Mapping[str, Any] | None:
+        """The arguments of the call that ended the run; None if none did."""
         self.stage.dtype = dtype
         bounded = length is not None and "max_sequence_length" not in given
         try:
@@ -84,11 +133,7 @@ class Rehearsal:
             raise
         except Exception as error:  # anything that a pipeline's own code raises
             raise self._stopped(error, size) from error
-        raise ModelError(
-            f"{self.parts.pipeline} did not call its {self.denoiser}.",
-            remedy="Load the module yourself and hand it to the Python API with example inputs: "
-            "todo_compile.rewrite(module, example_inputs).",
-        )
+        return None
 
     @contextmanager
     def _tokens(self, most: int | None) -> Generator[None]:
@@ -110,8 +155,9 @@ class Rehearsal:
         where = (theirs or frames)[-1]
         file = where.filename.replace("\\", "/").rpartition("/")[2]
         at = "" if size is None else f" at {size}"
+        when = "in its loop" if self.stage.answer else f"before it called its {self.denoiser}"
         return ModelError(
-            f"{self.parts.pipeline} stopped{at} before it called its {self.denoiser}, in "
+            f"{self.parts.pipeline} stopped{at} {when}, in "
             f"{file}, line {where.lineno}: {first_line(error, limit=240)}",
             remedy="If it is about the size, take another; else compare the folder with the "
             "model's origin, or hand the module to todo_compile.rewrite(module, example_inputs).",
@@ -162,7 +208,7 @@ def _assembled(parts: Parts, denoiser: str, stage: Stage) -> Any:
 
 def _part(name: str, part: Part, parts: Parts, denoiser: str, stage: Stage) -> Any:
     if "tokenizer" in name:
-        return tokenizer(token_limit(part) or _length(name, parts))
+        return tokenizer(token_limit(part) or _length(name, parts), positions=_positioned(part))
     if name in ("safety_checker", "watermarker"):
         return None
     cls = class_of(part)
@@ -171,6 +217,14 @@ def _part(name: str, part: Part, parts: Parts, denoiser: str, stage: Stage) -> A
     if hasattr(cls, "from_config"):  # schedulers: as they are
         return cls.from_config(dict(part.config))
     return cls() if name == "feature_extractor" else None
+
+
+def _positioned(part: Part) -> bool:
+    """Whether a tokenizer gives positions too, as its class says."""
+    try:
+        return "position_ids" in getattr(class_of(part), "model_input_names", ())
+    except ModelError:  # its library is absent: the stand-in does without
+        return False
 
 
 def _length(name: str, parts: Parts) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 UNBOUNDED = 512
 """Tokens of a text where neither tokenizer nor pipeline has a bound."""
 _WORDS = 2048
@@ -23,8 +25,13 @@ def prompt(count: int = _WORDS) -> str:
     return " ".join(["a"] * count)
 
 
-def tokenizer(limit: int) -> Any:
-    """A tokenizer that gives at most `limit` tokens, by words, with one at the end."""
+def tokenizer(limit: int, *, positions: bool = False) -> Any:
+    """A tokenizer that gives at most `limit` tokens, by words, with one at the end.
+
+    Args:
+        limit: of tokens.
+        positions: it also gives every token's position, as some do.
+    """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -36,7 +43,15 @@ def tokenizer(limit: int) -> Any:
     machine.post_processor = TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)]
     )
-    made: Any = PreTrainedTokenizerFast
+
+    class Positioned(PreTrainedTokenizerFast):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            found: Any = super().__call__(*args, **kwargs)
+            ids = torch.as_tensor(found["input_ids"])
+            found["position_ids"] = torch.arange(ids.shape[-1]).expand(ids.shape)
+            return found
+
+    made: Any = Positioned if positions else PreTrainedTokenizerFast
     return made(
         tokenizer_object=machine,
         model_max_length=limit,
