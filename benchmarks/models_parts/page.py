@@ -24,14 +24,20 @@ is downsampled by two on each side.
 - *error*: of the whole model's output, against an eager run whose keys and values are subsampled by
   an oracle that knows nothing of the passes; *effect*: how far that is from dense. Both in units of
   the greatest value.
-- *ONNX*: the same error of the command's file in onnxruntime, or none.
+- *ONNX*: the same error of the command's file in onnxruntime; "built" where there is nothing to
+  compare with, a dash where there is no file.
+- *bundle*: what `--out FOLDER/` makes of the whole pipeline: built (all parts, and loaded again as
+  a pipeline), refused before any work, or failed in it.
 
 """
 
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The document."""
-    head = "| family | attentions | rewritten | cross | dense | refused | error | effect | ONNX |"
+    head = (
+        "| family | attentions | rewritten | cross | dense | refused | error | effect | ONNX "
+        "| bundle |"
+    )
     lines = [head, "|" + "---|" * (head.count("|") - 1), *(_row(row) for row in rows)]
     reasons: dict[str, list[str]] = {}
     for row in rows:
@@ -39,23 +45,21 @@ def page(rows: list[dict[str, Any]]) -> str:
         for reason in dict.fromkeys(said):
             reasons.setdefault(reason, []).append(row["title"])
     why = [f"- {', '.join(titles)}: {_plain(reason)}" for reason, titles in reasons.items()]
-    bundles = [
-        row["title"]
-        for row in rows
-        if row.get("bundle") == "" and " " not in row["family"] and "error" in row["onnx"]
+    states = [(row["title"], row["bundle"]) for row in rows if "bundle" in row]
+    stages = [
+        f"- {title}, {said['state']}: {_plain(said['why'])}"
+        for title, said in states
+        if said["why"]
     ]
-    stages = [f"- {row['title']}: {_plain(row['bundle'])}" for row in rows if row.get("bundle", "")]
     return "\n".join(
         [
             _TOP + "\n".join(lines),
             "\n## What is refused, and why\n",
             *why,
             "\n## Whole pipelines\n",
-            f"The request `--out FOLDER/` is accepted for {', '.join(bundles)}. "
-            "Parts that are not compiled stay in torch, inside the bundle. "
-            "The pictures of SD3, FLUX, PixArt, DeepFloyd IF, Kandinsky 2.2 and SDXL's refiner "
-            "are compared with torch's in "
-            "[the tests](../tests/runtime/test_runtime_every_pipeline.py).",
+            "Parts that are not compiled stay in torch, inside the bundle. The pictures of SD3, "
+            "FLUX, PixArt, DeepFloyd IF, Kandinsky 2.2 and SDXL's refiner are compared with "
+            "torch's in [the tests](../tests/runtime/test_runtime_every_pipeline.py).",
             "",
             *stages,
             "",
@@ -73,7 +77,7 @@ def _row(row: dict[str, Any]) -> str:
     export, dynamo = row.get("export", {}), row.get("dynamo", {})
     cells = [row["title"]]
     if "fused" not in row:
-        return f"| {row['title']} |" + " – |" * 8
+        return f"| {row['title']} |" + " – |" * 9
     cells.append(str(row["fused"] + row["products"] // 2))
     for key in ("rewritten", "cross", "dense", "refused"):
         value, other = export.get(key, "–"), dynamo.get(key, "–")
@@ -82,7 +86,11 @@ def _row(row: dict[str, Any]) -> str:
     rewritten = bool(export.get("rewritten"))
     cells += [f"{v:.0e}" if rewritten and v is not None else "–" for v in (error, effect)]
     onnx = row.get("onnx", {})
-    cells.append(f"{onnx['error']:.0e}" if onnx.get("error") is not None else "–")
+    if "error" not in onnx:
+        cells.append("–")
+    else:
+        cells.append("built" if onnx["error"] is None else f"{onnx['error']:.0e}")
+    cells.append(row.get("bundle", {}).get("state", "–"))
     return "| " + " | ".join(cells) + " |"
 
 
@@ -112,8 +120,9 @@ def worse(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             found.append(f"onnx: {new['onnx'].get('built')}")
         elif error > WRONG:
             found.append(f"onnx: an error of {error}")
-    if new.get("bundle") and old.get("bundle") == "":
-        found.append(f"bundle: {new['bundle']}")
+    after = new.get("bundle", {"state": "built"})
+    if after["state"] != "built" and old.get("bundle", {}).get("state") == "built":
+        found.append(f"bundle: {after['why']}")
     return found
 
 

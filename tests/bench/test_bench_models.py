@@ -42,7 +42,8 @@ def test_nothing_committed_is_wrong(name: str) -> None:
 
 def test_what_is_worse() -> None:
     row = {
-        "fused": 4, "products": 2, "bundle": "", "onnx": {"error": 1e-6},
+        "fused": 4, "products": 2, "onnx": {"error": 1e-6},
+        "bundle": {"state": "built", "why": ""},
         "export": {"found": 5, "rewritten": 3, "error": 1e-6},
     }  # fmt: skip
 
@@ -58,7 +59,8 @@ def test_what_is_worse() -> None:
     assert changed("export", captured="no") == ["export: not captured: no"]
     assert changed("onnx", error=0.1) == ["onnx: an error of 0.1"]
     assert worse(row, {**row, "onnx": {"built": "no"}}) == ["onnx: no"]
-    assert worse(row, {**row, "bundle": "no"}) == ["bundle: no"]
+    assert changed("bundle", state="refused", why="no") == ["bundle: no"]
+    assert changed("bundle", state="failed", why="no") == ["bundle: no"]
     assert worse(row, {"command": "no"}) == ["the command refuses it: no"]
     assert changed("export", rewritten=5, found=7) == []
 
