@@ -23,7 +23,6 @@ ROOT = Path(todo_compile.__file__).parent
 OURS = ROOT.name
 AT_START = (f"{OURS}.cli.app", f"{OURS}.api")
 NO_WEIGHT = {"pydantic"}  # whatever describes a build has it
-LATER = f"{OURS}.tuning."  # its files have late imports that nothing needs
 
 
 @dataclass
@@ -102,7 +101,7 @@ def needless(found: dict[str, Module]) -> set[str]:
     return {
         f"{name}:{line} imports {other}"
         for name, module in found.items()
-        if name not in at_start and not name.startswith(LATER)
+        if name not in at_start
         for line, other in module.late
         if name not in read_with(found, other) and weight(other) <= weight(name)
     }

@@ -9,10 +9,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.errors import ConfigError, given_path
+from todo_compile import models
+from todo_compile.bundle.files import check_target
+from todo_compile.errors import ConfigError, ModelError, given_path
+from todo_compile.models.components import pipeline_folder
+from todo_compile.models.trust import INDEX
+from todo_compile.options import PlanOptions, SiteChoice
+from todo_compile.packages import need
 from todo_compile.precision import dtype_of
 from todo_compile.progress import Progress, SilentProgress
+from todo_compile.tuning.choosing import Problem
 from todo_compile.tuning.plan_file import TunedPlan
+from todo_compile.tuning.prompts import read_prompts, split
+from todo_compile.tuning.scores import Scores
 from todo_compile.tuning.wishes import (
     DEFAULT_CANDIDATES,
     QUICK_CANDIDATES,
@@ -24,8 +33,6 @@ from todo_compile.tuning.wishes import (
 
 if TYPE_CHECKING:
     from todo_compile.models import Source
-    from todo_compile.options import SiteChoice
-    from todo_compile.tuning.scores import Scores
     from todo_compile.tuning.studio import Pair, Studio
 
 MAX_PARTS = 8
@@ -107,8 +114,6 @@ def tune(
         ModelError: it is no pipeline, or its weights are random.
         MissingPackageError: scipy, diffusers or transformers is absent.
     """
-    from todo_compile.packages import need
-
     wished = Budget.parse(budget)
     if candidates is None:
         candidates = QUICK_CANDIDATES if quick else DEFAULT_CANDIDATES
@@ -117,21 +122,16 @@ def tune(
     _check_numbers(phases, dense_last, steps, batch, pairs, guidance)
     need("tune", "Choosing a plan")
     need("generate", "Drawing to verify a plan")
-    from todo_compile import models
-
     source, folder = _pipeline(model)
     resolution = models.Resolution.parse(res)
     if batch is None:
         cells = resolution.height * resolution.width // source.vae_scale**2
         batch = 4 if cells < 1024 else 1
-    from todo_compile.tuning.prompts import read_prompts, split
-
     if prompts is None or isinstance(prompts, (str, Path)):
         file = None if prompts is None else given_path(prompts, "prompts")
         lines = read_prompts(file, folder, resolution)
     else:
         lines = list(dict.fromkeys(prompts))
-    from todo_compile.bundle.files import check_target
     from todo_compile.tuning.studio import Sampling, Studio, make_pairs
 
     place = None if scores is None else given_path(scores, "scores")
@@ -169,9 +169,6 @@ def tune(
         "pairs": [[pair.prompt, pair.seed] for pair in fit],
         "candidates": {site: [choice_text(c) for c in row] for site, row in options.items()},
     }
-    from todo_compile.tuning.choosing import Problem
-    from todo_compile.tuning.scores import Scores
-
     known = Scores.load(place, key, strict=True)
     fill_scores(studio, known, fit, options, parts, place, effort, held, progress)
     starts, lengths = [s for s, _ in parts], [n for _, n in parts]
@@ -239,11 +236,7 @@ def _pipeline(model: str) -> tuple[Source, Path | None]:
     Raises:
         ModelError: it is a model without a pipeline: it could not draw.
     """
-    from todo_compile import models
     from todo_compile.capture.inputs import refuse_recorded
-    from todo_compile.errors import ModelError
-    from todo_compile.models.components import pipeline_folder
-    from todo_compile.models.trust import INDEX
 
     source = models.resolve_component(model)
     refuse_recorded(source, "A tuned plan")  # before weights are read
@@ -271,8 +264,6 @@ def allowed(
     Raises:
         ConfigError: no candidate is left.
     """
-    from todo_compile.options import PlanOptions
-
     options: dict[str, tuple[SiteChoice, ...]] = {}
     saved: dict[tuple[str, str], int] = {}
     for site in studio.sites:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from todo_compile.bundle.files import staged
 from todo_compile.errors import ConfigError
 from todo_compile.foreign import ForeignError, read_object
 
@@ -64,8 +65,6 @@ class Scores(BaseModel):
         """
         if path is None:
             return
-        from todo_compile.bundle.files import staged
-
         with staged(path) as stage:
             stage.publish(path.name).write_text(
                 json.dumps(self.model_dump(mode="json")) + "\n", encoding="utf-8"

@@ -2,13 +2,30 @@
 
 What the operation does to axes is read off its effect (`passes.operators`). The answer is a `Move`
 (which operands are pooled instead, on which axis) or the reason why the exchange would be wrong.
-Writing P for pooling with weights w that sum to one over each cell:
+Graphs run from left to right; P pools with weights w that sum to one over each cell.
 
-* rearranging (permute, view, squeeze, expand): P acts on one axis; the axis is only renamed.
-* affine in the channels (linear, bias, per-channel scale): P(Ax + b) = Σ w (Ax + b) = A(Px) + b.
-* token-wise (norm or length over channels, activation, product with another token tensor): f acts
-  on every token alone, so picking tokens before or after is the same; for averages it is not.
-* concatenation: along channels every part is pooled; along tokens only the image's part is.
+Rearranging (permute, squeeze, view and expand, which have functions of their own below):
+
+    x ─ permute ─ P          →   x ─ P ─ permute
+    P acts on one axis, which is only renamed.
+
+Affine in the channels (linear, bias, scale of a channel, sum of two token tensors):
+
+    x ─ linear(A, b) ─ P     →   x ─ P ─ linear(A, b)
+    Σ w (Ax + b) = A (Σ w x) + b, since Σ w = 1.
+
+Token-wise (norm or length over channels, activation, product with another token tensor):
+
+    x ─ f ─ P                →   x ─ P ─ f
+    f sees one token at a time, so f of the picked tokens are the picked f. P must pick: f of a mean
+    is not the mean of f.
+
+Concatenation on the channels, and any operation on several token tensors:
+
+    x ─┐                         x ─ P ─┐
+       cat(-1) ─ P           →          cat(-1)
+    y ─┘                         y ─ P ─┘
+    P treats every channel alike.
 """
 
 from __future__ import annotations
@@ -79,7 +96,13 @@ def _no_rule(node: Node) -> str:
 def _through_view(
     context: GraphContext, node: Node, effect: Effect, axis: int, pooling: Pooling
 ) -> Move | str:
-    """Allowed where the token axis stays whole (a split of heads)."""
+    """A view that keeps the token axis whole: a split of heads, or its undoing.
+
+        x (1, N, C) ─ view (1, N, H, C/H) ─ P   →   x ─ P (1, n, C) ─ view (1, n, H, C/H)
+
+    What lies before the token axis and what lies behind it are regrouped among themselves, so token
+    i of the result is made of token i alone.
+    """
     source, shape = effect.sources[0].node, context.shape(node)
     before = context.shape(source)
     assert shape is not None and before is not None
@@ -94,7 +117,12 @@ def _through_view(
 def _through_expand(
     context: GraphContext, node: Node, effect: Effect, axis: int, pooling: Pooling
 ) -> Move | str:
-    """Where the tokens are those of the source: a number for each, say, over its channels."""
+    """Repetition along other axes than the tokens', of a number for each token, say.
+
+        x (1, N, 1) ─ expand (1, N, C) ─ P   →   x ─ P (1, n, 1) ─ expand (1, n, C)
+
+    Token i of the result is a copy of token i.
+    """
     (source,) = effect.sources
     own, shape = source.axes[axis], context.shape(node)
     assert shape is not None
@@ -108,7 +136,14 @@ def _through_expand(
 
 
 def _through_cat(context: GraphContext, node: Node, effect: Effect, pooling: Pooling) -> Move | str:
-    """Along tokens the image's part is pooled."""
+    """Concatenation along tokens: the image's part is pooled.
+
+        text ─┐                              text ──────┐
+              cat(1) ─ P of the image   →               cat(1)
+        image ┘                              image ─ P ─┘
+
+    P leaves every other token alone. One part must be the image exactly.
+    """
     start: Size = 0
     for source in effect.sources:
         length = (context.shape(source.node) or ())[effect.joined]
