@@ -17,6 +17,8 @@ import torch.nn.functional as F
 
 Pair = tuple[int, int]
 """(rows, columns)."""
+Sides = tuple[int, ...]
+"""(rows, columns) of a picture, (frames, rows, columns) of a video."""
 
 
 def cells(side: int, factor: int) -> int:
@@ -82,17 +84,17 @@ def subsample_image(
 def subsample(
     x: torch.Tensor,
     dim: int,
-    grid: Pair,
+    grid: Sides,
     factors: Pair,
     sampling: str = "nearest",
     offset: int = 0,
     start: Pair = (0, 0),
 ) -> torch.Tensor:
-    """Subsample the image tokens on axis `dim`; `offset` before and the rest stay."""
+    """Subsample the image tokens on axis `dim`, each frame by itself; the others stay."""
     moved = x.movedim(dim, -1)
-    tokens = grid[0] * grid[1]
+    tokens = math.prod(grid)
     before, image, after = moved.split([offset, tokens, moved.shape[-1] - offset - tokens], dim=-1)
-    planes = image.reshape(1, -1, *grid)
+    planes = image.reshape(1, -1, *grid[-2:])
     dtype = planes.dtype
     if dtype in (torch.bfloat16, torch.float16) and sampling.startswith(("average", "blend")):
         planes = planes.float()  # rounds once, at the end
@@ -104,7 +106,7 @@ def subsample(
 def stand_ins(
     x: torch.Tensor,
     dim: int,
-    grid: Pair,
+    grid: Sides,
     factors: Pair,
     sampling: str = "nearest",
     offset: int = 0,
@@ -116,13 +118,15 @@ def stand_ins(
     key weighing as many tokens as it stands for: here it occurs so often.
     """
     pooled = subsample(x, dim, grid, factors, sampling, offset, start).movedim(dim, -1)
-    count = [cells(side, factor) for side, factor in zip(grid, factors, strict=True)]
-    after = pooled.shape[-1] - offset - count[0] * count[1]
-    before, image, rest = pooled.split([offset, count[0] * count[1], after], dim=-1)
+    every = (*(1 for _ in grid[2:]), *factors)
+    count = [cells(side, factor) for side, factor in zip(grid, every, strict=True)]
+    own = math.prod(count)
+    before, image, rest = pooled.split([offset, own, pooled.shape[-1] - offset - own], dim=-1)
     image = image.unflatten(-1, count)
-    for axis, side, factor in ((-2, grid[0], factors[0]), (-1, grid[1], factors[1])):
+    for axis, side, factor in ((-2, grid[-2], factors[0]), (-1, grid[-1], factors[1])):
         image = image.repeat_interleave(factor, axis).narrow(axis, 0, side)
-    return torch.cat([before, image.flatten(-2), rest], dim=-1).movedim(-1, dim)
+    image = image.flatten(-len(count))
+    return torch.cat([before, image, rest], dim=-1).movedim(-1, dim)
 
 
 def mass(
@@ -226,7 +230,7 @@ class OracleProcessor:
 
 @contextmanager
 def pooled_fused_attention(
-    segments: Mapping[int, tuple[int, Pair, Pair]], sampling: str, *, keep_mass: bool = True
+    segments: Mapping[int, tuple[int, Sides, Pair]], sampling: str, *, keep_mass: bool = True
 ) -> Generator[list[int]]:
     """Every fused attention in eager mode, with keys and values subsampled where they enter it.
 
@@ -254,9 +258,11 @@ def pooled_fused_attention(
         assert not enable_gqa
         assert dropout_p == 0.0
         keys = key.shape[-2]
+        if attn_mask is not None and attn_mask.dtype is torch.bool:
+            attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, -math.inf)
         if keys in segments and query.shape[-2] != 1:
             offset, grid, factors = segments[keys]
-            rest = keys - offset - grid[0] * grid[1]
+            rest = keys - offset - math.prod(grid)
             joint = bool(offset or rest)
             pooled = stand_ins if keep_mass or not joint else subsample
             key, value = (

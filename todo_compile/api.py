@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from todo_compile.errors import ConfigError, given_path
-from todo_compile.options import PlanOptions, check_token_grids
+from todo_compile.options import PlanOptions, TokenGrid, check_token_grids
 
 if TYPE_CHECKING:
     from torch import nn
@@ -175,7 +175,7 @@ def rewrite(
     *,
     options: PlanOptions | None = None,
     native_kv_tokens: int | None = None,
-    token_grids: dict[int, tuple[int, int]] | None = None,
+    token_grids: Mapping[int, TokenGrid] | None = None,
     image_axes: Mapping[str, tuple[int, int]] | None = None,
     dump: str | Path | None = None,
 ) -> tuple[nn.Module, Report]:
@@ -190,10 +190,12 @@ def rewrite(
             stays in its mode: the other raises a CaptureError.
         args, kwargs: example inputs.
         options: how factors are chosen.
-        native_kv_tokens: the default bound on key/value tokens; 4096 if None.
-        token_grids: number of tokens → (rows, columns), for models whose image tokens arrive
-            packed as (B, N, C), so that the graph cannot prove their grid. Your word counts: text
-            of such a length, with no larger image beside it, would be taken for an image.
+        native_kv_tokens: the default bound on key/value tokens; 4096 if None. Of a video: on those
+            of each frame.
+        token_grids: number of tokens → (rows, columns), or (frames, rows, columns) of a video, for
+            models whose image tokens arrive packed as (B, N, C), so that the graph cannot prove
+            their grid. Your word counts: text of such a length, with no larger image beside it,
+            would be taken for an image.
         image_axes: argument by name → its (row, column) axes, ``{"sample": (2, 3)}``, for models
             that mind no neighbours (patches of one cell), so that nothing in the graph proves them.
         dump: folder for the graph before and after every pass.

@@ -91,8 +91,14 @@ def _site_choice(given: Any) -> Any:
     return (*given[:2], *(check_sampling(one) for one in given[2:]))
 
 
-def check_token_grids(given: object) -> dict[int, Factor]:
+TokenGrid = tuple[int, int] | tuple[int, int, int]
+"""(rows, columns) of packed tokens, or (frames, rows, columns)."""
+
+
+def check_token_grids(given: object) -> dict[int, TokenGrid]:
     """A number of tokens → the (rows, columns) that they come from; None is an empty mapping.
+
+    A video's are (frames, rows, columns), frame after frame.
 
     It is the caller's word: text of such a length, where no larger image goes in beside it, is
     taken for the image. Name the grids of images only.
@@ -102,16 +108,23 @@ def check_token_grids(given: object) -> dict[int, Factor]:
     """
     if given is None:
         return {}
-    remedy = "Give tokens → (rows, columns), e.g. {4096: (64, 64)}."
+    remedy = "Give tokens → (rows, columns), or (frames, rows, columns), e.g. {4096: (64, 64)}."
     if not isinstance(given, Mapping):
         raise ConfigError(f"token_grids must be a mapping, not {given!r}.", remedy=remedy)
-    checked: dict[int, Factor] = {}
+    checked: dict[int, TokenGrid] = {}
     for tokens, grid in cast("Mapping[Any, Any]", given).items():
-        if not _is_pair(grid) or grid[0] * grid[1] != tokens:
+        video = isinstance(grid, (tuple, list)) and len(cast("list[Any]", grid)) == 3
+        sides: Any = cast("list[Any]", grid)[1:] if video else grid
+        frames: Any = cast("list[Any]", grid)[0] if video else 1
+        if (
+            not _is_pair(sides)
+            or not _is_pair((frames, 1))
+            or frames * sides[0] * sides[1] != tokens
+        ):
             raise ConfigError(
                 f"token_grids says that {tokens!r} tokens are a grid of {grid!r}.", remedy=remedy
             )
-        checked[tokens] = (grid[0], grid[1])
+        checked[tokens] = (frames, sides[0], sides[1]) if video else (sides[0], sides[1])
     return checked
 
 
@@ -120,8 +133,8 @@ class PlanOptions:
     """How key/value factors are chosen.
 
     Args:
-        kv_tokens: most image tokens that keys and values of a site may keep; None takes what the
-            model saw in training.
+        kv_tokens: most image tokens that keys and values of a site may keep (of a video: those of
+            each frame); None takes what the model saw in training.
         factors: (row, column) factor of each level, largest grid first; levels beyond the end stay
             dense; ``()`` leaves everything dense; None plans by `kv_tokens`.
         sampling: which token stands for a cell, see `todo_compile.passes.rewrite.pooling`.

@@ -33,6 +33,14 @@ def by_matmul(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
     return (q @ k.mT[:, None]).softmax(-1) @ v[:, None]
 
 
+def by_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """All heads' queries as rows of one product, apart again for the softmax."""
+    b, h, n, d = q.shape
+    scores = torch.bmm(q.reshape(b, h * n, d), k.mT).view(b, h, n, -1)
+    weights = scores.softmax(-1).view(b, h * n, -1)
+    return torch.bmm(weights, v).view(b, h, n, d)
+
+
 def expanded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     k, v = (t[:, None].expand(-1, q.shape[1], -1, -1) for t in (k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)
@@ -52,7 +60,7 @@ def chosen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bhij,bjd->bhid", scores.softmax(-1), v)
 
 
-ATTENDS: dict[str, Attend] = {f.__name__: f for f in (by_einsum, by_matmul, expanded)}
+ATTENDS: dict[str, Attend] = {f.__name__: f for f in (by_einsum, by_matmul, by_rows, expanded)}
 MASKED: dict[str, Attend] = {f.__name__: f for f in (filled, chosen)}
 ORDERS = ("null text image", "text null image", "image null", "null image text", "image text")
 

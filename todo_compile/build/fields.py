@@ -323,7 +323,10 @@ class BuildOptions(BaseModel):
     ] = None
     token_grids: Annotated[
         Any,
-        Option("Of a module: tokens → (rows, columns), where they arrive packed.", only="module"),
+        Option(
+            "Of a module: tokens → ([frames,] rows, columns), where they arrive packed.",
+            only="module",
+        ),
     ] = None
     native_kv_tokens: Annotated[
         int | None,

@@ -18,7 +18,7 @@ from todo_compile.errors import ConfigError
 from todo_compile.export import library as libraries
 from todo_compile.export.library import Library
 from todo_compile.export.targets import Targets, parse_targets, resolve_targets
-from todo_compile.options import PlanOptions
+from todo_compile.options import PlanOptions, TokenGrid
 from todo_compile.progress import Progress
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Job(ABC):
 
     @property
     @abstractmethod
-    def token_grids(self) -> dict[int, tuple[int, int]]:
+    def token_grids(self) -> dict[int, TokenGrid]:
         """Grids that the user named, by the number of their tokens."""
 
 

@@ -23,7 +23,7 @@ from todo_compile.build.planned import Planned
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models.components import OTHERS, one_component, overflows_in_half
 from todo_compile.models.controlnet import with_controlnet
-from todo_compile.options import PlanOptions
+from todo_compile.options import PlanOptions, TokenGrid
 from todo_compile.precision import dtype_of
 from todo_compile.progress import Progress, SilentProgress, Step
 
@@ -107,7 +107,7 @@ class ModelJob(Job):
         return self.source.native.kv_tokens
 
     @property
-    def token_grids(self) -> dict[int, tuple[int, int]]:
+    def token_grids(self) -> dict[int, TokenGrid]:
         return {}
 
 

@@ -26,7 +26,7 @@ from todo_compile.build.job import (
     versions,
 )
 from todo_compile.errors import ConfigError
-from todo_compile.options import check_token_grids
+from todo_compile.options import TokenGrid, check_token_grids
 from todo_compile.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ModuleJob(Job):
     given: GivenModule | None = field(repr=False)
     tensors_hash: str
     native_tokens: int | None
-    grids: Mapping[int, tuple[int, int]]
+    grids: Mapping[int, TokenGrid]
     again: Callable[[], GivenModule]
     _built: list[bool] = field(default_factory=list[bool], repr=False)
 
@@ -96,7 +96,7 @@ class ModuleJob(Job):
         return self.native_tokens
 
     @property
-    def token_grids(self) -> dict[int, tuple[int, int]]:
+    def token_grids(self) -> dict[int, TokenGrid]:
         return dict(self.grids)
 
 

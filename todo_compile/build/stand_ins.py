@@ -25,6 +25,7 @@ class Image:
         grid, factor, phase: (rows, columns).
         column_major: tokens are counted down the columns.
         sampling: which token stands for a cell.
+        frames: such grids, one after the other.
     """
 
     offset: int
@@ -33,6 +34,7 @@ class Image:
     phase: tuple[int, int]
     column_major: bool
     sampling: str
+    frames: int = 1
 
     @staticmethod
     def of(row: SiteReport) -> Image:
@@ -40,8 +42,9 @@ class Image:
         assert row.grid is not None and row.image is not None
         image = row.image
         return Image(
-            image.offset, row.grid, row.factor, image.phase, image.column_major, image.sampling
-        )
+            image.offset, row.grid, row.factor, image.phase, image.column_major, image.sampling,
+            row.frames,
+        )  # fmt: skip
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -81,8 +84,9 @@ def _replaced(
 ) -> torch.Tensor:
     rows, columns = grid
     moved = x.movedim(axis, -1)
-    rest = moved.shape[-1] - image.offset - rows * columns
-    before, own, after = moved.split([image.offset, rows * columns, rest], dim=-1)
+    tokens = image.frames * rows * columns
+    rest = moved.shape[-1] - image.offset - tokens
+    before, own, after = moved.split([image.offset, tokens, rest], dim=-1)
     if image.column_major:
         planes = own.reshape(-1, columns, rows).transpose(-1, -2)
     else:

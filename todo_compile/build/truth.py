@@ -67,7 +67,7 @@ class TrueSite:
         """
         row, grid = self.row, self.row.grid
         assert row.image is not None and grid is not None
-        alone = row.image.offset == 0 and row.key_tokens == grid[0] * grid[1]
+        alone = row.image.offset == 0 and row.key_tokens == row.frames * grid[0] * grid[1]
         fits = self.site.score is None or 2 * 4 * row.score_elements <= budget
         return fits and (alone or row.image.keeps_mass)
 

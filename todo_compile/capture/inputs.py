@@ -43,6 +43,7 @@ from todo_compile.models.loading import LoadedModel
 from todo_compile.models.parts import parts_of
 from todo_compile.models.resolution import Resolution
 from todo_compile.models.source import DENOISERS, Source
+from todo_compile.options import TokenGrid
 
 if TYPE_CHECKING:
     from todo_compile.capture.recording.recorded import Recorder, Recording
@@ -72,7 +73,7 @@ class ExampleInputs:
     args: tuple[torch.Tensor, ...] = field(repr=False)
     output_names: tuple[str, ...]
     batches: tuple[BatchRange | None, ...] = ()
-    token_grids: Mapping[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    token_grids: Mapping[int, TokenGrid] = field(default_factory=dict[int, TokenGrid])
     image_axes: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def rows(self, count: int) -> tuple[torch.Tensor, ...]:

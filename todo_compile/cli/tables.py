@@ -161,9 +161,10 @@ def factor_text(factor: tuple[int, int]) -> str:
     return f"{rows}" if rows == columns else f"{rows}×{columns}"
 
 
-def grid_text(grid: tuple[int, int] | None) -> str:
-    """Rows × columns, or a dash where no grid is known."""
-    return f"{grid[0]}×{grid[1]}" if grid else "–"
+def grid_text(grid: tuple[int, int] | None, frames: int = 1) -> str:
+    """Rows × columns, behind the frames of a video, or a dash where no grid is known."""
+    ahead = f"{frames}×" if frames > 1 else ""
+    return f"{ahead}{grid[0]}×{grid[1]}" if grid else "–"
 
 
 def models_table(models: Sequence[KnownModel], width: int) -> Group:
@@ -210,7 +211,7 @@ def _site(site: SiteReport) -> Row:
     return Row(
         (
             str(site.level or ""),
-            grid_text(site.grid),
+            grid_text(site.grid, site.frames),
             f"{site.heads}×{site.head_dim}",
             tokens,
             factor_text(site.factor),

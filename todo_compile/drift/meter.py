@@ -29,7 +29,7 @@ from torch.fx import GraphModule, Node
 
 from todo_compile.capture.trace import capture
 from todo_compile.drift.replay import descendants, first_tensor, lifted_tensors, run, wanted_nodes
-from todo_compile.options import Factor, PlanOptions, Sampling
+from todo_compile.options import Factor, PlanOptions, Sampling, TokenGrid
 from todo_compile.passes.find.sites import find_sites
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.memory import last_writer
@@ -89,7 +89,7 @@ class DriftMeter:
         args: Sequence[Any] = (),
         *,
         native_kv_tokens: int | None = None,
-        token_grids: dict[int, tuple[int, int]] | None = None,
+        token_grids: Mapping[int, TokenGrid] | None = None,
         image_axes: Mapping[str, tuple[int, int]] | None = None,
         plans: int = 64,
     ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from todo_compile._torch import inductor_mode, inductor_options
 from todo_compile.errors import ConfigError
 from todo_compile.models import Resolution
-from todo_compile.options import PlanOptions, check_token_grids
+from todo_compile.options import PlanOptions, TokenGrid, check_token_grids
 from todo_compile.tuning.plan_file import read_plan, single_phase
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ class BackendOptions:
 
     Args:
         plan: how factors are chosen.
-        token_grids: number of tokens → (rows, columns). The caller's word for what comes in packed:
-            the largest input with as many tokens as one of them is taken for the image, whatever it
-            is, so name the grids of images only, and not for a part that sees text of that length.
+        token_grids: number of tokens → (rows, columns), or (frames, rows, columns) of a video. The
+            caller's word for what comes in packed: the largest input with as many tokens as one of
+            them is taken for the image, whatever it is, so name the grids of images only, and not
+            for a part that sees text of that length.
         patch_grid: (rows, columns) of packed patches of 2×2 latent cells at ``res``: believed of a
             whole denoiser that takes and returns as many tokens, of nothing else.
         inner: backend that compiles the rewritten graph.
@@ -57,7 +58,7 @@ class BackendOptions:
     """
 
     plan: PlanOptions
-    token_grids: dict[int, tuple[int, int]]
+    token_grids: dict[int, TokenGrid]
     inner: str
     inductor: dict[str, Any]
     dump: str | None

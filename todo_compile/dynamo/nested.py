@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from todo_compile.options import PlanOptions
+from todo_compile.options import PlanOptions, TokenGrid
 from todo_compile.passes.autocast import inside_call
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import Axes, Dim, Unifier
@@ -26,7 +26,7 @@ from todo_compile.passes.report import Report
 def rewrite_nested(
     module: GraphModule,
     options: PlanOptions,
-    token_grids: dict[int, tuple[int, int]],
+    token_grids: dict[int, TokenGrid],
     levels: Levels,
     seeds: Mapping[Node, Axes] | None = None,
     patch_grid: tuple[int, int] | None = None,

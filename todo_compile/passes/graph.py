@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 
 from todo_compile._torch import fake_mode_of, is_symbolic, size_expression, symbolic_rules
 from todo_compile.errors import PassError
+from todo_compile.options import TokenGrid
 from todo_compile.passes import ops
 from todo_compile.passes.autocast import autocast_regions
 from todo_compile.passes.grid.axes import Size, plain_size, same
@@ -45,8 +46,8 @@ class GraphContext:
 
     Args:
         module: the graph module; edited in place.
-        token_grids: number of tokens → (rows, columns), for graphs whose image tokens arrive
-            already packed, so that no 4-D tensor in the graph proves the grid.
+        token_grids: number of tokens → (rows, columns) or (frames, rows, columns), for graphs whose
+            image tokens arrive already packed, so that no 4-D tensor in the graph proves the grid.
         patch_grid: (rows, columns) of the packed tokens that a whole denoiser would work on; only a
             hint, which dataflow must confirm.
         image_axes: input by name → its (row, column) axes, where the caller knows them.
@@ -59,7 +60,7 @@ class GraphContext:
         self,
         module: GraphModule,
         *,
-        token_grids: dict[int, tuple[int, int]] | None = None,
+        token_grids: Mapping[int, TokenGrid] | None = None,
         patch_grid: tuple[int, int] | None = None,
         image_axes: Mapping[str, tuple[int, int]] | None = None,
         batch: int | None = None,

@@ -19,7 +19,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from todo_compile.errors import ConfigError
-from todo_compile.options import PlanOptions
+from todo_compile.options import PlanOptions, TokenGrid
 from todo_compile.passes.base import Check, Outcome, Pass, State, Wishes
 from todo_compile.passes.dump import Dumper
 from todo_compile.passes.graph import GraphContext, NodeError
@@ -41,7 +41,7 @@ def rewrite_graph(
     options: PlanOptions | None = None,
     *,
     native_kv_tokens: int | None = None,
-    token_grids: dict[int, tuple[int, int]] | None = None,
+    token_grids: Mapping[int, TokenGrid] | None = None,
     patch_grid: tuple[int, int] | None = None,
     image_axes: Mapping[str, tuple[int, int]] | None = None,
     dump: Path | None = None,
@@ -60,8 +60,9 @@ def rewrite_graph(
         module: exported ATen graph or the graph that Dynamo gives to a backend, with fake values.
         options: how factors are chosen.
         native_kv_tokens: the default bound: tokens that the model's highest attention level saw in
-            training.
-        token_grids: number of tokens → (rows, columns) for image tokens that arrive packed.
+            training, of one frame of a video.
+        token_grids: number of tokens → (rows, columns) or (frames, rows, columns), for image tokens
+            that arrive packed.
         patch_grid: (rows, columns) of packed tokens, believed of a whole denoiser's own only.
         image_axes: input by name → its (row, column) axes, where the caller knows them.
         dump: folder for the graph before and after every pass.
@@ -291,6 +292,7 @@ def _row(state: State, decision: Decision, before: cost.SiteCost | None) -> Site
         key_tokens_after=after.key_tokens if after else 0,
         factor=_factor(decision),
         image=_image(decision),
+        frames=decision.grid.frames,
         action=decision.action,
         reason="; ".join(filter(None, (decision.reason, decision.grid.evidence))),
         flops=before.flops if before else 0,

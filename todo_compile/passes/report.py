@@ -56,7 +56,7 @@ class SiteReport:
         module: dotted path of the attention module ("" if unknown).
         kind: self, cross, joint or unknown.
         spelling: sdpa, product, or the reason's operator for what was not understood.
-        grid: (rows, columns) of the key tokens, None where there is none.
+        grid: (rows, columns) of the key tokens, None where there is none; of each frame of a video.
         level: 1 for the largest grid of self-attention, 0 for none.
         heads: batch × heads.
         head_dim: channels a head.
@@ -73,6 +73,7 @@ class SiteReport:
         attention_bytes, attention_bytes_after: of Q, K, V and the result, each moved once.
         stops: where the poolings of its operands ended, and why; empty where nothing was pooled.
         image: the image's keys; None where left alone.
+        frames: grids that follow each other: a video's, else 1.
     """
 
     name: str
@@ -99,6 +100,7 @@ class SiteReport:
     sampling: str = ""
     stops: tuple[HoistStop, ...] = ()
     image: ImageKeys | None = None
+    frames: int = 1
 
 
 @dataclass(frozen=True, slots=True)

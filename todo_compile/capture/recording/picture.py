@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
+from todo_compile.options import TokenGrid
+
 _EXACT = 0.05  # of a row; noise is in fp32, and images have thousands of them at most
 
 
@@ -31,13 +33,14 @@ class Picture:
         cells: (rows, columns) of the noise that the pipeline draws.
         axes: tensor by name → its (row, column) axes.
         packed: tensor by name → (rows, columns) of tokens on its last axis but one, in the order of
-            rows, and nothing else there.
+            rows, and nothing else there; (frames, rows, columns) where each frame's follow those of
+            the one before.
         partly: tensors whose tokens are the image's in part only, or in another order.
     """
 
     cells: tuple[int, int]
     axes: Mapping[str, tuple[int, int]]
-    packed: Mapping[str, tuple[int, int]]
+    packed: Mapping[str, TokenGrid]
     partly: tuple[str, ...] = ()
 
 
@@ -58,7 +61,7 @@ def look(run: Callable[[Any], Mapping[str, torch.Tensor]]) -> Picture | None:
     if cells is None:
         return None
     axes: dict[str, tuple[int, int]] = {}
-    packed: dict[str, tuple[int, int]] = {}
+    packed: dict[str, TokenGrid] = {}
     partly: list[str] = []
     for name, zero in found["zeros"].items():
         if not zero.is_floating_point() or zero.dim() < 3:
@@ -145,19 +148,27 @@ def _counts(place: torch.Tensor, dim: int, side: int) -> bool:
     return everywhere and bool(((place - wanted).abs().nan_to_num() < _EXACT).all())
 
 
-def _packed(
-    rows: torch.Tensor, columns: torch.Tensor, cells: tuple[int, int]
-) -> tuple[int, int] | None:
+def _packed(rows: torch.Tensor, columns: torch.Tensor, cells: tuple[int, int]) -> TokenGrid | None:
     """Grid of tokens on the last axis but one, if they are patches of the image and all of it."""
     tokens = rows.shape[-2]
     if bool(rows.isnan().any()):
         return None  # other tokens among them
+    for frames in (n for n in range(1, tokens // 2) if tokens % n == 0):
+        if (grid := _in_frames(rows, columns, cells, tokens // frames)) is not None:
+            return grid if frames == 1 else (frames, *grid)
+    return None
+
+
+def _in_frames(
+    rows: torch.Tensor, columns: torch.Tensor, cells: tuple[int, int], tokens: int
+) -> tuple[int, int] | None:
+    """(rows, columns) of `tokens` tokens, if every so many are patches of the whole image."""
     for high in range(1, cells[0] + 1):
         wide = cells[0] * cells[1] / (tokens * high)
         if cells[0] % high or wide < 1 or not wide.is_integer() or cells[1] % int(wide):
             continue
         grid = (cells[0] // high, cells[1] // int(wide))
-        place = torch.arange(tokens, dtype=rows.dtype)
+        place = torch.arange(rows.shape[-2], dtype=rows.dtype) % tokens
         down, across = (place // grid[1]).floor()[:, None], (place % grid[1])[:, None]
         inside = (
             ((rows + _EXACT) / high).floor() - down,

@@ -7,6 +7,7 @@ text. Nothing is derived from names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -25,6 +26,7 @@ from todo_compile.models.architecture import Habits, Native, attention_stride, v
 from todo_compile.models.parts import Part, Parts
 from todo_compile.models.resolution import Resolution
 from todo_compile.models.source import Source
+from todo_compile.options import TokenGrid
 
 _REFERENCE = 1024  # pixels; whole cells for every scale that there is
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -48,11 +50,11 @@ class Recording:
     several: bool
 
     @property
-    def token_grids(self) -> dict[int, tuple[int, int]]:
-        """Number of packed tokens → (rows, columns)."""
+    def token_grids(self) -> dict[int, TokenGrid]:
+        """Number of packed tokens → (rows, columns), or (frames, rows, columns)."""
         if self.picture is None or self.picture.partly:
             return {}
-        return {rows * columns: (rows, columns) for rows, columns in self.picture.packed.values()}
+        return {math.prod(grid): grid for grid in self.picture.packed.values()}
 
     @property
     def image_axes(self) -> dict[str, tuple[int, int]]:
@@ -107,7 +109,7 @@ class Recorder:
         default = self._default
         rows = self._rows(default)
         cells, sides = self._cells_of(default), self._sides(default)
-        grid = (sides[0], sides[1]) if sides is not None else cells
+        grid = sides if sides is not None else cells
         stride = 1 if sides is not None else attention_stride(self._config)
         tokens = -(-grid[0] // stride) * -(-grid[1] // stride)
         return Habits(Native(grid, stride, tokens), rows)
@@ -206,9 +208,10 @@ class Recorder:
         return cells
 
     def _sides(self, size: Resolution | None) -> tuple[int, int] | None:
-        """(rows, columns) of packed tokens."""
+        """(rows, columns) of packed tokens, of each frame of a video."""
         picture = self._picture(size)
-        return None if picture is None else next(iter(picture.packed.values()), None)
+        grid = None if picture is None else next(iter(picture.packed.values()), None)
+        return None if grid is None else (grid[-2], grid[-1])
 
     @cached_property
     def _pixels(self) -> tuple[Fraction, Fraction]:

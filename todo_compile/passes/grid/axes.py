@@ -172,10 +172,21 @@ def has_roles(dim: Dim) -> bool:
 
 
 def grid_of(dim: Dim) -> tuple[Atom, Atom] | None:
-    """(slow, fast) image axes if the dimension is exactly one grid of tokens, else None."""
-    if len(dim) == 2 and {dim[0].role, dim[1].role} == {"H", "W"}:
-        return dim[0], dim[1]
-    return None
+    """(slow, fast) image axes if the dimension is one grid of tokens, or frames of it; else None.
+
+    [H][W]       a picture
+    [f][H][W]    a video frame after frame: whatever f is, each of its positions has a whole picture
+    """
+    if len(dim) < 2 or {dim[-2].role, dim[-1].role} != {"H", "W"}:
+        return None
+    if any(atom.role in ("H", "W") or atom.segments for atom in dim[:-2]):
+        return None
+    return dim[-2], dim[-1]
+
+
+def frames_of(dim: Dim) -> Size:
+    """How many pictures a dimension that is a grid (`grid_of`) has, one after the other."""
+    return dim_size(dim[:-2])
 
 
 def image_segment(dim: Dim) -> tuple[Size, Dim] | None:

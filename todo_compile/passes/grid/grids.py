@@ -29,7 +29,6 @@ from todo_compile.passes.grid.axes import (
     Axes,
     Dim,
     Unifier,
-    dim_size,
     fresh,
     fresh_dim,
     has_roles,
@@ -38,6 +37,7 @@ from todo_compile.passes.grid.bodies import bodies, inputs_of, returned, returns
 from todo_compile.passes.grid.named import named_inputs
 from todo_compile.passes.grid.packed import Packed, Walked, packed_inputs
 from todo_compile.passes.grid.state import GridState, Shape
+from todo_compile.passes.grid.writes import after_write
 
 log = logging.getLogger("todo_compile")
 
@@ -177,9 +177,7 @@ class GridMap:
         keeps = ops.elementwise(node) and node.kwargs.get("out") in (None, *node.args)
         if not memory.writes(node) or keeps:
             return
-        for other in memory.written_by(node):
-            if (axes := self._state.axes.get(other)) is not None:
-                self._state.axes[other] = tuple(fresh_dim(dim_size(dim)) for dim in axes)
+        self._state.axes.update(after_write(self._state, node, memory.written_by(node)))
 
     def _enter(self, node: Node) -> list[Axes] | None:
         """Follow axes through the graphs that a node calls; axes of its outputs if known."""
@@ -206,7 +204,9 @@ class GridMap:
         axes = tuple(fresh_dim(size) for size in shape)
         grid = self._packed.grids.get(node)
         if grid is not None and isinstance(shape[1], int):
-            return axes[0], (fresh(grid[0], "H"), fresh(grid[1], "W")), axes[2]
+            *frames, rows, columns = grid
+            ahead = tuple(fresh(number) for number in frames)
+            return axes[0], (*ahead, fresh(rows, "H"), fresh(columns, "W")), axes[2]
         return axes
 
     def _by_rule(self, node: Node, shape: Shape) -> Axes | None:

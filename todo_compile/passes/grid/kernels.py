@@ -35,12 +35,17 @@ class Reach:
 
 
 def reach(context: GraphContext, node: Node, axis: int, old: Size, new: Size) -> Reach:
-    """What `node` does along `axis` (2 or 3), whose size is `old` before it and `new` after."""
-    extent, stride = _RULES[ops.op(node)](context, node, axis - 2)
+    """What `node` does along `axis`, whose size is `old` before it and `new` after.
+
+    Args:
+        axis: rows (-2), columns (-1) or frames (-3); kernels, strides and windows are told for the
+            last axes too.
+    """
+    extent, stride = _RULES[ops.op(node)](context, node, axis)
     alone = same(old, 1) or same(new, 1)
     if extent is None:  # what changes the size moves positions; what does not leaves them
         return Reach(not alone and not same(old, new), same(old, new), 1)
-    plain = extent == 1 and stride > 1 and _padding(node, axis - 2) == 0
+    plain = extent == 1 and stride > 1 and _padding(node, axis) == 0
     return Reach(not alone and extent > 1, stride == 1 and same(old, new), stride if plain else 1)
 
 
@@ -56,10 +61,10 @@ _Rule = Callable[[GraphContext, Node, int], tuple[int | None, int]]
 def _convolution(context: GraphContext, node: Node, side: int) -> tuple[int | None, int]:
     weight = ops.tensor_arg(node, 1, "weight")
     shape = context.shape(weight) if weight is not None else None
-    kernel = shape[side + 2] if shape is not None and len(shape) == 4 else 1
+    kernel = shape[side] if shape is not None and len(shape) >= 4 else 1
     if not isinstance(kernel, int):
         return 1, 0
-    if ops.op(node) == "conv_transpose2d" or (
+    if ops.op(node).startswith("conv_transpose") or (
         ops.op(node) == "convolution" and ops.arg(node, 6, "transposed", default=False)
     ):
         # Each position is spread over `kernel` of the result; a stride makes the side longer.
@@ -86,7 +91,7 @@ def _padding(node: Node, side: int) -> int:
 
 
 def _of(given: Any, side: int, default: int) -> int:
-    """An argument that is one number for both sides or one for each; 0 if it is no number."""
+    """An argument that is one number for all sides or one for each; 0 if it is no number."""
     if isinstance(given, (list, tuple)):
         given = given[side if len(given) > 1 else 0] if given else None
     if given is None:
@@ -95,19 +100,36 @@ def _of(given: Any, side: int, default: int) -> int:
 
 
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("conv2d", "convolution", "conv_transpose2d"), _convolution),
-    **dict.fromkeys(("avg_pool2d", "max_pool2d", "max_pool2d_with_indices"), _window),
+    **dict.fromkeys(
+        ("conv2d", "conv3d", "convolution", "conv_transpose2d", "conv_transpose3d"), _convolution
+    ),
+    **dict.fromkeys(
+        (
+            "avg_pool2d",
+            "avg_pool3d",
+            "max_pool2d",
+            "max_pool3d",
+            "max_pool2d_with_indices",
+            "max_pool3d_with_indices",
+        ),
+        _window,
+    ),
     **dict.fromkeys(
         (
             "adaptive_avg_pool2d",
             "_adaptive_avg_pool2d",
             "adaptive_max_pool2d",
+            "adaptive_avg_pool3d",
+            "_adaptive_avg_pool3d",
+            "adaptive_max_pool3d",
             "interpolate",
             "upsample",
             "upsample_nearest",
             "upsample_nearest2d",
             "upsample_bilinear2d",
             "upsample_bicubic2d",
+            "upsample_nearest3d",
+            "upsample_trilinear3d",
             "_upsample_nearest_exact2d",
             "_upsample_bilinear2d_aa",
             "pixel_shuffle",

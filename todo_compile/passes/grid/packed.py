@@ -1,7 +1,7 @@
 """Image tokens that arrive packed, as (B, N, C): on a grid by the caller's word, or by dataflow.
 
-    token_grids {4096: (64, 64), 256: (16, 16)}
-    image (B, 4096, C)     on 64×64: the caller named it
+    token_grids {4096: (64, 64), 256: (16, 16), 12288: (3, 64, 64)}
+    image (B, 4096, C)     on 64×64: the caller named it; 12288 are three frames of it
     text  (B, 256, C)      stays text: the image is larger
 
     patch grid (64, 64), from a resolution
@@ -23,6 +23,7 @@ import torch
 from torch.fx import Node
 
 from todo_compile._torch import is_models_own, is_symbolic, size_hint
+from todo_compile.options import TokenGrid
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import Axes, Dim, Size, Unifier, plain_size
 
@@ -43,11 +44,11 @@ class Packed:
     """Inputs of packed image tokens.
 
     Args:
-        grids: input → (rows, columns) of its tokens.
+        grids: input → (rows, columns) of its tokens, or (frames, rows, columns).
         evidence: what says so where the caller did not; else "".
     """
 
-    grids: dict[Node, tuple[int, int]] = field(default_factory=dict[Node, tuple[int, int]])
+    grids: dict[Node, TokenGrid] = field(default_factory=dict[Node, TokenGrid])
     evidence: str = ""
 
     def symbolic(self, context: GraphContext) -> list[Any]:
@@ -69,7 +70,7 @@ def packed_inputs(context: GraphContext, walk: Walk) -> Packed:
     return _denoised(context, context.patch_grid, walk)
 
 
-def _named(context: GraphContext, walk: Walk) -> dict[Node, tuple[int, int]]:
+def _named(context: GraphContext, walk: Walk) -> dict[Node, TokenGrid]:
     """Inputs whose number of tokens the caller named a grid for."""
     inputs = _inputs(context)
     found = {

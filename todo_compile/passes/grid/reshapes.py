@@ -74,25 +74,30 @@ def reshape(axes: Axes, sizes: Sequence[Size]) -> Axes:
 def patched(axes: Axes) -> tuple[Atom, Atom] | None:
     """The two ranges that were cut into patches of one side, (rows, columns); None if none were.
 
-    [b][c][x][y]  view, permute, view  →  [b][outer x · outer y][inner x · inner y · c]
+    [b][c][x][y]     view, permute, view  →  [b][outer x · outer y][inner x · inner y · c]
+    [b][c][f][x][y]  view, permute, view  →  [b][f · outer x · outer y][inner x · inner y · c]
 
     What was cut by the same number along two axes, with the outer parts folded into one dimension
-    and the inner ones into another, was next to each other: these are positions in space.
+    and the inner ones into another, was next to each other: these are positions in space. Frames
+    may be ahead of them, cut too or not.
     """
     places = {a.split_of: i for i, dim in enumerate(axes) for a in dim if a.split_of}
     inner = {a.split_of: a for dim in axes for a in dim if a.split_of}
     for dim in axes:
-        if len(dim) != 2 or not (dim[0].split_of and dim[1].split_of):
+        if len(dim) < 2 or not (dim[-2].split_of and dim[-1].split_of):
             continue
-        one, two = dim[0].split_of[0], dim[1].split_of[0]
-        if one.ident == two.ident or {dim[0].split_of[1], dim[1].split_of[1]} != {0}:
+        one, two = dim[-2].split_of[0], dim[-1].split_of[0]
+        if one.ident == two.ident or {dim[-2].split_of[1], dim[-1].split_of[1]} != {0}:
+            continue
+        # Ranges are counted in the order of a tensor's axes: frames come before rows and columns.
+        if any((a.split_of[0] if a.split_of else a).ident > min(one.ident, two.ident)
+               for a in dim[:-2]):  # fmt: skip
             continue
         parts = inner.get((one, 1)), inner.get((two, 1))
         together = places.get((one, 1)) == places.get((two, 1))
         if parts[0] is None or parts[1] is None or not together or same(parts[0].size, 1):
             continue
         if same(parts[0].size, parts[1].size):
-            # Ranges are counted in the order of a tensor's axes: rows come before columns.
             return (one, two) if one.ident < two.ident else (two, one)
     return None
 

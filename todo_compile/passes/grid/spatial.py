@@ -3,11 +3,12 @@
     conv2d, kernel 3×3   [?][?][?][?]   →   [B][c][H][W]      its source is named too
     conv2d, kernel 1×1   [B][?][H][W]   →   [B][c][H][W]      carries what is known, proves nothing
     conv2d, kernel 1×3   [?][?][?][?]   →   [B][c][?][W]      one axis: no grid yet
+    conv3d, kernel 1×2×2 [?][?][?][?][?] →  [B][c][f][H][W]   frames, then rows and columns
 
-An axis of four is rows or columns only with evidence about position on it (`kernels` says what that
-is): a kernel wider than one, a change of size by pooling or resizing, pixels moved into channels or
-out of them. One position before or after it is no evidence: a kernel over the whole side is a full
-projection, and it would do the same to tokens in any order.
+An axis of four (or five, with frames) is rows or columns only with evidence about position on it
+(`kernels` says what that is): a kernel wider than one, a change of size by pooling or resizing,
+pixels moved into channels or out of them. One position before or after it is no evidence: a kernel
+over the whole side is a full projection, and it would do the same to tokens in any order.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from todo_compile.passes.grid.axes import Axes, Dim, Size, fresh, fresh_dim, sam
 from todo_compile.passes.grid.kernels import Reach, reach, reaches
 from todo_compile.passes.grid.state import GridState, Rule, Shape
 
-_SIDES = (2, 3)
-_NAMES = {2: "H", 3: "W"}
+_SIDES = (-2, -1)
+_NAMES = {-2: "H", -1: "W"}
 
 
 def through_spatial(state: GridState, node: Node, shape: Shape) -> Axes | None:
@@ -31,7 +32,7 @@ def through_spatial(state: GridState, node: Node, shape: Shape) -> Axes | None:
     source = ops.tensor_arg(node, 0, "input", "self")
     before = state.axes.get(source) if source is not None else None
     old = state.context.shape(source) if source is not None else None
-    if source is None or before is None or old is None or len(old) != 4 or len(shape) != 4:
+    if source is None or before is None or old is None or not _takes(state, node, len(old)):
         return None
     found = [reach(state.context, node, axis, old[axis], shape[axis]) for axis in _SIDES]
     roles = _roles(state, before, found)
@@ -40,7 +41,26 @@ def through_spatial(state: GridState, node: Node, shape: Shape) -> Axes | None:
         _side(before[axis], one, roles[axis], old[axis], shape[axis])
         for axis, one in zip(_SIDES, found, strict=True)
     ]
-    return before[0], fresh_dim(shape[1]), *sides
+    ahead = [
+        dim if reach(state.context, node, -3, old[2], shape[2]).keeps else fresh_dim(shape[2])
+        for dim in before[2:-2]  # frames
+    ]
+    return before[0], fresh_dim(shape[1]), *ahead, *sides
+
+
+def _takes(state: GridState, node: Node, rank: int) -> bool:
+    """Whether a tensor of so many axes is (B, C, H, W) or (B, C, frames, H, W) to an operation.
+
+    What takes pictures with a batch takes one without it too, which is of no interest.
+    """
+    name = ops.op(node)
+    if name == "convolution":
+        weight = ops.tensor_arg(node, 1, "weight")
+        shape = state.context.shape(weight) if weight is not None else None
+        return rank in (4, 5) and shape is not None and len(shape) == rank
+    if name in ("interpolate", "upsample", "upsample_nearest"):
+        return rank in (4, 5)
+    return rank == (5 if "3d" in name else 4)
 
 
 def through_grid_sample(state: GridState, node: Node, shape: Shape) -> Axes | None:
@@ -65,14 +85,14 @@ def _roles(state: GridState, before: Axes, found: list[Reach]) -> dict[int, str]
 
     A picture that lies on its side keeps the names of its sides.
     """
-    rows, columns = before[2], before[3]
+    rows, columns = before[-2:]
     if _is_plane_of_tokens(state, rows, columns):
         return dict.fromkeys(_SIDES, "")
     known = {axis: _role(before[axis]) for axis in _SIDES}
-    if known[2] == known[3]:  # both unknown, or named by two things that disagree
+    if known[-2] == known[-1]:  # both unknown, or named by two things that disagree
         known = dict.fromkeys(_SIDES, "")
-    turned = known[2] == "W" or known[3] == "H"
-    names = {2: "W", 3: "H"} if turned else _NAMES
+    turned = known[-2] == "W" or known[-1] == "H"
+    names = {-2: "W", -1: "H"} if turned else _NAMES
     return {
         axis: known[axis] or (names[axis] if one.proves else "")
         for axis, one in zip(_SIDES, found, strict=True)
@@ -93,7 +113,8 @@ def _role(dim: Dim) -> str:
 def _named_source(state: GridState, source: Node, before: Axes, roles: dict[int, str]) -> Axes:
     """The axes of `source`, which are named by what is done to it; kept for its other users."""
     batch = _named(state, before[0], "B")
-    named = (batch, before[1], *(_named(state, before[axis], roles[axis]) for axis in _SIDES))
+    sides = (_named(state, before[axis], roles[axis]) for axis in _SIDES)
+    named = (batch, *before[1:-2], *sides)
     state.axes[source] = named
     return named
 

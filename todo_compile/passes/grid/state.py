@@ -34,6 +34,7 @@ class GridState:
         items: (range, part of the batch) → that range in those items alone, see `batches`.
         evidence: range → role that something in the graph proves of it, "" where two disagree.
         weights: tensors that are the same whatever comes in.
+        written: tensors whose memory something was written into, see `writes`.
     """
 
     context: GraphContext
@@ -43,6 +44,7 @@ class GridState:
     items: dict[Hashable, Atom] = field(default_factory=dict[Hashable, Atom])
     evidence: dict[int, str] = field(default_factory=dict[int, str])
     weights: set[Node] = field(default_factory=set[Node])
+    written: set[Node] = field(default_factory=set[Node])
 
     def visit(self, node: Node) -> None:
         """Note whether `node` is made of weights alone; nodes come in the graph's order."""

@@ -2,7 +2,8 @@
 
 The default policy bounds the key/value tokens of every site by the number that the model saw in
 training at its highest attention level: an attention then never meets more keys than it learned to
-weigh, whatever the resolution. Explicit factors go by level: level 1 is the largest grid; factors
+weigh, whatever the resolution. Of a video the bound is one of each frame, so that a clip of native
+length keeps the native number. Explicit factors go by level: level 1 is the largest grid; factors
 of single sites go before both.
 
 With ``staggered`` the n-th site of a level gets the n-th phase of `stagger_pattern`, whether the
@@ -105,15 +106,16 @@ def make_plan(
         check_count(options, levels, len(numbers))
     bound = options.kv_tokens or native_kv_tokens or DEFAULT_KV_TOKENS
     own = single_sites(context, sites, found, options, again=again, strict=levels.strict)
-    seen: Counter[tuple[int, int]] = Counter()
+    seen: Counter[tuple[int, int, int]] = Counter()
     decisions: list[Decision] = []
     for site, grid in zip(sites, found, strict=True):
-        level = numbers.get(grid.rows * grid.columns, 0)
+        level = numbers.get(grid.tokens, 0)
         decision = _decide(context, site, grid, level, options, bound, own.get(site.anchor), levels)
         if grid.obstacle is None:
-            seen[grid.rows, grid.columns] += 1
+            seen[grid.frames, grid.rows, grid.columns] += 1
         if decision.pooling is not None and decision.pooling.sampling == "staggered":
-            decision.pooling = _staggered(decision, seen[grid.rows, grid.columns] - 1)
+            before = seen[grid.frames, grid.rows, grid.columns] - 1
+            decision.pooling = _staggered(decision, before)
         decisions.append(decision)
     return decisions
 
@@ -142,11 +144,12 @@ def _decide(
         action: Action = "refused" if grid.refused else "dense"
         return Decision(site, grid, action, grid.obstacle, level if grid.kind != "cross" else 0)
     tokens = grid.rows * grid.columns
+    each = f" in each of {grid.frames} frames" if grid.frames > 1 else ""
     if own is not None:
         factor, because = own[:2], "factor given for this site"
     elif options.factors is None:
         factor = smallest_factors(grid.rows, grid.columns, bound)
-        because = f"{tokens:,} tokens, bound {bound:,}"
+        because = f"{tokens:,} tokens{each}, bound {bound:,}"
     else:
         factor = options.factors[level - 1] if level <= len(options.factors) else (1, 1)
         because = f"factor given for level {level}{levels.scope}"
@@ -169,7 +172,9 @@ def _decide(
         return Decision(site, grid, "dense", because, level)
     rows, columns = factor
     sampling = own[2] if own is not None and len(own) == 3 else options.sampling
-    pooling = Pooling(grid.rows, grid.columns, rows, columns, sampling, grid.offset)
+    pooling = Pooling(
+        grid.rows, grid.columns, rows, columns, sampling, grid.offset, frames=grid.frames
+    )
     if grid.column_major:  # slow and fast side change places, and their factors with them
         pooling = pooling.transposed()
     if site.mask_axis is not None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from todo_compile.passes.find.attention import AttentionSite
 from todo_compile.passes.graph import GraphContext
-from todo_compile.passes.grid.axes import Dim, Size, grid_of, image_segment, same
+from todo_compile.passes.grid.axes import Dim, Size, frames_of, grid_of, image_segment, same
 from todo_compile.passes.grid.grids import GridMap
 from todo_compile.passes.plan.masks import MaskProof, mask_obstacle, prove_mask
 
@@ -30,6 +30,7 @@ class SiteGrid:
     Args:
         kind: self-attention, cross-attention, joint attention over text and image, or unknown.
         rows, columns: sides of the key tokens' grid (H, W); 0 where there is none.
+        frames: how many such grids follow each other: a video's, 1 of a picture.
         offset: tokens before the image's in a joint sequence.
         obstacle: why the site cannot or need not be rewritten; None if it can.
         refused: the obstacle is a lack of proof rather than a property of the model.
@@ -49,6 +50,12 @@ class SiteGrid:
     """Why its mask may be pooled; None without a mask that has a key axis."""
     evidence: str = ""
     """What says that it is a grid, where neither the graph alone nor the caller does."""
+    frames: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Keys that are an image's."""
+        return self.frames * self.rows * self.columns
 
 
 def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> SiteGrid:
@@ -75,7 +82,7 @@ def _classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> Sit
         )
     key_grid, query_grid = grid_of(key), grid_of(query)
     if key_grid is not None:
-        found = _self_or_other(grids, query, key, query_grid is not None)
+        found = _self_or_other(grids, site, query, key, query_grid is not None)
         if found is not None:
             return found
         return _sized("self", context, grids, site, key, value, 0)
@@ -86,7 +93,7 @@ def _classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> Sit
     segment = image_segment(key)
     if segment is not None:
         offset, image = segment
-        mine = query_grid is not None and grids.unifier.same_range(query, image)
+        mine = query_grid is not None and _all_of(grids, site, query, image)
         inside = image_segment(query)
         shared = inside is not None and grids.unifier.same_range(inside[1], image)
         if not mine and not shared:
@@ -102,15 +109,33 @@ def _classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> Sit
     return _without_grid(context, grids, site, query, key)
 
 
-def _self_or_other(grids: GridMap, query: Dim, key: Dim, query_is_grid: bool) -> SiteGrid | None:
+def _self_or_other(
+    grids: GridMap, site: AttentionSite, query: Dim, key: Dim, query_is_grid: bool
+) -> SiteGrid | None:
     """None for self-attention over the whole grid, else what it is instead."""
-    if grids.unifier.same_range(query, key):
+    if _all_of(grids, site, query, key):
         return None
     if _coarsened(grids, query, key):
-        rows, columns = (atom.size if isinstance(atom.size, int) else 0 for atom in query)
+        rows, columns = (atom.size if isinstance(atom.size, int) else 0 for atom in query[-2:])
         return SiteGrid("self", rows, columns, obstacle="its keys are downsampled already")
     what = "lie on another grid than the queries" if query_is_grid else "alone are image tokens"
     return SiteGrid("cross", obstacle=f"cross-attention: the keys {what}")
+
+
+def _all_of(grids: GridMap, site: AttentionSite, query: Dim, image: Dim) -> bool:
+    """Whether queries are the image's tokens: once, or once for every head, head after head.
+
+    [heads][H][W] [channels of a head]    for keys [H][W]: the same picture
+    [f][H][W]     [channels]              for keys [H][W]: those of one frame, another picture
+    """
+    if not image or not grids.unifier.same_range(query[-len(image) :], image):
+        return False
+    ahead, channels = query[: -len(image)], grids.dim(site.query.node, site.query.channels)
+    if not ahead:
+        return True
+    outer, inner = ahead[0].split_of, channels[0].split_of if channels else None
+    halves = outer is not None and inner is not None and outer == (inner[0], 0) and inner[1] == 1
+    return len(ahead) == 1 and halves
 
 
 def _coarsened(grids: GridMap, query: Dim, key: Dim) -> bool:
@@ -132,14 +157,16 @@ def _sized(
     offset: object,
 ) -> SiteGrid:
     """The site with numbers, or the obstacle that remains."""
-    rows, columns = key[0].size, key[1].size
+    rows, columns, frames = key[-2].size, key[-1].size, frames_of(key)
     shape = context.shape(site.key.node)
     assert shape is not None
     # The text of a joint sequence may come after the image, where no offset tells its length.
-    numbers = (rows, columns, offset, shape[site.key.tokens])
+    numbers = (rows, columns, frames, offset, shape[site.key.tokens])
     if unknown := tuple(n for n in numbers if not isinstance(n, int)):
         what = "grid is dynamic: its sides are"
-        if isinstance(rows, int) and isinstance(columns, int):
+        if isinstance(rows, int) and isinstance(columns, int) and not isinstance(frames, int):
+            what = "number of frames is dynamic: it is"
+        elif isinstance(rows, int) and isinstance(columns, int):
             what = "text beside the image is dynamic: its length is"
         why = "not known when the plan is made"
         symbols = {s for n in unknown for s in getattr(n, "free_symbols", ())}
@@ -152,12 +179,15 @@ def _sized(
             dynamic=unknown,
         )
     assert isinstance(offset, int)
+    assert isinstance(frames, int)
     # Rows and columns are the image's, whichever of them the tokens count first.
-    column_major = key[0].role == "W"
+    column_major = key[-2].role == "W"
     if column_major:
         rows, columns = columns, rows
     evidence = grids.evidence(key)
-    result = SiteGrid(kind, rows, columns, offset, column_major=column_major, evidence=evidence)
+    result = SiteGrid(
+        kind, rows, columns, offset, column_major=column_major, evidence=evidence, frames=frames
+    )
     obstacle: str | None = site.refusal
     for operand in (site.key, site.value):
         shape = context.shape(operand.node) or ()
@@ -167,7 +197,7 @@ def _sized(
         obstacle = "keys and values do not lie on the same grid"
     if obstacle is None and site.mask is not None and site.mask_axis is not None:
         obstacle = mask_obstacle(context, site)
-        result = replace(result, mask=prove_mask(context, site, offset, rows * columns))
+        result = replace(result, mask=prove_mask(context, site, offset, result.tokens))
     if obstacle is not None:
         return replace(result, obstacle=obstacle, refused=True)
     return result
@@ -267,4 +297,4 @@ def attention_areas(
 
 
 def grid_areas(found: Sequence[SiteGrid]) -> frozenset[int]:
-    return frozenset(g.rows * g.columns for g in found if g.kind in ("self", "joint") and g.rows)
+    return frozenset(g.tokens for g in found if g.kind in ("self", "joint") and g.rows)

@@ -107,10 +107,14 @@ class _Weights:
         down = self._side(like, pooling.rows, pooling.row_factor, 0, self._unit)
         across = self._side(like, pooling.columns, pooling.column_factor, 1, 0.0)
         cells = context.call(ops.ADD, (down, across), like=like, shape=[rows, columns], rule=RULE)
-        parts = [self._reshaped(cells, [rows * columns])]
+        if pooling.frames > 1:
+            frames = self._full(like, [pooling.frames, 1, 1], 0.0)
+            shape = [pooling.frames, rows, columns]
+            cells = context.call(ops.ADD, (frames, cells), like=like, shape=shape, rule=RULE)
+        parts = [self._reshaped(cells, [pooling.pooled_tokens])]
         if pooling.offset:
             parts.insert(0, self._full(like, [pooling.offset], 0.0))
-        rest = self.keys - pooling.offset - rows * columns
+        rest = self.keys - pooling.offset - pooling.pooled_tokens
         if rest:
             parts.append(self._full(like, [rest], 0.0))
         line = self._joined(parts, 0, [self.keys])

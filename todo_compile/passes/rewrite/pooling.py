@@ -5,6 +5,7 @@ an ordinary Python function that computes the pooling in plain torch: so every i
 runs and can be compared. `lower` expands it into static ATen slices and reshapes at the end.
 
     x[…, N, …]  with N = rows·columns  →  x[…, ⌈rows/fr⌉·⌈columns/fc⌉, …]
+    of a video: N = frames·rows·columns, and every frame is pooled by itself
 
 Sampling (Smith et al., "ToDo: Token Downsampling", arXiv 2402.13573, section 3):
 
@@ -84,6 +85,7 @@ class Pooling:
         offset: tokens before the image's in a joined text-and-image sequence; they are kept, as
             are those after it.
         row_phase, column_phase: first row and column that ``staggered`` keeps, below the factor.
+        frames: grids that follow each other.
     """
 
     rows: int
@@ -94,11 +96,12 @@ class Pooling:
     offset: int = 0
     row_phase: int = 0
     column_phase: int = 0
+    frames: int = 1
 
     @property
     def tokens(self) -> int:
         """Image tokens before pooling."""
-        return self.rows * self.columns
+        return self.frames * self.rows * self.columns
 
     @property
     def pooled_rows(self) -> int:
@@ -111,7 +114,7 @@ class Pooling:
     @property
     def pooled_tokens(self) -> int:
         """Image tokens after pooling."""
-        return self.pooled_rows * self.pooled_columns
+        return self.frames * self.pooled_rows * self.pooled_columns
 
     @property
     def is_ragged(self) -> bool:
@@ -135,7 +138,7 @@ class Pooling:
         """The same pooling where the tokens count columns first."""
         return Pooling(
             self.columns, self.rows, self.column_factor, self.row_factor, self.sampling,
-            self.offset, self.column_phase, self.row_phase,
+            self.offset, self.column_phase, self.row_phase, self.frames,
         )  # fmt: skip
 
     def length_after(self, length: int) -> int:
@@ -150,13 +153,13 @@ class Pooling:
         """Arguments of ``pool_tokens`` after the tensor and its axis."""
         return (
             self.offset, self.rows, self.columns, self.row_factor, self.column_factor,
-            self.sampling, self.row_phase, self.column_phase,
+            self.sampling, self.row_phase, self.column_phase, self.frames,
         )  # fmt: skip
 
     @staticmethod
     def of(node: torch.fx.Node) -> tuple[torch.fx.Node, int, Pooling]:
         """(source, axis, pooling) of a ``pool_tokens`` node."""
-        source, dim, offset, rows, columns, row_factor, column_factor, sampling, *phases = node.args
+        source, dim, offset, rows, columns, row_factor, column_factor, sampling, *more = node.args
         assert isinstance(source, torch.fx.Node)
         spec = Pooling(
             cast("int", rows),
@@ -165,7 +168,7 @@ class Pooling:
             cast("int", column_factor),
             cast("Sampling", sampling),
             cast("int", offset),
-            *cast("list[int]", phases),
+            *cast("list[int]", more),
         )
         return source, cast("int", dim), spec
 
@@ -186,10 +189,11 @@ def pool_tokens(
     sampling: Sampling,
     row_phase: int = 0,
     column_phase: int = 0,
+    frames: int = 1,
 ) -> torch.Tensor:
     """Pool the tokens on axis `dim` of `x`; the arguments are those of `Pooling`."""
     pooling = Pooling(
-        rows, columns, row_factor, column_factor, sampling, offset, row_phase, column_phase
+        rows, columns, row_factor, column_factor, sampling, offset, row_phase, column_phase, frames
     )
     steps = lowering_steps(list(x.shape), dim, pooling)
     values: list[torch.Tensor] = [x]
@@ -316,8 +320,10 @@ def lowering_steps(shape: list[Any], dim: int, pooling: Pooling) -> list[Step]:
     length = shape[dim]
     before, after = pooling.offset, pooling.offset + pooling.tokens
     image = steps.cut(x, dim, before, after)
-    grid = steps.view(image, [*shape[:dim], pooling.rows, pooling.columns, *shape[dim + 1 :]])
-    grid = _pool_grid(steps, grid, dim, pooling)
+    ahead = [pooling.frames] if pooling.frames > 1 else []
+    sides = [*ahead, pooling.rows, pooling.columns]
+    grid = steps.view(image, [*shape[:dim], *sides, *shape[dim + 1 :]])
+    grid = _pool_grid(steps, grid, dim + len(ahead), pooling)
     tokens = steps.view(grid, [*shape[:dim], pooling.pooled_tokens, *shape[dim + 1 :]])
     parts = [tokens]
     if before:
