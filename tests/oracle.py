@@ -130,13 +130,14 @@ def stand_ins(
 
 
 def mass(
-    grid: Pair, factors: Pair, before: int, after: int, dtype: torch.dtype = torch.float32
+    grid: Sides, factors: Pair, before: int, after: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Bias on the scores of joint attention: log of how many tokens each key stands for."""
     counts = F.avg_pool2d(
-        torch.ones(1, *grid), factors, factors, ceil_mode=True, divisor_override=1
+        torch.ones(1, *grid[-2:]), factors, factors, ceil_mode=True, divisor_override=1
     )
-    whole = torch.cat([torch.ones(before), counts.flatten(), torch.ones(after)])
+    frames = [counts.flatten()] * math.prod(grid[:-2])
+    whole = torch.cat([torch.ones(before), *frames, torch.ones(after)])
     return whole.to(dtype).log()
 
 

@@ -54,7 +54,7 @@ def inputs(case: Case, *, equal: bool = False, batch: int | None = None) -> tupl
 def _given(case: Case, kind: str, noise: Callable[..., Tensor]) -> Tensor:
     rows, columns = grid_of(case)
     before, after = side_lengths(case)
-    image = rows * columns * (2 if case.source == "video" else 1)
+    image = rows * columns * SOURCES[case.source].sequence
     keys = image + before + after
     queries = keys if SIDES[case.side].joint else image
     drawn = noise(1, 1, queries, keys).clamp(-2, 2)

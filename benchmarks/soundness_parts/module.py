@@ -39,7 +39,7 @@ class Attention(nn.Module):
         source = SOURCES[case.source]
         rows, columns = grid_of(case)
         before, after = self.before, self.after = side_lengths(case)
-        self.image = rows * columns * (2 if case.source == "video" else 1)
+        self.image = rows * columns * source.sequence
         keys = 2 * self.image + before + after
         self.key_heads = case.heads if case.repeat == "none" else max(1, case.heads // 2)
         self.stem = source.stem()
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         self.own = nn.Parameter(torch.randn(1, 2, WIDTH))
         self.bias = nn.Parameter(torch.randn(case.heads, keys, keys).clamp(-2, 2))
         self.to_out = nn.Linear(WIDTH, WIDTH)
-        tokens = case.size[0] * case.size[1] * (2 if case.source == "video" else 1)
+        tokens = case.size[0] * case.size[1] * source.sequence
         self.shuffled: Tensor
         self.register_buffer("shuffled", torch.randperm(tokens))
         self.hook: Attend | None = None

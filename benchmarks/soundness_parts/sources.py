@@ -30,8 +30,9 @@ class Source:
         named: the caller names the grid of so many tokens.
         table: `tokens` reads the table.
         frames: pictures an item of the batch.
+        sequence: pictures in one sequence of tokens, frame after frame.
         axes: axes of rows and columns that the caller names of the input.
-        sides: where rows and columns are in the input.
+        sides: where rows and columns, and the frames of a sequence, are in the input.
     """
 
     stem: Callable[[], nn.Module]
@@ -41,8 +42,9 @@ class Source:
     named: bool = False
     table: bool = False
     frames: int = 1
+    sequence: int = 1
     axes: tuple[int, int] | None = None
-    sides: tuple[int, int] = (-2, -1)
+    sides: tuple[int, ...] = (-2, -1)
 
 
 def flat(picture: Tensor) -> Tensor:
@@ -198,7 +200,8 @@ SOURCES: Mapping[str, Source] = {
         lambda: nn.Conv3d(3, WIDTH, 3, padding=1),
         lambda layer, x, _, __: layer(x).flatten(2).mT,
         lambda rows, columns: (3, 2, rows, columns),
-        proved=False,
+        sequence=2,
+        sides=(-3, -2, -1),
     ),
 }
 

@@ -63,6 +63,8 @@ def disagreement(case: Case, site: SiteReport, call: int) -> str:
         return f"rewritten, but {why}"
     if site.grid != grid_of(case):
         return f"grid {site.grid} instead of {grid_of(case)}"
+    if site.frames != SOURCES[case.source].sequence:
+        return f"{site.frames} frames instead of {SOURCES[case.source].sequence}"
     if site.factor != case.factors:
         return f"factor {site.factor} instead of {case.factors}"
     return ""
@@ -100,8 +102,9 @@ class Truth:
         self.start = oracle.stagger_phases(self.case.factors, index + 1)[index]
         if ORDERS[self.case.order].column_major:
             self.start = self.start[1], self.start[0]
-        k, v = (self._pooled(t, 2, grid, factors, before) for t in (k, v))
-        bias = self._bias(bias, grid, factors, before, after, q.dtype)
+        keys = (SOURCES[self.case.source].sequence, *grid)
+        k, v = (self._pooled(t, 2, keys, factors, before) for t in (k, v))
+        bias = self._bias(bias, keys, factors, before, after, q.dtype)
         if spelling.oddity:
             return spelling.attend(q, k, v, bias.to(q.dtype))
         if k.shape[1] != q.shape[1]:
@@ -111,13 +114,15 @@ class Truth:
         q, k, v, bias = (t.to(wide) for t in (q, k, v, bias))
         return oracle.attention(q, k, v, scale=spelling.scale, bias=bias).to(v_dtype)
 
-    def _pooled(self, x: Tensor, dim: int, grid: Grid, factors: Grid, before: int) -> Tensor:
+    def _pooled(
+        self, x: Tensor, dim: int, grid: oracle.Sides, factors: Grid, before: int
+    ) -> Tensor:
         return oracle.subsample(x, dim, grid, factors, self.case.sampling, before, start=self.start)
 
     def _bias(
         self,
         bias: Tensor | None,
-        grid: Grid,
+        grid: oracle.Sides,
         factors: Grid,
         before: int,
         after: int,
