@@ -6,7 +6,7 @@ from soundness_parts.capturing import Captured
 from soundness_parts.case import SIDES, Case, another_picture
 from soundness_parts.sources import SOURCES
 from todo_compile.dynamo.nested import rewrite_nested
-from todo_compile.options import PlanOptions
+from todo_compile.options import PlanOptions, TokenGrid
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.passes.plan.levels import Levels
 from todo_compile.passes.report import SiteReport
@@ -22,7 +22,7 @@ def rewrite(captured: Captured, options: PlanOptions, case: Case) -> list[SiteRe
     module = captured.module
     named = SOURCES[case.source].named
     rows, columns = case.size
-    grids = {rows * columns: (rows, columns)} if named else {}
+    grids: dict[int, TokenGrid] = {rows * columns: (rows, columns)} if named else {}
     found: list[Levels] = []
 
     def levels(areas: frozenset[int]) -> Levels:

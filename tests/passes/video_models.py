@@ -108,9 +108,10 @@ def allegro() -> tuple[nn.Module, Tensors]:
         cross_attention_dim=24, sample_width=12, sample_height=8, sample_frames=FRAMES,
         caption_channels=16,
     )  # fmt: skip
-    times, downs, acrosses, *axes = get_3d_rotary_pos_embed_allegro(
+    made: Any = get_3d_rotary_pos_embed_allegro(
         embed_dim=12, crops_coords=((0, 0), GRID), grid_size=GRID, temporal_size=FRAMES
     )
+    times, downs, acrosses, *axes = made
     places = torch.cartesian_prod(*(axis.long() for axis in axes)).mT[:, None].contiguous()
     names = ("hidden_states", "encoder_hidden_states", "timestep")
     tables = {"image_rotary_emb": ((times, downs, acrosses), tuple(places))}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 _NAME = "wrap_with_autocast"
 
@@ -59,7 +60,7 @@ def _write_out(module: GraphModule, call: Node) -> None:
             if node.op == "get_attr":
                 here[node].target = _moved(module, body, str(node.target))
     (returned,) = next(n for n in body.graph.nodes if n.op == "output").args
-    results: Any = torch.fx.node.map_arg(returned, here.__getitem__)
+    results: Any = map_arg(returned, here.__getitem__)
     for user in list(call.users):
         result = results[user.args[1]]
         if any(reader.op == "output" for reader in user.users):  # results are known by their names

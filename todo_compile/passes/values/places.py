@@ -54,7 +54,7 @@ def _total(q: Question) -> Values | None:
     gone = (
         range(len(before)) if dims is None else dims if isinstance(dims, list | tuple) else [dims]
     )
-    count = math.prod(before[ops.normal_dim(d, len(before))] for d in gone)
+    count: Any = math.prod(before[ops.normal_dim(d, len(before))] for d in gone)
     found = q.whole(source)
     if not isinstance(count, int):
         return Values(0.0, math.inf) if found.low >= 0 else None
