@@ -89,11 +89,7 @@ NO_GRIDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "repeated": lambda x: flat(x).repeat(1, 2, 1),
     "each repeated": lambda x: flat(x).repeat_interleave(2, 1),
     "two pictures interleaved": lambda x: torch.stack([flat(x), -flat(x)], 2).flatten(1, 2),
-    "two pictures, one after the other": lambda x: torch.stack([flat(x), -flat(x)], 1).flatten(
-        1, 2
-    ),
     "rows of two pictures interleaved": lambda x: flat(torch.stack([x, -x], 3).flatten(2, 3)),
-    "the batch in the tokens": lambda x: flat(x).reshape(1, -1, x.shape[1]),
     "the batch between the tokens": lambda x: flat(x).transpose(0, 1).reshape(1, -1, x.shape[1]),
     "rolled": lambda x: flat(x.roll(2, 3)),
     "rolled as tokens": lambda x: flat(x).roll(5, 1),
@@ -112,6 +108,24 @@ def test_no_grid_any_more(name: str, dialect: str) -> None:
     captured = capture(model, (x,), dialect)
     site = only_site(captured.rewrite(HALF))
     assert site.action == "refused", site
+    with torch.no_grad():
+        assert_close(captured.run(), model(x))
+
+
+ONE_AFTER_THE_OTHER: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "two pictures": lambda x: torch.stack([flat(x), -flat(x)], 1).flatten(1, 2),
+    "the batch in the tokens": lambda x: flat(x).reshape(1, -1, x.shape[1]),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", ONE_AFTER_THE_OTHER)
+def test_whole_pictures_one_after_the_other_are_frames(name: str, dialect: str) -> None:
+    model, x = Ordered(ONE_AFTER_THE_OTHER[name]), image(ROWS, COLUMNS, batch=2)
+    captured = capture(model, (x,), dialect)
+    site = only_site(captured.rewrite(HALF))
+    assert (site.action, site.frames, site.grid) == ("rewritten", 2, (ROWS, COLUMNS)), site.reason
+    model.pool = lambda t: oracle.subsample(t, 2, (2, ROWS, COLUMNS), (2, 2))
     with torch.no_grad():
         assert_close(captured.run(), model(x))
 
