@@ -261,6 +261,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers": race_tables.peers,
     "pictures": pictures,
     "tuned": tune_tables.tuned,
+    "budgets": tune_tables.budgets,
+    "correction": tune_tables.correction,
     "providers": providers,
     "features": features,
     "large": large,

@@ -1,4 +1,4 @@
-"""Tables of tuned plans, from the JSON of `tune.py`."""
+"""Tables of tuned plans, from the JSON of `tune.py` and `correction.py`."""
 
 from __future__ import annotations
 
@@ -63,9 +63,53 @@ def tuned() -> str:
     return table(header, rows)
 
 
+def budgets() -> str:
+    """What was asked for, what was held to it, and what pairs of other prompts say."""
+    rows: list[str] = []
+    for size in sizes("tune"):
+        for row in size.get("budgets", []):
+            held, fresh = row["measured"]["drift"], row["fresh"]["drift"]
+            said = "dense" if row["name"] == "dense" else f"{row['speedup']:.4f}×"
+            if row["name"].startswith("uniform"):
+                said += f" ({row['name']})"
+            rows.append(
+                f"| {row['budget']:.0e} | {said} | {held['mean']:.1e} [{held['low']:.1e}, "
+                f"{held['high']:.1e}] | {fresh['mean']:.1e} [{fresh['low']:.1e}, "
+                f"{fresh['high']:.1e}] |"
+            )
+    return table("budget | speed | held-out prompts | other prompts", rows)
+
+
+def correction() -> str:
+    """Plans without and with a fitted correction."""
+    rows: list[str] = []
+    for size in sizes("correction"):
+        for row in size["rows"]:
+            for rank, after in row["corrected"].items():
+                best = after["best_as_fast"]
+                equal = "none" if best is None else f"{_bold(best['ratio'])} ({best['plan']})"
+                rows.append(
+                    f"| {size['side']} | {row['plan']} | {row['speedup']:.4f}× | "
+                    f"{row['drift']['mean']:.1e} | {rank} | {after['speedup']:.4f}× | "
+                    f"{after['drift']['mean']:.1e} | {_bold(after['against_plain'])} | {equal} |"
+                )
+    header = (
+        "px | plan | speed | drift | B's rank | speed, corrected | drift, corrected | "
+        "corrected / plain | "
+        "corrected / best of those as fast"
+    )
+    return table(header, rows)
+
+
 def table(header: str, rows: list[str]) -> str:
     """A table in Markdown; cells are separated by bars."""
     return "\n".join([f"| {header} |", "|" + "---|" * (header.count("|") + 1), *rows])
+
+
+def _bold(ratio: dict[str, Any]) -> str:
+    """Bold where 1 lies outside of the interval."""
+    mark = "**" if ratio["high"] < 1 or ratio["low"] > 1 else ""
+    return f"{mark}{ratio['ratio']:.2f}{mark} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
 def _ratio(one: dict[str, Any], digits: int) -> str:
