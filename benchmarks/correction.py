@@ -109,7 +109,8 @@ class Trial:
             plain = self.errors(plan)["errors"]
             row = {"plan": name, "speedup": speedup, "drift": _interval(plain, self.prompts)}
             row["corrected"] = {}
-            for rank in self.given.ranks.split(","):
+            compared = "tuned to 1" in name  # a plan for a speed, to compare with
+            for rank in () if compared else self.given.ranks.split(","):
                 after = self.errors(plan, rank)
                 row["corrected"][rank] = {
                     "speedup": 1 / (1 / speedup + self.price(plan, rank) / self.dense_flops),
@@ -127,8 +128,8 @@ class Trial:
     def best(
         self, rows: list[dict[str, Any]], name: str, rank: str, speedup: float
     ) -> dict[str, Any] | None:
-        """The closest plan without a correction that is as fast as one with it, against it."""
-        as_fast = [row for row in rows if row["speedup"] >= speedup]
+        """The closest plan without a correction that is as fast, to four digits, against it."""
+        as_fast = [row for row in rows if round(row["speedup"], 4) >= round(speedup, 4)]
         if not as_fast:
             return None
         chosen = min(as_fast, key=lambda row: row["drift"]["mean"])

@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="pictures at once; 1 above 256 px")
     parser.add_argument("--parts", type=int, default=8, help="of the schedule, in the scores")
     parser.add_argument("--phases", default="1,3", help="of the plans for a speed")
-    parser.add_argument("--only", choices=("speeds", "budgets"), help="None measures both")
+    parser.add_argument("--also", default="", help="more speeds to tune to, e.g. 1.07,1.08")
+    parser.add_argument(
+        "--only",
+        choices=("speeds", "budgets", "also"),
+        help="None measures all; also keeps the other plans for a speed as they are",
+    )
     parser.add_argument("--name", default="tune", help="of the results")
     return parser.parse_args()
 
@@ -78,7 +84,8 @@ def main() -> None:
     if known.is_file():
         sizes = {size["side"]: size for size in json.loads(known.read_text())["sizes"]}
     for side in map(int, given.sides.split(",")):
-        sizes[side] = {**sizes.get(side, {}), **one_size(side, given)}
+        before = sizes.get(side, {})
+        sizes[side] = {**before, **one_size(side, given, before.get("rows", []))}
         path = save(
             given.name,
             {
@@ -91,8 +98,8 @@ def main() -> None:
         print(f"wrote {path}")
 
 
-def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Rows of one size."""
+def one_size(side: int, given: argparse.Namespace, before: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of one size; `before` are its plans for a speed as they stand."""
     source = models.resolve("demo")
     resolution = models.Resolution.parse(side)
     batch = given.batch if side <= 256 else 1
@@ -130,18 +137,32 @@ def one_size(side: int, given: argparse.Namespace) -> dict[str, Any]:
         return Search(studio, problem, pairs, progress)
 
     found: dict[str, Any] = {"side": side}
-    if given.only != "budgets":
+    if given.only == "also":
+        phases = max(map(int, given.phases.split(",")))
+        wanted = map(float, given.also.split(","))
+        found["rows"] = [*before, *others(search(phases, held), phases, wanted)]
+    elif given.only != "budgets":
         by_phases = {phases: search(phases, held) for phases in map(int, given.phases.split(","))}
         found["pairs"], found["prompts"] = len(held), len(set(held_prompts))
         found["fit"], found["parts"] = len(fit), len(parts)
         found["rows"] = speeds(studio, held, by_phases)
-    if given.only != "speeds" and side <= 128:
+    if given.only in (None, "budgets") and side <= 128:
         count = given.budget_pairs
         seen = make_pairs(held_prompts[::2], count, 30_000)
         fresh = make_pairs(held_prompts[1::2], count, 40_000)
         found["budgets"] = [one_budget(search(3, seen), b, studio, fresh) for b in BUDGETS]
     found[f"{given.only or 'all'}_run"] = {"command": sys.argv[1:], **machine()}
     return found
+
+
+def others(search: Search, phases: int, wanted: Iterable[float]) -> list[dict[str, Any]]:
+    """Tuned plans for other speeds."""
+    rows: list[dict[str, Any]] = []
+    for speed in wanted:
+        if (point := search.for_speed(speed)) is not None:
+            print(f"{speed:g}: {point.measured}", flush=True)
+            rows.append({**row(point), "phases": phases, "at_the_speed_of": f"{speed:g}"})
+    return rows
 
 
 def speeds(studio: Studio, held: list[Pair], by_phases: dict[int, Search]) -> list[dict[str, Any]]:
