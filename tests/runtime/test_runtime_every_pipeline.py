@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
 import todo_compile
+from todo_compile.build import verification
+from todo_compile.build.gate import beyond_memory
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.capture.inputs import example_inputs, with_habits
 from todo_compile.cli.app import app
@@ -28,6 +30,9 @@ from todo_compile.errors import BundleError, ConfigError, InputError, ModelError
 from todo_compile.models import Resolution, WeightsChoice, find_weights, load, resolve_component
 from todo_compile.options import PlanOptions
 from todo_compile.runtime.generate import generate
+from todo_compile.runtime.metrics import mse
+from todo_compile.tuning.prompts import GENERAL, split
+from todo_compile.tuning.studio import Pair, Sampling, call_pipeline, drawn_from_prompts
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
@@ -274,9 +279,6 @@ def test_what_cannot_be_measured_or_drawn_is_refused_before_weights_are_read(
     assert "A tuned plan of a StableDiffusion3Pipeline is not possible yet" in refused(
         "tune", "--budget", "drift=1e-3", "--out", plan
     )
-    assert "A gate for an output of a StableDiffusion3Pipeline" in refused(
-        "compile", "--gate", "drift=1e-3", "--out", str(tmp_path / "x.onnx")
-    )
     assert "calls its denoiser with 2 rows" in refused("drift", "--batch", "3")
     karlo = zoo.save(zoo.make("karlo"), tmp_path / "karlo")
     words[1] = str(karlo)
@@ -320,3 +322,62 @@ def test_stages_are_refused(tmp_path: Path) -> None:
     folder = zoo.save(zoo.make("karlo"), tmp_path / "karlo")
     with pytest.raises(ModelError, match="UnCLIPPipeline draws in several stages"):
         todo_compile.compile_bundle(str(folder), res=64, out=tmp_path / "bundle")
+
+
+GATE = "drift=0.5,pairs=1,steps=2"
+
+
+@pytest.fixture(scope="module")
+def drift(sd3: tuple[Any, Path]) -> float:
+    """What the gate has to measure."""
+    pair = Pair(split(list(GENERAL))[1][0], 20_000)
+    size, sampling = Resolution.parse("192x128"), Sampling(2, 3.0)
+    ((found,), (dense,)) = (
+        call_pipeline(pipe, [pair], sampling, size)
+        for pipe in (todo_compile.load_pipeline(sd3[1]), sd3[0])
+    )
+    assert mse(found, dense) > 0
+    return mse(found, dense)
+
+
+def test_a_gate_draws_with_the_bundles_files(sd3: tuple[Any, Path], drift: float) -> None:
+    folder = sd3[1]
+    given = {"out": f"{folder}/", "format": "onnx", "vae_factors": "off"}
+    made: Any = todo_compile.compile(gate=GATE, **options(folder.parent / "model", **given))
+    (verdict,) = read_bundle(folder).gates
+    assert verdict.runner == "onnxruntime"
+    assert all(one.reused for one in made.results.values()), "nothing is built again for a gate"
+    assert verdict.measured.drift.mean == pytest.approx(drift, rel=1e-2)
+
+
+def test_a_gate_that_torch_judges(
+    sd3: tuple[Any, Path], drift: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of engines, which do not run here: the rewritten graph draws in the torch pipeline."""
+    monkeypatch.setattr(verification, "available_bytes", lambda: 0)
+    made: Any = todo_compile.compile(
+        gate=GATE, **options(sd3[1].parent / "model", out=tmp_path / "x.onnx")
+    )
+    verdict = made.manifest.gate
+    assert (verdict.runner, verdict.why) == ("torch", beyond_memory([made.manifest]))
+    assert verdict.measured.drift.mean == pytest.approx(drift, rel=1e-2)
+
+
+def test_which_pipelines_draw_from_prompts_alone() -> None:
+    able = ("StableDiffusion3Pipeline", "FluxPipeline", "PixArtSigmaPipeline", "Flux2KleinPipeline")
+    assert all(map(drawn_from_prompts, able))
+    for name in ("StableDiffusionXLImg2ImgPipeline", "IFSuperResolutionPipeline", "DiTPipeline",
+                 "AnimateDiffPipeline", "FluxKontextPipeline", "NoPipeline"):  # fmt: skip
+        assert not drawn_from_prompts(name)
+
+
+def test_a_size_is_drawn_as_it_is() -> None:
+    """PixArt's pipelines would draw the nearest size that they know."""
+    pipeline = zoo.make("pixart")
+    size = Resolution.parse("192x128")
+    (picture,) = call_pipeline(pipeline, [Pair("a b", 0)], Sampling(1, 3.0), size)
+    assert picture.shape == (128, 192, 3)
+
+
+def options(model: Path, **more: Any) -> dict[str, Any]:
+    return {"model": str(model), "res": "192x128", "precision": "fp32", "factors": "2", **more}

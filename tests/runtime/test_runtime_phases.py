@@ -115,7 +115,7 @@ def test_the_same_plan_builds_nothing(
     options: dict[str, Any] = {"res": tiny.PIXELS, "format": "onnx", "precision": "fp32"}
     assert todo_compile.compile_bundle(str(model), out=copy, plan=plan, **options).reused
     for more, words in (
-        ({"res": [tiny.PIXELS, 64]}, "tuned for size 32x32, and this is 64x64"),
+        ({"res": [tiny.PIXELS, 64]}, "this one for 32x32, and the bundle is for 32x32, 64x64"),
         ({"dense_after": 0.5}, "plan and dense_after both say"),
         ({"component": "vae-decoder"}, "--plan is for the denoising model"),
     ):

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from todo_compile.build.request import BuildRequest
     from todo_compile.models import Resolution, Source
     from todo_compile.models.torch_parts import TorchPart
+    from todo_compile.tuning.plan_file import TunedPlan
 
 SUFFIX = {"tensorrt": ".plan", "onnx": ".onnx", "pt2": ".pt2"}
 """Formats of a bundle's outputs."""
@@ -62,6 +63,8 @@ def prepare_bundle(
     if not look:
         check_folder(folder)
     sizes = _sizes(request.res)
+    if request.tuned is not None:
+        _one_size(request.tuned, sizes)
     kind = request.format or "tensorrt"
     if kind not in SUFFIX:
         raise ConfigError(f"Unknown format {kind!r}.", remedy=f"Known: {', '.join(SUFFIX)}.")
@@ -159,6 +162,21 @@ def _sizes(res: Sequence[str]) -> list[Resolution]:
     return sizes
 
 
+def _one_size(plan: TunedPlan, sizes: Sequence[Resolution]) -> None:
+    """Refuse a plan for a bundle of several resolutions.
+
+    Raises:
+        ConfigError: says how there can be one of each.
+    """
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"A plan is for one size, this one for {plan.resolution}, and the bundle is for "
+            f"{', '.join(map(str, sizes))}.",
+            remedy="Run `todo-compile tune` for each size and build a bundle of each: --res "
+            f"{sizes[0]} --plan plan-{sizes[0]}.json --out bundle-{sizes[0]}/.",
+        )
+
+
 def is_folder_output(out: Path, text: str = "") -> bool:
     """Whether ``--out`` means a bundle: an existing folder, a trailing slash, or no suffix."""
     if text.endswith(("/", os.sep)):
@@ -185,14 +203,12 @@ def check_folder(folder: Path) -> None:
 def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[str]]:
     """Rows of the denoising model for a picture, and names of the components to build; that model
     first."""
-    from todo_compile.capture.inputs import is_recorded, refuse_recorded, with_habits
+    from todo_compile.capture.inputs import is_recorded, with_habits
 
     assert request.model is not None
     model, choice = request.model, parse_choice(request.component or "all")
     main = resolve_component(model, "unet" if choice == "all" else choice)
     check_one_stage(main)
-    if request.gate is not None:
-        refuse_recorded(main, "A gate for an output")
     if is_recorded(main) and request.dense_after is not None:
         raise ConfigError(
             f"--dense-after is for Stable Diffusion's UNets and PixArt, not for a {main.pipeline}.",

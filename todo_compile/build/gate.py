@@ -22,7 +22,7 @@ from todo_compile.build import verification
 from todo_compile.build.model_job import ModelJob
 from todo_compile.bundle.verdict import Verdict
 from todo_compile.errors import ConfigError, GateError, ModelError
-from todo_compile.models.components import pipeline_folder
+from todo_compile.models.components import pipeline_class, pipeline_folder
 from todo_compile.models.trust import INDEX
 from todo_compile.runtime.files import OpenPhase
 from todo_compile.runtime.how import How, Wrapping
@@ -105,6 +105,28 @@ def as_model(job: Job) -> ModelJob:
     """A gated job: of a model by name, since the option is for those alone."""
     assert isinstance(job, ModelJob)
     return job
+
+
+def check_drawn(model: str) -> None:
+    """Refuse a gate for a pipeline that would draw nothing from a prompt, before weights are read.
+
+    Args:
+        model: as for `models.resolve`.
+
+    Raises:
+        ModelError: it is one.
+    """
+    from todo_compile.capture.inputs import is_recorded
+    from todo_compile.tuning.studio import drawn_from_prompts
+
+    source = models.resolve_component(model)
+    name = source.pipeline or pipeline_class(source)
+    if is_recorded(source) and not drawn_from_prompts(name):
+        raise ModelError(
+            f"A gate draws from prompts and a size alone, and {name} needs more.",
+            remedy="Leave --gate out, and compare pictures of your own: todo-compile generate "
+            "--bundle … --compare.",
+        )
 
 
 def check_gate(request: BuildRequest, plan: TunedPlan | None, jobs: Sequence[ModelJob]) -> None:
@@ -273,7 +295,8 @@ def _put_in_place(
             part = wrap_phases(opened, Wrapping(How(device=device), cast=True))
         else:
             first = own[0][1]
-            batch = 1 if component == "vae_decoder" else rows
+            own_rows = rows if first.source.habits is None else first.source.habits.batch
+            batch = 1 if component == "vae_decoder" else own_rows
             captured = CapturedComponent(pipeline, first.source, first.resolution, batch=batch)
             made = {job.options: captured.variant(job.options)[0] for _, job in own}
             part = phased([made[job.options] for _, job in own], [start for start, _ in own])

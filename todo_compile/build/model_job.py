@@ -151,12 +151,7 @@ def prepare_component(
         request, progress, look: see `BuildRequest.resolve`.
         planned: in place of the request's options for factors.
     """
-    from todo_compile.capture.inputs import (
-        input_specs,
-        inputs_identity,
-        refuse_recorded,
-        with_habits,
-    )
+    from todo_compile.capture.inputs import input_specs, inputs_identity, with_habits
 
     path = check_output(request)
     if request.precision is not None:
@@ -164,8 +159,6 @@ def prepare_component(
     resolution = models.Resolution.parse(request.res[0])
     assert request.model is not None
     source = models.resolve_component(request.model, component)
-    if request.gate is not None:  # before weights are read
-        refuse_recorded(source, "A gate for an output")
     source = with_habits(models.with_text_tokens(source, request.text_tokens))
     if source.component.startswith("text_encoder"):
         packages.need("transformers", "A text encoder")

@@ -178,6 +178,11 @@ class BuildRequest(BuildOptions):
         # Here, since what follows imports what they bring.
         packages.need("models", "Reading a model")
         need_packages(self)
+        if self.gate is not None:
+            from todo_compile.build.gate import check_drawn
+
+            assert self.model is not None
+            check_drawn(self.model)
         if self.bundle:
             from todo_compile.build.bundles import prepare_bundle
 

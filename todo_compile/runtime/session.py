@@ -7,7 +7,7 @@ checked before anything runs. Being lenient (casts, other batches) is up to `com
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from todo_compile.errors import InputError
@@ -48,20 +48,19 @@ class Session(Protocol):
         ...
 
 
-class OutputSession(ABC):
-    """A session of one output: what it takes and gives stands in the manifest.
+class NamedSession(ABC):
+    """A session that is told what it takes and gives when it is made.
 
     Args:
-        output: with its manifest.
+        inputs, outputs: in order.
     """
 
     _device: torch.device
-    """Set by whoever opens the output: some look into it before they choose."""
+    """Set by whoever is made of an output: some look into it before they choose."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._inputs = {spec.name: spec for spec in output.manifest.inputs}
-        self._outputs = {spec.name: spec for spec in output.manifest.outputs}
+    def __init__(self, inputs: Iterable[Spec], outputs: Iterable[Spec]) -> None:
+        self._inputs = {spec.name: spec for spec in inputs}
+        self._outputs = {spec.name: spec for spec in outputs}
 
     @property
     def device(self) -> torch.device:
@@ -81,6 +80,18 @@ class OutputSession(ABC):
     @abstractmethod
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Session`."""
+
+
+class OutputSession(NamedSession):
+    """A session of one output: what it takes and gives stands in the manifest.
+
+    Args:
+        output: with its manifest.
+    """
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(output.manifest.inputs, output.manifest.outputs)
+        self._output = output
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -26,7 +26,7 @@ from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.runtime.files import Origin
 from todo_compile.runtime.loading import adapt
 from todo_compile.runtime.pipeline import place_of
-from todo_compile.runtime.session import check_feeds
+from todo_compile.runtime.session import NamedSession, check_feeds
 
 if TYPE_CHECKING:
     from todo_compile.models import Resolution, Source
@@ -48,6 +48,8 @@ class CapturedComponent:
         source: the model.
         args: example inputs, in order.
         wrapper: the module with a flat signature that was captured.
+        inputs, outputs, device: of its graphs.
+        held: weights and constants, which its graphs take before the inputs.
 
     Raises:
         TodoError: the model cannot be captured.
@@ -73,14 +75,14 @@ class CapturedComponent:
         self.args = tuple(value.to(module.device) for value in example.args)
         self.input_names = example.input_names
         self._grids, self._axes = dict(example.token_grids), dict(example.image_axes)
-        self._device: torch.device = module.device
+        self.device: torch.device = module.device
         self._program = capture(example.wrapper, self.args)
         self._constants = constants_of(self._program)
-        self._held = list(lifted_tensors(self._program).values())
-        self._inputs = tensors(example.specs)
+        self.held = list(lifted_tensors(self._program).values())
+        self.inputs = tensors(example.specs)
         output = next(n for n in reversed(self._program.graph.nodes) if n.op == "output")
         shapes = [value.meta["val"] for value in output.args[0]]
-        self._outputs = [
+        self.outputs = [
             Spec(name=name, shape=tuple(v.shape), dtype=str(v.dtype).removeprefix("torch."))
             for name, v in zip(example.output_names, shapes, strict=True)
         ]
@@ -124,28 +126,15 @@ class CapturedComponent:
         return GraphSession(self, module), report
 
 
-class GraphSession:
+class GraphSession(NamedSession):
     """One rewritten graph as a session; see `Session`."""
 
     def __init__(self, captured: CapturedComponent, module: GraphModule) -> None:
+        super().__init__(captured.inputs, captured.outputs)
+        self._device = captured.device
         self._module = module
-        self._held = captured._held  # pyright: ignore[reportPrivateUsage]
-        self._inputs = {s.name: s for s in captured._inputs}  # pyright: ignore[reportPrivateUsage]
-        self._outputs = {s.name: s for s in captured._outputs}  # pyright: ignore[reportPrivateUsage]
-        self._device = captured._device  # pyright: ignore[reportPrivateUsage]
+        self._held = captured.held
         self._built_for = captured.origin.built_for
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def inputs(self) -> Mapping[str, Spec]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Spec]:
-        return self._outputs
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Session.run`."""

@@ -234,7 +234,8 @@ def _pipeline(model: str) -> tuple[Source, Path | None]:
     """The denoising model of a whole pipeline, and its folder, if it has one.
 
     Raises:
-        ModelError: it is a model without a pipeline: it could not draw.
+        ModelError: it is a model without a pipeline: it could not draw; or of one of other
+            conventions.
     """
     from todo_compile.capture.inputs import refuse_recorded
 

@@ -5,6 +5,7 @@ Pictures are kept by plan and pair, so that nothing is drawn twice in one run.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from todo_compile.capture.recording.arguments import FROM_TEXT
 from todo_compile.drift.meter import DriftMeter
 from todo_compile.errors import ConfigError, InputError, TodoError, first_line
 from todo_compile.options import PlanOptions
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 
 OFF = PlanOptions(factors=())
 _KEPT = 96
+_GIVEN = {
+    "prompt", "num_inference_steps", "guidance_scale", "generator", "output_type", "height",
+    "width",
+}  # fmt: skip
+_MORE = {"image", "image_embeds", "video", "control_image", "num_frames"}
 Key = tuple[tuple[float, PlanOptions], ...]
 """What tells plans apart: start and options of every phase."""
 
@@ -256,6 +263,9 @@ def call_pipeline(
     """
     import numpy as np
 
+    known = inspect.signature(type(pipeline).__call__).parameters
+    # PixArt would draw another size and enlarge it.
+    binning = {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
     try:
         found = pipeline(
             prompt=[pair.prompt for pair in pairs],
@@ -265,6 +275,7 @@ def call_pipeline(
             output_type="np",
             height=resolution.height,
             width=resolution.width,
+            **binning,
         )
     except TodoError:
         raise
@@ -281,6 +292,19 @@ def call_pipeline(
             remedy="Give --precision fp32, or look whether the weights are damaged.",
         )
     return pictures
+
+
+def drawn_from_prompts(name: str) -> bool:
+    """Whether a pipeline of diffusers draws one picture from what `call_pipeline` gives.
+
+    Args:
+        name: of its class.
+    """
+    import diffusers
+
+    cls = getattr(diffusers, name, None)
+    known = {} if cls is None else inspect.signature(cls.__call__).parameters
+    return known.keys() >= _GIVEN and (name in FROM_TEXT or not _MORE & known.keys())
 
 
 def make_pairs(prompts: Sequence[str], count: int, first_seed: int) -> list[Pair]:

@@ -19,8 +19,9 @@ from todo_compile.models.resolution import Resolution
 
 _PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 _PICTURES = ("image", "mask_image", "control_image", "ip_adapter_image", "video", "init_image")
-# They draw from text; pictures to look at are tokens beside those of the one that is drawn.
-_FROM_TEXT = ("Flux2Pipeline", "Flux2KleinPipeline")
+FROM_TEXT = ("Flux2Pipeline", "Flux2KleinPipeline")
+"""Pipelines that draw from text where they are given no picture to look at, which would be further
+tokens beside those of the one that is drawn."""
 # Size, in pixels and cells, of the latent picture that Stable Cascade's decoder starts from.
 _CASCADE = (1024, 24)
 
@@ -88,7 +89,7 @@ def arguments(
         plain = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         if name == "self" or name in found or not plain:
             continue
-        if name == "image" and not needed and parts.pipeline in _FROM_TEXT:
+        if name == "image" and not needed and parts.pipeline in FROM_TEXT:
             continue
         if needed or name in ("image", "image_embeds", "negative_image_embeds"):
             value = _made(name, parts, size)
