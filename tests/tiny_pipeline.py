@@ -50,5 +50,6 @@ def make_rest(folder: Path) -> None:
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "vocab.json").write_text("{}")
+    (folder / "tokenizer" / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "tokenizer" / "weights.bin").write_text("not a light file")
     DDIMScheduler().save_pretrained(folder / "scheduler")

@@ -36,6 +36,7 @@ def test_whole(onnx_bundle: Path, pipeline: Path) -> None:
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",
+        "tokenizer/chat_template.jinja",
         "tokenizer/vocab.json",
         "unet/config.json",
         "vae/config.json",
@@ -59,6 +60,8 @@ def test_whole(onnx_bundle: Path, pipeline: Path) -> None:
     assert [(t["name"], t["shape"]) for t in text["outputs"]] == [
         ("last_hidden_state", [1, 77, 24]),
         ("pooler_output", [1, 24]),
+        ("hidden_states", [1, 3, 77, 24]),
+        ("normed_states", [1, 3, 77, 24]),
     ]
     # Each output's manifest has its own time, not that of the outputs before it.
     assert text["seconds"]["capture"] != vae["seconds"]["capture"]
@@ -113,7 +116,7 @@ def test_text_encoder_equals_transformers(onnx_bundle: Path, pipeline: Path) -> 
     ids[0, 20:] = 98
     with torch.no_grad():
         expected = text(ids)
-    hidden, pooled = run(onnx_bundle / "text_encoder.onnx", input_ids=ids)
+    hidden, pooled, *_ = run(onnx_bundle / "text_encoder.onnx", input_ids=ids)
     torch.testing.assert_close(hidden, expected.last_hidden_state, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(pooled, expected.pooler_output, rtol=1e-4, atol=1e-5)
 

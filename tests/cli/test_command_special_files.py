@@ -32,6 +32,7 @@ LINES = {
     "tuned": "tune -m demo -r 64 --budget drift=1e-3 -o PLACE",
     "picture": "generate -m demo -r 64 -p a -o PLACE.png",
     "image": "generate -m demo -r 64 -p a -o x.png --image PLACE",
+    "tensors": "generate -m demo -r 64 -p a -o x.png --tensors PLACE",
     "drawn plan": "generate -m demo -r 64 -p a -o x.png --plan PLACE",
     "bundle": "generate -b PLACE -p a -o x.png",
     "builds": "build PLACE",

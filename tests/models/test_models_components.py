@@ -140,10 +140,14 @@ def test_text_encoder(pipeline: Path, prefix: str) -> None:
         tensors[f"{prefix}embeddings.position_ids"] = torch.arange(77)[None]
         save_file(tensors, path)
     _, example = loaded(pipeline, "text_encoder")
-    assert example.output_names == ("last_hidden_state", "pooler_output")
+    assert example.output_names == (
+        "last_hidden_state", "pooler_output", "hidden_states", "normed_states",
+    )  # fmt: skip
     with torch.no_grad():
         expected = text(example.args[0])
-    hidden, pooled = call(example)
+    hidden, pooled, states, normed = call(example)
+    assert states.shape == normed.shape
+    torch.testing.assert_close(normed[:, -1], hidden)
     torch.testing.assert_close(hidden, expected.last_hidden_state)
     torch.testing.assert_close(pooled, expected.pooler_output)
 
@@ -160,13 +164,12 @@ def test_text_encoders_of_sdxl(pipeline: Path, second: bool) -> None:
     with torch.no_grad():
         expected = text(example.args[0], output_hidden_states=True)
     found = dict(zip(example.output_names, call(example), strict=True))
-    torch.testing.assert_close(found["hidden_states_penultimate"], expected.hidden_states[-2])
+    torch.testing.assert_close(found["hidden_states"], torch.stack(expected.hidden_states, 1))
     torch.testing.assert_close(found["last_hidden_state"], expected.last_hidden_state)
     if second:
         torch.testing.assert_close(found["text_embeds"], expected.text_embeds)
     else:
         torch.testing.assert_close(found["pooler_output"], expected.pooler_output)
-    assert not torch.allclose(found["hidden_states_penultimate"], found["last_hidden_state"])
 
 
 @pytest.mark.parametrize(

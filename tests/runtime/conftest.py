@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_pipelines as tiny
+from zoo_bundles import made
 
 import todo_compile
 from todo_compile.options import PlanOptions
@@ -34,6 +36,12 @@ def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         vae_options=PlanOptions.create(kv_tokens=64),
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The tiny Stable Diffusion 3 in torch, and a bundle of it beside its folder ``model``."""
+    return made("sd3", tmp_path_factory.mktemp("sd3"))
 
 
 @pytest.fixture

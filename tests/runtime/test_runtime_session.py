@@ -188,14 +188,16 @@ def test_the_decoder_casts_and_encodes_only_with_help(bundle: Path) -> None:
     assert "encoder=vae" in str(caught.value.remedy)
 
 
-def test_hidden_states_that_are_not_there(bundle: Path) -> None:
+def test_what_a_text_encoder_does_not_have(bundle: Path) -> None:
     encoder = todo_compile.load(bundle / "text_encoder.onnx")
     ids = torch.randint(0, 90, (1, 77))
     found = encoder(ids, output_hidden_states=True)
     assert found[0].shape == (1, 77, 24)
     assert len(found.hidden_states) == 4
-    with pytest.raises(InputError, match="clip_skip"):
-        _ = found.hidden_states[-2]
+    norm = encoder.text_model.final_layer_norm
+    torch.testing.assert_close(norm(found.hidden_states[-1]), found[0])
+    with pytest.raises(InputError, match="for the states of its latest call alone"):
+        norm(2 * found.hidden_states[-1])
     with pytest.raises(InputError, match="attention_mask"):
         encoder(ids, attention_mask=torch.zeros(1, 77))
 

@@ -148,20 +148,3 @@ def test_crafted_bundles(bundle: Path, tmp_path: Path, name: str, content: str, 
     with pytest.raises(BundleError, match=says) as caught:
         todo_compile.load_pipeline(folder)
     assert caught.value.remedy
-
-
-def test_slices_of_hidden_states() -> None:
-    import torch
-
-    from todo_compile.runtime.files import Origin
-    from todo_compile.runtime.text import _HiddenStates
-
-    class Engine:
-        origin = Origin("te", "te was built for 32x32 px", "text_encoder", "CLIPTextModel", {})
-
-    state = torch.zeros(1)
-    states = _HiddenStates(3, state, Engine())  # type: ignore[arg-type]
-    assert states[-2] is state
-    assert states[2:3] == (state,)
-    with pytest.raises(InputError, match="is asked for"):
-        states[1:3]

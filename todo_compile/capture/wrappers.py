@@ -191,42 +191,41 @@ class VaeDecoder(nn.Module):
 
 
 class ClipText(nn.Module):
-    """CLIP's text encoder (SD 1.x, SD 2.x)."""
+    """CLIP's text encoder, with the states of all layers: SDXL takes those before the last, and
+    pipelines skip more of them when they are asked to."""
 
     def __init__(self, text_encoder: nn.Module) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
+        self.text_encoder: Any = text_encoder
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """(B, 77, C) after the last norm, and (B, C) at each prompt's end."""
-        found = self.text_encoder(input_ids=input_ids, return_dict=True)
-        return found.last_hidden_state, found.pooler_output
-
-
-class ClipTextPenultimate(ClipText):
-    """The same with the states that SDXL takes: those before the last layer, without the norm."""
-
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """As `ClipText`, and (B, 77, C) before the last layer."""
+        """(B, 77, C) after the last norm, (B, C) at each prompt's end, (B, layers + 1, 77, C)
+        before each layer and after the last, and the same after the last norm."""
         found = self.text_encoder(input_ids=input_ids, output_hidden_states=True, return_dict=True)
-        return found.last_hidden_state, found.pooler_output, found.hidden_states[-2]
+        states = torch.stack(tuple(found.hidden_states), 1)
+        inner = getattr(self.text_encoder, "text_model", self.text_encoder)
+        normed = inner.final_layer_norm(states)
+        return found.last_hidden_state, found.pooler_output, states, normed
 
 
 class ClipTextProjection(ClipText):
     """CLIP's text encoder with its projection into the space shared with images (SDXL's second)."""
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """(B, P) embedding of each prompt, (B, 77, C) after the last norm, and before the last
-        layer."""
+        """(B, P) embedding of each prompt, (B, 77, C) after the last norm, and (B, layers + 1, 77,
+        C) before each layer and after the last."""
         found = self.text_encoder(input_ids=input_ids, output_hidden_states=True, return_dict=True)
-        return found.text_embeds, found.last_hidden_state, found.hidden_states[-2]
+        return (
+            found.text_embeds,
+            found.last_hidden_state,
+            torch.stack(tuple(found.hidden_states), 1),
+        )
 
 
 _OUTPUTS: dict[type[nn.Module], tuple[str, ...]] = {
     VaeDecoder: ("sample",),
-    ClipText: ("last_hidden_state", "pooler_output"),
-    ClipTextPenultimate: ("last_hidden_state", "pooler_output", "hidden_states_penultimate"),
-    ClipTextProjection: ("text_embeds", "last_hidden_state", "hidden_states_penultimate"),
+    ClipText: ("last_hidden_state", "pooler_output", "hidden_states", "normed_states"),
+    ClipTextProjection: ("text_embeds", "last_hidden_state", "hidden_states"),
 }
 
 

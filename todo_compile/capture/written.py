@@ -108,11 +108,8 @@ def text_inputs(source: Source, batch: int) -> tuple[tuple[InputSpec, ...], type
     length = int(source.config.get("max_position_embeddings", TEXT_TOKENS))
     limit = int(source.config.get("vocab_size", 49408))
     spec = InputSpec("input_ids", (batch, length), torch.int64, "tokens", limit)
-    if source.class_name == CLIP_PROJECTION:
-        return (spec,), wrappers.ClipTextProjection
-    if source.pipeline.startswith("StableDiffusionXL"):
-        return (spec,), wrappers.ClipTextPenultimate
-    return (spec,), wrappers.ClipText
+    projected = source.class_name == CLIP_PROJECTION
+    return (spec,), wrappers.ClipTextProjection if projected else wrappers.ClipText
 
 
 def _labels(config: Mapping[str, Any], batch: int, dtype: torch.dtype) -> InputSpec | None:

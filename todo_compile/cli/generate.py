@@ -56,6 +56,17 @@ def generate_command(
         Path | None,
         typer.Option(help="A picture to start from, for pipelines that take one (SDXL's refiner)."),
     ] = None,
+    tensors: Annotated[
+        Path | None,
+        typer.Option(
+            help="A safetensors file with what other models made for the pipeline, by the names of "
+            "its arguments: image_embeds and negative_image_embeds (Kandinsky 2.2), hint."
+        ),
+    ] = None,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(help="Layers of CLIP's text encoder to leave out at its end.", metavar="N"),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance; 1 turns it off.")
@@ -113,7 +124,17 @@ def generate_command(
         "guidance": guidance,
         "seed": seed,
         **({} if image is None else {"image": drawing.open_picture(image)}),
+        **({} if clip_skip is None else {"clip_skip": clip_skip}),
     }
+    if tensors is not None:
+        from todo_compile.runtime.given import read_tensors
+
+        found = read_tensors(tensors)
+        if said := [name for name in found if name in options]:
+            raise ConfigError(
+                f"{tensors} has {said[0]}, which options say too.", remedy="Leave one of them out."
+            )
+        options |= found
     shared: dict[str, Any] = {"scheduler": scheduler, "device": device}
     with progress.step("load"):
         if bundle is not None:

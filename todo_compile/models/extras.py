@@ -24,8 +24,9 @@ _SINGLE = (
     "feature_extractor/preprocessor_config.json",
 )
 _FOLDERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
-# Data only: no weights, and nothing that could be imported.
-_SUFFIXES = (".json", ".txt", ".model")
+# Data only: no weights, and nothing that could be imported; transformers renders templates of chats
+# in a sandbox.
+LIGHT = (".json", ".txt", ".model", ".jinja")
 _MAX_BYTES = 64 * 2**20
 
 
@@ -72,7 +73,7 @@ def _root(source: Source, fetch: bool) -> Path | None:
     folders = [hub.cached_folder(hub_id, source.subfolder) for hub_id in source.hub_ids]
     root = next((folder.parent for folder in folders if folder is not None), None)
     if fetch and (root is None or not (root / "tokenizer").is_dir()):
-        patterns = [*_SINGLE, *(f"{name}/*{end}" for name in _FOLDERS for end in _SUFFIXES)]
+        patterns = [*_SINGLE, *(f"{name}/*{end}" for name in _FOLDERS for end in LIGHT)]
         return hub.download(source.hub_ids[0], patterns)
     return root
 
@@ -83,7 +84,7 @@ def _wanted(root: Path) -> Iterable[Path]:
     for name in _FOLDERS:
         if (root / name).is_dir():
             files = sorted((root / name).iterdir())
-            yield from (f for f in files if f.suffix in _SUFFIXES and f.is_file())
+            yield from (f for f in files if f.suffix in LIGHT and f.is_file())
 
 
 def _read(path: Path, root: Path) -> bytes:

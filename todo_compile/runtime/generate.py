@@ -112,10 +112,17 @@ def generate(
     check_settings(steps, guidance, seed)
     known = inspect.signature(type(pipeline).__call__).parameters
     name = type(pipeline).__name__
+    if "num_frames" in known:
+        raise ConfigError(
+            f"{name} draws videos, and a picture is wanted.",
+            remedy="Call it from Python: todo_compile.load_pipeline(FOLDER)(…).frames.",
+        )
     if negative_prompt is not None and "negative_prompt" not in known:
         raise ConfigError(f"{name} takes no negative prompt.", remedy="Leave it out.")
     if "image" in options and "image" not in known:
         raise ConfigError(f"{name} starts from no picture.", remedy="Leave --image out.")
+    if foreign := [option for option in options if option not in known]:
+        raise ConfigError(f"{name} takes no {foreign[0]}.", remedy="Leave it out.")
     total = steps
     ends: list[float] = []
 
@@ -144,6 +151,7 @@ def generate(
     if resolution is not None:
         given |= {"height": resolution.height, "width": resolution.width}
         given["use_resolution_binning"] = False  # PixArt would draw another size and enlarge it
+        given["max_area"] = resolution.height * resolution.width  # so would Kontext
     # Pipelines differ in what they take; what the caller names himself is theirs to refuse.
     given = {name: value for name, value in given.items() if name in known} | options
     # Two bars at once would spoil each other; diffusers has no way to ask for the old setting.

@@ -70,6 +70,7 @@ class CompiledCall(Component):
         wrapped = given.get("return_dict", True)
         flat = flatten(given)
         self._check(flat.fixed, flat.names)
+        self._check_text(flat.by_name)
         feeds = {name: self._fitting(name, flat.by_name[name]) for name in self.session.inputs}
         results = list(self._run(feeds, shared=self._shared_inputs).values())
         found: Any = results[0] if len(results) == 1 else results
@@ -99,6 +100,21 @@ class CompiledCall(Component):
                 remedy="Whatever is not a tensor is part of what was compiled: draw with the size "
                 "and settings of the build, or use the torch module.",
             )
+
+    def _check_text(self, given: Mapping[str, Tensor]) -> None:
+        """Some pipelines pass a text as it is, without filling it up, and without a mask."""
+        for name, value in given.items():
+            wanted = tuple(self.session.inputs[name].shape)
+            if not name.startswith("encoder_hidden_states") or value.dim() != len(wanted):
+                continue
+            if value.shape[1] != wanted[1] and value.shape[2:] == wanted[2:]:
+                raise InputError(
+                    f"The pipeline passes {value.shape[1]} tokens of text; {self.origin.built_for} "
+                    f"with {wanted[1]}.",
+                    remedy="Give another length of prompt, or compile the denoiser alone for this "
+                    f"one (--text-tokens {value.shape[1]} --out FILE.onnx) and put it into the "
+                    "torch pipeline.",
+                )
 
     def _fitting(self, name: str, value: Tensor) -> Tensor:
         """The tensor in the type of its input, where that is of numbers without fractions or mixed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -10,10 +11,23 @@ from todo_compile import packages
 from todo_compile.errors import InputError
 from todo_compile.runtime.component import Component
 
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from todo_compile.runtime.component import ComponentOptions
+    from todo_compile.runtime.files import Origin
+    from todo_compile.runtime.session import Session
+
 
 class CompiledTextEncoder(Component):
     """A compiled text encoder; stands where transformers' ``CLIPTextModel`` (or the one
     ``WithProjection``) stood."""
+
+    def __init__(
+        self, session: Session, origin: Origin, **options: Unpack[ComponentOptions]
+    ) -> None:
+        super().__init__(session, origin, **options)
+        self._norm = _Norm()
 
     def _make_config(self, values: dict[str, Any]) -> Any:
         transformers = packages.load("transformers", "A text encoder's pipeline")
@@ -29,9 +43,6 @@ class CompiledTextEncoder(Component):
     ) -> Any:
         """Embeddings of token ids, (B, 77, width) and pooled; see transformers.
 
-        Of the hidden states only those that the engine has can be read: the one before the last
-        for SDXL.
-
         Raises:
             InputError: the engine was not built for it.
         """
@@ -42,11 +53,15 @@ class CompiledTextEncoder(Component):
         if attention_mask is not None and not bool(attention_mask.all()):
             raise self._without("attention_mask")
         found = self._run({"input_ids": input_ids}, shared=frozenset())
-        penultimate = found.get("hidden_states_penultimate")
-        hidden = None
-        if output_hidden_states:
-            hidden = _HiddenStates(int(self.config.num_hidden_layers), penultimate, self)
-        return _output(found, hidden, return_dict is not False)
+        states = found["hidden_states"].unbind(1)
+        if "normed_states" in found:
+            self._norm.given = tuple(zip(states, found["normed_states"].unbind(1), strict=True))
+        return _output(found, states if output_hidden_states else None, return_dict is not False)
+
+    @property
+    def text_model(self) -> Any:
+        """Of CLIP's inner model what pipelines use when they skip layers: ``final_layer_norm``."""
+        return SimpleNamespace(final_layer_norm=self._norm)
 
     def _without(self, name: str) -> InputError:
         return InputError(
@@ -55,33 +70,28 @@ class CompiledTextEncoder(Component):
         )
 
 
-class _HiddenStates(tuple[Any, ...]):
-    """The states after every layer, of which an engine has one: reading another is refused.
+class _Norm:
+    """CLIP's last norm, of the states of the latest call, for which the engine has computed it.
 
-    Index 0 is the embedding, index `layers` the last layer's output before the final norm.
+    Attributes:
+        given: (state, the same after the norm).
     """
 
-    _engine: CompiledTextEncoder
+    given: tuple[tuple[Tensor, Tensor], ...] = ()
 
-    def __new__(
-        cls, layers: int, penultimate: Tensor | None, engine: CompiledTextEncoder
-    ) -> _HiddenStates:
-        states: list[Tensor | None] = [None] * (layers + 1)
-        states[layers - 1] = penultimate
-        made = super().__new__(cls, states)
-        made._engine = engine
-        return made
+    def __call__(self, state: Tensor) -> Tensor:
+        """The norm of a state.
 
-    def __getitem__(self, index: Any) -> Any:
-        value = super().__getitem__(index)
-        asked = value if isinstance(index, slice) else (value,)
-        if any(state is None for state in asked):
-            raise InputError(
-                f"Hidden state {index} is asked for, which is not among the outputs; "
-                f"{self._engine.origin.built_for}.",
-                remedy="Leave clip_skip out, or use the torch text encoder.",
-            )
-        return value
+        Raises:
+            InputError: it is of something else.
+        """
+        for known, normed in self.given:
+            if known is state:
+                return normed
+        raise InputError(
+            "A compiled text encoder has its last norm for the states of its latest call alone.",
+            remedy="Hand over one of its hidden_states as it is, or use the torch text encoder.",
+        )
 
 
 def _output(found: dict[str, Tensor], hidden: Any, return_dict: bool) -> Any:

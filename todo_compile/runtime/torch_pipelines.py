@@ -15,6 +15,7 @@ from todo_compile.errors import ModelError, first_line
 from todo_compile.libraries import quiet_libraries
 from todo_compile.models import hub
 from todo_compile.models.components import part, pipeline_folder
+from todo_compile.models.extras import LIGHT
 from todo_compile.models.files import DIFFUSERS_BASE, TEXT_BASE, select_names
 from todo_compile.models.trust import INDEX, check_folder, check_part
 from todo_compile.precision import dtype_of
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from todo_compile.models import Source
-
-_LIGHT = (".json", ".txt", ".model")
 
 
 def torch_pipeline(
@@ -84,7 +83,7 @@ def _from_hub(source: Source) -> Path:
             return folder
     hub_id = source.hub_ids[0]
     names = hub.list_files(hub_id)
-    wanted = [n for n in names if n == INDEX or (n.count("/") == 1 and n.endswith(_LIGHT))]
+    wanted = [n for n in names if n == INDEX or (n.count("/") == 1 and n.endswith(LIGHT))]
     for folder in {n.split("/")[0] for n in names if n.count("/") == 1}:
         inside = [n.removeprefix(f"{folder}/") for n in names if n.startswith(f"{folder}/")]
         chosen = select_names(inside, False, DIFFUSERS_BASE) or select_names(
