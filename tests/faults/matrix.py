@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from kinds import KINDS, Kind, content, differences
-from meeting import FAULTS, READ_ONLY, SECOND
+from meeting import FAULTS, READ_ONLY, SECOND, survivable
 from processes import ESCAPED, HANGS, adopt_orphans, run, said, start_beside
 from sample import Place, Record, cpu_seconds, draw
 from tqdm import tqdm
@@ -112,6 +112,7 @@ class Matrix:
             for number, event in enumerate(names)
             for fault in FAULTS
             for stood in STOOD
+            if survivable(fault, event)
         ]
 
     def _fresh(self, kind: Kind, stood: str) -> Path:

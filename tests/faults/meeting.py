@@ -1,8 +1,8 @@
 """The faults, and the events at which a build can meet one.
 
 Events are those of the code's own progress, so a new step of the work is covered by itself, and the
-moments at which outputs move into place; of a file of builds they are the starts, lines and ends of
-its child processes.
+moments before every single file moves into its place; of a file of builds they are the starts,
+lines and ends of its child processes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from todo_compile.build.many import running
+from todo_compile.bundle import moves
 from todo_compile.bundle.files import Stage
 from todo_compile.cli import console
 
@@ -61,16 +62,38 @@ def _clock_back(_: Path) -> None:
 
 SECOND = "second builder"
 READ_ONLY = "read-only"
+DELETED = "deleted"
+MOVES = ": moves"
+"""Ends the name of an event before the move of a file."""
 FAULTS: dict[str, Callable[[Path], None]] = {
     "SIGKILL": _sent(signal.SIGKILL),
     "SIGTERM": _sent(signal.SIGTERM),
     "Ctrl-C": _interrupted,
     "disk full": _disk_full,
     READ_ONLY: _read_only,
-    "deleted": _deleted,
+    DELETED: _deleted,
     "clock back": _clock_back,
     SECOND: lambda _: None,  # `processes.start_beside`
 }
+
+
+def survivable(fault: str, event: str) -> bool:
+    """Whether an output can survive: not if its files go when the old ones have gone."""
+    return not (fault == DELETED and event.endswith(MOVES))
+
+
+class _WatchedMoves:
+    """The system's calls, as `moves` makes them."""
+
+    def __init__(self, event: Callable[[str], None]) -> None:
+        self._event = event
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def replace(self, source: Path, goal: Path) -> None:
+        self._event(f"{goal.name}{MOVES}")
+        os.replace(source, goal)
 
 
 def watch(event: Callable[[str], None]) -> None:
@@ -89,12 +112,14 @@ def watch(event: Callable[[str], None]) -> None:
         event(f"{self.target.name}: is out")
 
     console.ConsoleProgress.step, Stage.commit = step, commit
+    setattr(moves, "os", _WatchedMoves(event))
     _watch_children(event)
 
 
 def unwatch() -> None:
     """A build that is started from here meets no fault."""
     console.ConsoleProgress.step, Stage.commit = _REAL_STEP, _REAL_COMMIT
+    setattr(moves, "os", os)
     running.start, running.Running.measure, running.Running.outcome = _REAL_RUN
 
 
