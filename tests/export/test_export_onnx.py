@@ -253,6 +253,23 @@ def test_what_the_short_cut_cannot_do_goes_the_long_way(
     torch.testing.assert_close(run(tmp_path / "m.onnx", x), module(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x > 0).masked_fill(x > 1, False).float(),
+        lambda x: (x > 0).masked_fill(x < -1, True).float(),
+        lambda x: (x > 0).clone().masked_fill_(x[:1] > 1, False).float(),
+        lambda x: torch.where(x > 1, x[:1] > 0, x < -1).float(),
+    ],
+)
+def test_choices_between_truths(
+    tmp_path: Path, progress: Recorder, function: Callable[[Tensor], Tensor]
+):
+    x = torch.randn(3, 64)
+    export(capture(Function(function), x), tmp_path / "x.onnx", progress)
+    assert torch.equal(run(tmp_path / "x.onnx", x), function(x))
+
+
 def test_no_onnx_form_at_all(tmp_path: Path, progress: Recorder):
     program = capture(Function(lambda x: torch.linalg.qr(x)[0]), random_input())
     with pytest.raises(ExportError, match=r"no ONNX form.*qr"):

@@ -14,6 +14,7 @@ from graphs import DIALECTS, Captured, capture
 from video_models import FRAMES, GRID, TEXT, make
 
 import todo_compile
+from todo_compile.errors import ExportError
 from todo_compile.options import PlanOptions
 
 HALF = PlanOptions(factors=((2, 2),))
@@ -82,7 +83,7 @@ def test_mochi_leaves_out_words_by_data(dialect: str) -> None:
     assert all("the text beside the image is dynamic" in s.reason for s in joint)
 
 
-@pytest.mark.parametrize("name", ["cogvideox", "wan"])
+@pytest.mark.parametrize("name", ["cogvideox", "wan", "hunyuan_video"])
 def test_videos_in_onnxruntime(name: str, tmp_path: Path) -> None:
     model, inputs = make(name)
     todo_compile.compile(model, inputs, out=tmp_path / "x.onnx", options=HALF)
@@ -91,3 +92,10 @@ def test_videos_in_onnxruntime(name: str, tmp_path: Path) -> None:
         truth = model(*inputs)
     got = todo_compile.load(tmp_path / "x.onnx")(*inputs)
     assert (got - truth).abs().max() <= 1e-5 * truth.abs().max()
+
+
+def test_words_left_out_by_data_have_no_onnx_form(tmp_path: Path) -> None:
+    model, inputs = make("mochi")
+    with pytest.raises(ExportError, match="has no ONNX form"):
+        todo_compile.compile(model, inputs, out=tmp_path / "x.onnx", options=PlanOptions())
+    assert not list(tmp_path.iterdir())

@@ -73,6 +73,8 @@ def _write_out(graph: Graph, node: Node) -> None:
             _drop_idle(graph, node)  # ONNX's Squeeze refuses sizes but 1 (PixArt has one of 48)
         case torch.ops.aten.scaled_dot_product_attention.default:
             _widen_mask(graph, node)
+        case torch.ops.aten.masked_fill.Scalar | torch.ops.aten.where.self:
+            _in_logic(graph, node)
         case _:
             pass
 
@@ -117,3 +119,34 @@ def _widen_mask(graph: Graph, node: Node) -> None:
         wide = graph.call_function(torch.ops.aten.expand.default, (mask, sizes))
     wide.meta = {**mask.meta, "val": mask.meta["val"].expand(sizes)}
     node.replace_input_with(mask, wide)
+
+
+def _in_logic(graph: Graph, node: Node) -> None:
+    """A choice between truths by "and", "or" and "not": onnxruntime's ``Where`` is of numbers."""
+    if node.meta["val"].dtype is not torch.bool or any(user.op == "output" for user in node.users):
+        return
+    aten = torch.ops.aten
+
+    def call(target: Any, *args: Node) -> Node:
+        made = graph.call_function(target, args)
+        made.meta = {**node.meta, "val": target(*(arg.meta["val"] for arg in args))}
+        return made
+
+    with graph.inserting_before(node):
+        if node.target is aten.where.self:
+            where, chosen, other = cast("tuple[Node, Node, Node]", node.args)
+            elsewhere = call(aten.logical_not.default, where)
+            result = call(
+                aten.logical_or.default,
+                call(aten.logical_and.default, where, chosen),
+                call(aten.logical_and.default, elsewhere, other),
+            )
+        else:
+            source, where = cast("tuple[Node, Node]", node.args[:2])
+            if node.args[2]:
+                result = call(aten.logical_or.default, source, where)
+            else:
+                elsewhere = call(aten.logical_not.default, where)
+                result = call(aten.logical_and.default, source, elsewhere)
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)

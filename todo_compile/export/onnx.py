@@ -138,7 +138,11 @@ def _translate(
             return _torch_export(fast, opset, input_names, output_names)
         except ExportError as error:
             progress.info(f"ONNX: decomposing the graph first ({error.message})")
-    slow = lowered(onnx_decomposed(program, opset)) or program
+    try:
+        decomposed = onnx_decomposed(program, opset)
+    except Exception as error:  # whatever torch's tracing raises, as of sizes that data decide
+        raise _no_form(error) from error
+    slow = lowered(decomposed) or program
     return _torch_export(slow, opset, input_names, output_names)
 
 
@@ -159,13 +163,17 @@ def _torch_export(
             optimize=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(
-            f"The graph has no ONNX form: {_root_cause(error)}",
-            remedy="Report it with the output of --dump; another --opset may work.",
-        ) from error
+        raise _no_form(error) from error
     if result is None:
         raise ExportError("torch.onnx.export returned nothing.")
     return result.model
+
+
+def _no_form(error: BaseException) -> ExportError:
+    return ExportError(
+        f"The graph has no ONNX form: {_root_cause(error)}",
+        remedy="Report it with the output of --dump; another --opset may work.",
+    )
 
 
 def _root_cause(error: BaseException) -> str:
