@@ -221,6 +221,42 @@ def test_two_inputs_of_as_many_tokens() -> None:
     assert [site.action for site in self_attention()] == ["refused", "refused"]
 
 
+def test_text_beside_tokens_of_no_known_grid() -> None:
+    """What came in packed is a part of the keys: nobody is told that it must be the image."""
+
+    class Joint(Captioned):
+        def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            return self.attend(torch.cat((text, image.flatten(2).mT), 1)).mean(1)
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled(Joint())(torch.randn(1, 8, 6, 8), torch.randn(1, 5, 8))
+    (site,) = self_attention()
+    assert site.action == "refused"
+    assert "l_text_ came in packed (5 of them)" in site.reason
+    assert "the other 48 are the rows and columns" in site.reason
+
+
+def test_whose_grid_is_asked_for() -> None:
+    """The longest of several packed inputs, and res as another way, unless it was given."""
+    image, text = torch.randn(1, 64, 8), torch.randn(1, 5, 8)
+
+    class Joint(Captioned):
+        def forward(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+            return self.attend(torch.cat((text, image), 1)).mean(1)
+
+    for given in ({}, {"res": "128"}):
+        todo_compile.clear_reports()
+        torch.compiler.reset()
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled(Joint(), **given)(text, image)
+        (site,) = self_attention()
+        assert site.action == "refused"
+        assert "token_grids={64: (rows, columns)}" in site.reason
+        assert ("give res for a whole denoiser" in site.reason) == (not given)
+
+
 def test_residuals_of_as_many_tokens_are_the_same_picture() -> None:
     """A ControlNet's outputs are added token by token."""
 

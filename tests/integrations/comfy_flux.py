@@ -108,6 +108,7 @@ class Flux(nn.Module):
         options = {} if transformer_options is None else transformer_options
         batch, channels, height, width = x.shape
         rows, columns = height // 2, width // 2
+        x = F.pad(x, (0, width % 2, 0, height % 2), mode="circular")
         img = x.reshape(batch, channels, rows, 2, columns, 2)
         img = img.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * 4)
         ids = torch.zeros((rows, columns, 3), device=x.device, dtype=x.dtype)

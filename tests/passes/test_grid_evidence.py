@@ -16,7 +16,8 @@ from torch import nn
 import todo_compile
 from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions
-from todo_compile.passes.operators.table import TABLE
+from todo_compile.passes.graph import GraphContext
+from todo_compile.passes.operators.table import TABLE, effect_of
 from todo_compile.passes.report import Report
 
 HALF = PlanOptions(factors=((2, 2),))
@@ -279,6 +280,33 @@ def test_patches_cut_by_views(turned: bool, dialect: str) -> None:
     net.pool = lambda t: oracle.subsample(t, 2, grid, factor)
     with torch.no_grad():
         assert_close(captured.run(), net(x))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("sides", [(8, 12), (7, 12), (8, 11), (7, 11)])
+def test_patches_cut_of_a_padded_picture(sides: tuple[int, int], dialect: str) -> None:
+    """Padded by what its sides lack, perhaps nothing, as ComfyUI's FLUX does: rows stay rows."""
+    lack = (0, sides[1] % 2, 0, sides[0] % 2)
+    # Exported, a circular padding that adds something is written with copies.
+    mode = "circular" if dialect == "dynamo" or not any(lack) else "constant"
+    net, x = Patched(lambda _, x: patches(F.pad(x, lack, mode))), plane(*sides)
+    captured = capture(net, (x,), dialect)
+    site = only_site(captured.rewrite(PlanOptions(factors=((4, 2),))))
+    assert (site.action, site.grid, site.factor) == ("rewritten", (4, 6), (4, 2)), site.reason
+    net.pool = lambda t: oracle.subsample(t, 2, (4, 6), (4, 2))
+    with torch.no_grad():
+        assert_close(captured.run(), net(x))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_padded_sides_are_other_ranges(dialect: str) -> None:
+    """One more in front and one less behind has as many positions, and other ones."""
+    net = Net(lambda _, x: F.pad(x, (1, -1)))
+    captured = capture(net, (plane(),), dialect)
+    node = next(n for n in captured.module.graph.nodes if "pad" in str(n.target))
+    effect = effect_of(GraphContext(captured.module), node)
+    assert effect is not None
+    assert effect.sources[0].axes == (0, 1, 2, None)
 
 
 CUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

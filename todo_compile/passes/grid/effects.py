@@ -11,6 +11,8 @@ An axis keeps its atoms, whatever its place; one that is of none that went in is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch.fx import Node
 
 from todo_compile.passes import ops
@@ -27,7 +29,7 @@ from todo_compile.passes.grid.axes import (
     same,
 )
 from todo_compile.passes.grid.batches import of_items
-from todo_compile.passes.grid.reshapes import patched, reshape
+from todo_compile.passes.grid.reshapes import named, patched, reshape
 from todo_compile.passes.grid.state import GridState, Shape
 from todo_compile.passes.operators.effect import Cut, Effect
 from todo_compile.passes.operators.table import effect_of, effects_of_outputs, source_of
@@ -92,11 +94,36 @@ def _after(state: GridState, effect: Effect, shape: Shape) -> Axes | None:
 def _reshaped(state: GridState, axes: Axes, shape: Shape) -> Axes:
     """Atoms are followed through the row-major order."""
     result = reshape(axes, shape)
-    if (sides := patched(result)) is not None:
-        for atom, role in zip(sides, ("H", "W"), strict=True):
-            if not atom.role:
-                state.prove(atom, role)
-    return result
+    sides = patched(result)
+    if sides is None:
+        return result
+    roles: dict[int, str] = {}
+    for atom, role in zip(_rows_first(state, sides, result), ("H", "W"), strict=True):
+        if not atom.role:
+            state.prove(atom, role)
+            roles[atom.ident] = role
+    # At once: a range that began inside the graph (padded, say) has no input to be named at.
+    return named(result, roles)
+
+
+def _rows_first(state: GridState, sides: Sequence[Atom], cut: Axes) -> list[Atom]:
+    """Rows come before columns in the picture that goes in; else where they were cut.
+
+    Ranges are counted as they are met, so those of one tensor in the order of its axes.
+    """
+    inputs = {
+        atom.ident
+        for node, axes in state.axes.items()
+        if node.op == "placeholder"
+        for dim in axes
+        for atom in dim
+    }
+    if inputs.issuperset(atom.ident for atom in sides):
+        return sorted(sides, key=lambda atom: atom.ident)
+    outer = {
+        a.split_of[0].ident: a.ident for dim in cut for a in dim if a.split_of and not a.split_of[1]
+    }
+    return sorted(sides, key=lambda atom: outer[atom.ident])
 
 
 def _joined(state: GridState, effect: Effect) -> Axes | None:

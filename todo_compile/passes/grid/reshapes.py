@@ -9,7 +9,7 @@ alone, where it is enough that one axis stays whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from todo_compile.passes.grid.axes import Atom, Axes, Dim, Size, fresh, fresh_dim, quotient, same
@@ -72,7 +72,7 @@ def reshape(axes: Axes, sizes: Sequence[Size]) -> Axes:
 
 
 def patched(axes: Axes) -> tuple[Atom, Atom] | None:
-    """The two ranges that were cut into patches of one side, (rows, columns); None if none were.
+    """The two ranges that were cut into patches of one side, as they lie now; None if none were.
 
     [b][c][x][y]     view, permute, view  →  [b][outer x · outer y][inner x · inner y · c]
     [b][c][f][x][y]  view, permute, view  →  [b][f · outer x · outer y][inner x · inner y · c]
@@ -98,8 +98,20 @@ def patched(axes: Axes) -> tuple[Atom, Atom] | None:
         if parts[0] is None or parts[1] is None or not together or same(parts[0].size, 1):
             continue
         if same(parts[0].size, parts[1].size):
-            return (one, two) if one.ident < two.ident else (two, one)
+            return one, two
     return None
+
+
+def named(axes: Axes, roles: Mapping[int, str]) -> Axes:
+    """`axes` with the parts of ranges named as the ranges are now: ident → role."""
+
+    def one(atom: Atom) -> Atom:
+        if atom.split_of is None or not (role := roles.get(atom.split_of[0].ident)):
+            return atom
+        whole, part = atom.split_of
+        return replace(atom, role=role, split_of=(replace(whole, role=role), part))
+
+    return tuple(tuple(one(atom) for atom in dim) for dim in axes)
 
 
 def kept_axis(shape: tuple[Size, ...], other: tuple[Size, ...], axis: int) -> int | None:

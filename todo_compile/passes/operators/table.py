@@ -136,6 +136,19 @@ def _repeated(
     return Effect((_aligned(source, before, shape),))
 
 
+def _padded(
+    context: GraphContext, node: Node, source: Node, before: Shape, shape: Shape
+) -> Effect | None:
+    """pad: sides that get nothing stay, the others are new ranges."""
+    del context
+    amounts = ops.arg(node, 1, "pad")
+    if not isinstance(amounts, (list, tuple)) or len(before) != len(shape):
+        return None
+    last, gets = len(shape) - 1, [any(amounts[i : i + 2]) for i in range(0, len(amounts), 2)]
+    stays = (i < len(shape) - len(gets) or not gets[last - i] for i in range(len(shape)))
+    return Effect((Source(source, tuple(i if kept else None for i, kept in enumerate(stays))),))
+
+
 def _mirrored(
     context: GraphContext, node: Node, source: Node, before: Shape, shape: Shape
 ) -> Effect:
@@ -327,6 +340,7 @@ TABLE: dict[str, Rule] = {
         (("squeeze", "unsqueeze"), _of_source(_squeezed)),
         (("expand", "expand_as", "broadcast_to"), _of_source(_expanded)),
         (("repeat", "repeat_interleave"), _of_source(_repeated)),
+        (("pad", "constant_pad_nd"), _of_source(_padded)),
         (("flip",), _of_source(_mirrored)),
         (("mean", "sum", "amax", "amin", "any", "all", *_VECTOR_NORMS), _of_source(_reduced)),
         (("pool_tokens",), _of_source(_pooled)),

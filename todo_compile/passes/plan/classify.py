@@ -14,7 +14,15 @@ from typing import Any, Literal
 
 from todo_compile.passes.find.attention import AttentionSite
 from todo_compile.passes.graph import GraphContext
-from todo_compile.passes.grid.axes import Dim, Size, frames_of, grid_of, image_segment, same
+from todo_compile.passes.grid.axes import (
+    Dim,
+    Size,
+    dim_size,
+    frames_of,
+    grid_of,
+    image_segment,
+    same,
+)
 from todo_compile.passes.grid.grids import GridMap
 from todo_compile.passes.plan.masks import MaskProof, mask_obstacle, prove_mask
 
@@ -245,11 +253,22 @@ def _missing(context: GraphContext, grids: GridMap, site: AttentionSite, key: Di
         known = ", ".join(str(tokens) for tokens in sorted(context.token_grids, reverse=True)[:4])
         more = ", …" if len(context.token_grids) > 4 else ""
         return f"{names} came in packed, and token_grids names none of as many ({known}{more})"
-    why = "" if context.patch_grid is None else "res counts for a whole denoiser's patches alone; "
-    count = next(iter(packed.values()))
+    numbers = [size for size in packed.values() if isinstance(size, int)]
+    count = max(numbers, default=next(iter(packed.values())))  # text is shorter, as a rule
+    total, known = dim_size(key), sum(numbers)
+    if isinstance(total, int) and known < total and len(numbers) == len(packed):
+        return (
+            f"{names} came in packed ({known} of them), and nothing tells that the other "
+            f"{total - known} are the rows and columns of a picture (as a kernel, or patches cut "
+            f"of one, would); only if the image came in packed, name its grid: "
+            f"token_grids={{{count}: (rows, columns)}}"
+        )
+    why, res = "", "give res for a whole denoiser, "
+    if context.patch_grid is not None:
+        why, res = "res counts for a whole denoiser's patches alone; ", ""
     return (
         f"{names} came in packed: {why}only if these are an image's tokens, name their grid: "
-        f"token_grids={{{count}: (rows, columns)}}, or let accelerate() compile the pipeline"
+        f"token_grids={{{count}: (rows, columns)}}, {res}or let accelerate() compile the pipeline"
     )
 
 
