@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 import todo_compile
 from todo_compile.errors import CaptureError, ConfigError, InputError
+from todo_compile.runtime.compiled import CompiledError
 
 
 @dataclass
@@ -53,6 +56,20 @@ def test_numbers(built: Built) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert built.result.report.rewritten == 1
     assert built.result.manifest.verification["sites"]
+
+
+def test_in_a_module_that_is_copied_or_saved(built: Built) -> None:
+    """A copy runs the same engine; what would lack its weights is refused."""
+    around = nn.ModuleDict({"small": built.loaded, "last": nn.Linear(2, 2)})
+    x, text = inputs()
+    copied: Any = copy.deepcopy(around)
+    assert copied["small"].session is built.loaded.session
+    assert copied["last"].weight is not around["last"].weight
+    got = copied["small"](x, {"text": text}).sample
+    torch.testing.assert_close(got, built.loaded(x, {"text": text}).sample)
+    for lose in (around.state_dict, lambda: pickle.dumps(around)):
+        with pytest.raises(CompiledError, match=r"small\.onnx is compiled"):
+            lose()
 
 
 def test_the_module_is_left_as_it_was(built: Built) -> None:

@@ -27,12 +27,8 @@ class CompiledError(InputError, AttributeError):
     """
 
 
-class Compiled(nn.Module):
-    """A module without weights of its own, as libraries may hold it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        _let_diffusers_know()
+class Sealed(nn.Module):
+    """A module without weights of its own."""
 
     @property
     def _called(self) -> str:
@@ -43,22 +39,6 @@ class Compiled(nn.Module):
     def _shared(self) -> tuple[object, ...]:
         """What copies share."""
         return ()
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: an engine holds no weights that could be saved.
-
-        diffusers' ``pipe.save_pretrained`` ends here too, before it would write a pipeline that
-        lacks this component.
-
-        Raises:
-            CompiledError: always.
-        """
-        del args, kwargs
-        raise CompiledError(
-            f"{self._called} is compiled: it cannot be saved in diffusers' format.",
-            remedy="Copy the bundle's folder (or the file and its manifest), or save the pipeline "
-            "that it was made from.",
-        )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: an empty table would pass for the weights.
@@ -96,6 +76,30 @@ class Compiled(nn.Module):
             f"{self._called} is compiled: it cannot be pickled.",
             remedy="Send the path of its file or bundle, and load it where it shall run "
             "(todo_compile.load, load_pipeline).",
+        )
+
+
+class Compiled(Sealed):
+    """A part of a pipeline without weights of its own, as diffusers may hold it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _let_diffusers_know()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: an engine holds no weights that could be saved.
+
+        diffusers' ``pipe.save_pretrained`` ends here too, before it would write a pipeline that
+        lacks this component.
+
+        Raises:
+            CompiledError: always.
+        """
+        del args, kwargs
+        raise CompiledError(
+            f"{self._called} is compiled: it cannot be saved in diffusers' format.",
+            remedy="Copy the bundle's folder (or the file and its manifest), or save the pipeline "
+            "that it was made from.",
         )
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from todo_compile.capture.trees import (
     KINDS,
@@ -20,6 +20,7 @@ from todo_compile.capture.trees import (
     tensors_of,
 )
 from todo_compile.errors import BundleError, InputError
+from todo_compile.runtime.compiled import Sealed
 from todo_compile.runtime.session import dtype_named
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ COMPONENT = "module"
 """What manifests of modules call the component."""
 
 
-class CompiledModule(nn.Module):
+class CompiledModule(Sealed):
     """Any compiled module.
 
     Its call has the signature of the module's ``forward``. Tensors have the shapes and types that
@@ -68,6 +69,14 @@ class CompiledModule(nn.Module):
                 remedy="Build it again with todo-compile.",
             )
         self.eval()
+
+    @property
+    def _called(self) -> str:
+        return self.name
+
+    @property
+    def _shared(self) -> tuple[object, ...]:
+        return (self.session,)
 
     @property
     def device(self) -> torch.device:
