@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import race_tables
+import tool_tables
 import tune_tables
 from tune_tables import table
 
@@ -265,6 +266,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "correction": tune_tables.correction,
     "providers": providers,
     "features": features,
+    "comfyui": tool_tables.comfyui,
+    "comfyui_nodes": tool_tables.comfyui_nodes,
     "large": large,
     "soundness": soundness,
     "passes": passes,

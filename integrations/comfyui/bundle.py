@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from todo_compile.errors import ConfigError, InputError
 from todo_compile.runtime.compiled import CompiledError
 
 COMPONENT = "unet"
+_PATCHES = ("patches", "patches_replace")
+"""What `transformer_options` has where a node changed attention or blocks."""
 
 
 class Denoiser(nn.Module):
@@ -25,6 +28,7 @@ class Denoiser(nn.Module):
         super().__init__()
         # No submodule: ComfyUI moves a MODEL's modules between its devices, and an engine stays.
         self.__dict__["unet"] = unet
+        self.calls = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -51,13 +55,14 @@ class Denoiser(nn.Module):
         Raises:
             InputError: something is asked for that the engine does not have.
         """
-        del transformer_options  # patches of attention: their nodes say what they need
-        asked = {"y (SDXL)": y, "ControlNet": control, **more}
+        self.calls += 1
+        patched = [name for name in _PATCHES if (transformer_options or {}).get(name)]
+        asked = {"y (SDXL)": y, "ControlNet": control, **more, **dict.fromkeys(patched, "patched")}
         if given := [name for name, value in asked.items() if value is not None]:
             raise InputError(
                 f"The bundle's denoiser takes no {', '.join(given)}.",
-                remedy="Use it with Stable Diffusion 1 and 2 alone, without ControlNets; or the "
-                "node ToDo compile, which takes all.",
+                remedy="Use it with Stable Diffusion 1 and 2 alone, without ControlNets and nodes "
+                "that patch a MODEL; or the node ToDo compile, which takes all.",
             )
         if bool((timesteps != timesteps[0]).any()):
             raise InputError(
@@ -67,6 +72,36 @@ class Denoiser(nn.Module):
         own = {"device": self.unet.device, "dtype": self.unet.dtype}
         found = self.unet(x.to(**own), timesteps[0].to(self.unet.device), context.to(**own)).sample
         return found.to(x)
+
+
+def instead(denoiser: Denoiser) -> Callable[..., Tensor]:
+    """A wrapper of a MODEL's `apply_model` that puts `denoiser` in place for one step.
+
+    The checkpoint's own is there again after it: what looks for its weights (loaders of LoRAs in
+    the next workflow) finds them.
+    """
+
+    def step(executor: Any, *args: Any, **keywords: Any) -> Tensor:
+        base = executor.class_obj
+        if getattr(base.current_patcher, "patches", None):
+            raise InputError(
+                "A LoRA, or another patch of weights, is on this MODEL, and a bundle has its own.",
+                remedy="Leave it out, and build the bundle with --lora.",
+            )
+        own, before = base.diffusion_model, denoiser.calls
+        base.diffusion_model = denoiser
+        try:
+            found = executor(*args, **keywords)
+        finally:
+            base.diffusion_model = own
+        if denoiser.calls == before:
+            raise InputError(
+                "Another node put another denoiser in the place of the bundle's.",
+                remedy="Leave out nodes that compile this MODEL: the bundle is compiled.",
+            )
+        return found
+
+    return step
 
 
 class Decoder:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -182,11 +183,12 @@ class LoadToDoBundle:
             BundleError: it is no bundle, or damaged.
             ConfigError: ComfyUI could not call what it holds.
         """
-        from .bundle import open_parts
+        from .bundle import instead, open_parts
 
+        kind = _apply_model()
         denoiser, decoder = open_parts(bundle)
         changed = model.clone()
-        changed.add_object_patch("diffusion_model", denoiser)
+        changed.add_wrapper_with_key(kind, "todo_bundle", instead(denoiser))
         return changed, decoder
 
 
@@ -200,18 +202,46 @@ def _wrapper() -> Any:
         ) from error
 
 
+def _apply_model() -> Any:
+    try:
+        return importlib.import_module("comfy.patcher_extension").WrappersMP.APPLY_MODEL
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            "This ComfyUI has no comfy.patcher_extension.WrappersMP.APPLY_MODEL.",
+            remedy="Update ComfyUI: bundles take the place of a denoiser by such a wrapper.",
+        ) from error
+
+
 def _use_torch_attention(model: Any) -> None:
     """Let this MODEL's attention be torch's, however ComfyUI was started: nothing can be rewritten
     in the kernels of others, and the sub-quadratic kind splits the graph.
 
-    Another node's choice of attention stays, as does that of a ComfyUI that has no such choice.
+    Another node's choice of attention stays, as does that of a ComfyUI that lets no MODEL have its
+    own; a warning says so.
     """
     try:
-        found = importlib.import_module("comfy.ldm.modules.attention").get_attention_function
-    except (ImportError, AttributeError):
+        module = importlib.import_module("comfy.ldm.modules.attention")
+    except ImportError:
         return
-    chosen = model.model_options.setdefault("transformer_options", {})
-    chosen.setdefault("optimized_attention_override", _by(found("pytorch")))
+    if not hasattr(module, "get_attention_function"):
+        used = getattr(getattr(module, "optimized_attention", None), "__name__", "")
+        if used != "attention_pytorch":
+            _warn(
+                f"This ComfyUI computes attention by {used or 'a way of its own'}, which stays "
+                "dense. Start it with --use-pytorch-cross-attention."
+            )
+        return
+    torchs = _by(module.get_attention_function("pytorch"))
+    options = model.model_options.setdefault("transformer_options", {})
+    if options.setdefault("optimized_attention_override", torchs) is not torchs:
+        _warn(
+            "Another node chose how this MODEL computes attention; where that is not torch's, it "
+            "stays dense. Leave that node out."
+        )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 @functools.cache

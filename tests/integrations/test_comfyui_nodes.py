@@ -9,6 +9,7 @@ import json
 import sys
 import tomllib
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -187,9 +188,29 @@ def test_attention_is_torchs(nodes: Any, calls: Any, monkeypatch: pytest.MonkeyP
     assert overrides[0](print, 1, mask=2) == ("torch's", (1,), {"mask": 2})
     assert given.model_options == {}
     given.model_options = {"transformer_options": {"optimized_attention_override": print}}
-    (changed,) = node.patch(given, **DEFAULTS)
+    with pytest.warns(UserWarning, match="Leave that node out"):
+        (changed,) = node.patch(given, **DEFAULTS)
     assert changed.model_options["transformer_options"]["optimized_attention_override"] is print
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("used", "warned"), [("attention_sub_quad", True), ("attention_pytorch", False)]
+)
+def test_attention_of_an_older_comfyui(
+    nodes: Any, calls: Any, monkeypatch: pytest.MonkeyPatch, used: str, warned: bool
+) -> None:
+    """No MODEL has its own there: what it was started with is named, with what to start it with."""
+    attention: Any = types.ModuleType("comfy.ldm.modules.attention")
+    attention.optimized_attention = types.FunctionType((lambda: None).__code__, {}, used)
+    monkeypatch.setitem(sys.modules, "comfy.ldm.modules.attention", attention)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        nodes.NODE_CLASS_MAPPINGS["ToDoPatch"]().patch(Patcher(Base(Level())), **DEFAULTS)
+    told = [str(one.message) for one in said if used in str(one.message)]
+    assert len(told) == warned
+    assert all("--use-pytorch-cross-attention" in text for text in told)
+    assert len(calls) == 1
 
 
 def test_patched_model_against_the_oracle(nodes: Any, calls: Any) -> None:

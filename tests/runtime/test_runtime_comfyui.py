@@ -6,7 +6,8 @@ import importlib.util
 import inspect
 import shutil
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,41 @@ def single(bundle: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 class Patcher:
-    """A MODEL: a clone has patches of its own."""
+    """A MODEL: a clone has wrappers of its own; `step` is one of the sampler's."""
 
     def __init__(self) -> None:
+        self.wrappers: list[Any] = []
+        self.base: Any = types.SimpleNamespace(diffusion_model="own", current_patcher=self)
         self.patches: dict[str, Any] = {}
 
     def clone(self) -> Patcher:
         return Patcher()
 
-    def add_object_patch(self, name: str, obj: Any) -> None:
-        self.patches[name] = obj
+    def add_wrapper_with_key(self, kind: str, key: str, wrapper: Any) -> None:
+        assert (kind, key) == ("apply_model", "todo_bundle")
+        self.wrappers.append(wrapper)
+
+    def step(self, denoise: Callable[..., torch.Tensor], **more: Any) -> torch.Tensor:
+        """`denoise` is called as the base model's apply_model, under the wrapper."""
+        (wrapper,) = self.wrappers
+
+        class Executor:
+            class_obj = self.base
+
+            def __call__(self, **given: Any) -> torch.Tensor:
+                return denoise(self.class_obj, **given)
+
+        found = wrapper(Executor(), **more)
+        assert self.base.diffusion_model == "own", "the checkpoint's is there again"
+        return found
+
+
+@pytest.fixture(autouse=True)
+def comfy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one name of ComfyUI's that the node asks for."""
+    module: Any = types.ModuleType("comfy.patcher_extension")
+    module.WrappersMP = types.SimpleNamespace(APPLY_MODEL="apply_model")
+    monkeypatch.setitem(sys.modules, "comfy.patcher_extension", module)
 
 
 def test_contract(node: Any) -> None:
@@ -76,8 +102,16 @@ def test_model_and_vae(node: Any, single: Path) -> None:
     given = Patcher()
     assert node.VALIDATE_INPUTS(bundle=str(single)) is True
     changed, vae = node().load(given, str(single))
-    assert not given.patches
-    denoiser = changed.patches["diffusion_model"]
+    assert not given.wrappers
+    seen: list[Any] = []
+
+    def denoise(base: Any, *args: Any, **keywords: Any) -> torch.Tensor:
+        seen.append(base.diffusion_model)
+        return base.diffusion_model(*args, **keywords)
+
+    def denoiser(x: torch.Tensor, timesteps: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        return changed.step(denoise, x=x, timesteps=timesteps, **keywords)
+
     unet = todo_compile.load(single, component="unet")
     noise = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, 16, 16, generator=noise)
@@ -86,7 +120,7 @@ def test_model_and_vae(node: Any, single: Path) -> None:
         x.double(), torch.tensor([500.0, 500.0]), context=text, control=None, transformer_options={}
     )
     torch.testing.assert_close(found, unet(x, torch.tensor(500), text).sample.double())
-    assert denoiser.dtype == torch.float32
+    assert seen[0].dtype == torch.float32
     latents = torch.randn(1, 4, 16, 16, generator=noise)
     pictures = vae.decode(latents)
     assert pictures.shape == (1, tiny.PIXELS, tiny.PIXELS, 3)
@@ -98,12 +132,18 @@ def test_model_and_vae(node: Any, single: Path) -> None:
         ({"y": text[:, 0]}, "takes no y"),
         ({"control": {"middle": []}}, "takes no ControlNet"),
         ({"timesteps": times}, "different timesteps"),
+        ({"transformer_options": {"patches_replace": {"attn1": {1: print}}}}, "patches_replace"),
     ):
         call = {"timesteps": torch.tensor([500.0, 500.0]), "context": text, **more}
         with pytest.raises(InputError, match=says):
             denoiser(x, **call)
     with pytest.raises(InputError, match="decodes alone"):
         vae.encode(pictures)
+    with pytest.raises(InputError, match="put another denoiser"):
+        changed.step(lambda _base, **_: torch.zeros(1))
+    changed.patches["a.weight"] = ["of a LoRA"]
+    with pytest.raises(InputError, match="build the bundle with --lora"):
+        denoiser(x, torch.tensor([500.0, 500.0]), context=text)
 
 
 def test_what_it_does_not_take(node: Any, bundle: Path, tmp_path: Path) -> None:
