@@ -268,6 +268,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "features": features,
     "comfyui": tool_tables.comfyui,
     "comfyui_nodes": tool_tables.comfyui_nodes,
+    "suites": tool_tables.suites,
+    "suites_refused": tool_tables.suites_refused,
     "large": large,
     "soundness": soundness,
     "passes": passes,

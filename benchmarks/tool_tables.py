@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def read(name: str) -> dict[str, Any]:
-    """A result of `comfyui.py`."""
+    """A result of `comfyui.py` or `suites.py`."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -45,3 +46,33 @@ def comfyui_nodes() -> str:
         for row in read("comfyui")["nodes"]
     ]
     return _table("node | graphs | sites | error | effect", rows)
+
+
+def suites() -> str:
+    """diffusers' own pipeline tests: as they are, and with our file as the UNet."""
+    rows: list[str] = []
+    for row in read("suites")["rows"]:
+        refused = sum(row["refused"].values())
+        rows.append(
+            f"| {row['name']} | {row['baseline_passed']} | {row['passed']} | {refused} | "
+            f"{len(row['differ'])} | {row['calls']} | {row['most']:.0e} |"
+        )
+    return _table(
+        "tests | pass as they are | pass with our file | refused in our words | differ otherwise "
+        "| calls compared | largest difference",
+        rows,
+    )
+
+
+def suites_refused() -> str:
+    """What those tests ask of a UNet that a compiled one refuses, and how many do."""
+    counted: Counter[str] = Counter()
+    for row in read("suites")["rows"]:
+        counted.update(row["refused"])
+    rows = [f"| {count} | {_cell(said)} |" for said, count in counted.most_common()]
+    return _table("tests | are told", rows)
+
+
+def _cell(said: str) -> str:
+    """As it was recorded, N for every number."""
+    return said.replace("|", "\\|")

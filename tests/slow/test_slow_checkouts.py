@@ -1,6 +1,7 @@
 """Other people's programs, where a checkout of one is at hand; `benchmarks/` has the scripts.
 
 COMFYUI=PATH pytest tests/slow/test_slow_checkouts.py       with the Python that runs ComfyUI
+DIFFUSERS=PATH pytest tests/slow/test_slow_checkouts.py     about the installed version's
 """
 
 from __future__ import annotations
@@ -54,3 +55,13 @@ def test_comfyui() -> None:
     for row in nodes.values():
         assert row["error"] < 1e-4, row
         assert row.get("the_given_model_stays", True)
+
+
+def test_diffusers_pipelines() -> None:
+    """What passes as it is passes with our file as the UNet, or is refused in our words."""
+    rows = printed("suites.py", checkout("DIFFUSERS"), "--dry", "--only", "inpainting")
+    for row in rows:
+        assert row["differ"] == {}, row
+        assert row["passed"] + sum(row["refused"].values()) == row["baseline_passed"] > 10
+        assert row["calls"] > 20
+        assert row["most"] < 1e-4
