@@ -65,6 +65,8 @@ class Family:
         segments: where its picture is.
         component: which part, as ``--component`` has it.
         factors: as ``--factors`` has them.
+        controlnet: its residuals are asked for.
+        pictured: it draws from a picture, this much smaller on each side; 0: from text alone.
     """
 
     name: str
@@ -73,6 +75,8 @@ class Family:
     segments: Segments
     component: str = "unet"
     factors: str = "2"
+    controlnet: bool = False
+    pictured: int = 0
 
     @property
     def key(self) -> str:
@@ -86,14 +90,21 @@ SIZE = "192x128"
 FAMILIES: tuple[Family, ...] = (
     Family("sd15", "Stable Diffusion 1.5", SIZE, alone(GRID)),
     Family("sdxl", "SDXL", SIZE, alone(PATCHED)),
-    Family("refiner", "SDXL refiner", SIZE, alone(GRID)),
-    Family("controlled", "Stable Diffusion with a ControlNet", SIZE, alone(GRID)),
+    Family("refiner", "SDXL refiner", SIZE, alone(GRID), pictured=1),
+    Family(
+        "controlled",
+        "Stable Diffusion with a ControlNet",
+        SIZE,
+        alone(GRID),
+        controlnet=True,
+        pictured=1,
+    ),
     Family("sd15", "decoder of AutoencoderKL", SIZE, alone(GRID), component="vae-decoder"),
     Family("sd3", "Stable Diffusion 3", SIZE, first(PATCHED)),
     Family("sd35", "Stable Diffusion 3.5", SIZE, any_of(alone(PATCHED), first(PATCHED))),
     Family("flux", "FLUX.1 dev", SIZE, last(PATCHED)),
     Family("schnell", "FLUX.1 schnell", SIZE, last(PATCHED)),
-    Family("kontext", "FLUX.1 Kontext", SIZE, last(PATCHED)),
+    Family("kontext", "FLUX.1 Kontext", SIZE, last(PATCHED), pictured=1),
     Family("flux2", "FLUX.2 klein", SIZE, last(PATCHED)),
     Family("chroma", "Chroma", SIZE, last(PATCHED)),
     Family("qwen_image", "Qwen-Image", "96x64", last(PATCHED)),
@@ -104,8 +115,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("lumina", "Lumina 2", SIZE, any_of(alone(PATCHED), last(PATCHED))),
     Family("sana", "Sana", SIZE, alone()),
     Family("deepfloyd", "DeepFloyd IF, first stage", "48x32", last((16, 24))),
-    Family("deepfloyd_2", "DeepFloyd IF, second stage", "64x32", last((16, 32))),
-    Family("upscaler", "DeepFloyd IF, third stage (upscaler)", SIZE, alone(GRID)),
+    Family("deepfloyd_2", "DeepFloyd IF, second stage", "64x32", last((16, 32)), pictured=1),
+    Family("upscaler", "DeepFloyd IF, third stage (upscaler)", SIZE, alone((32, 48)), pictured=4),
     Family("kandinsky22", "Kandinsky 2.2", SIZE, last(PATCHED)),
     Family("kandinsky3", "Kandinsky 3", SIZE, alone(GRID)),
     Family("karlo", "Karlo unCLIP, decoder", "64x64", last((32, 32))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import todo_compile
@@ -32,6 +34,7 @@ from todo_compile.models import (
 from todo_compile.models.components import parse_choice
 from todo_compile.options import PlanOptions
 from todo_compile.passes.report import Report, SiteReport
+from todo_compile.runtime.generate import generate
 
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "models"))
 
@@ -188,7 +191,7 @@ def in_onnx(
     from todo_compile.runtime.files import open_output
     from todo_compile.runtime.loading import open_session
 
-    if not file.exists():
+    if family.controlnet or not file.exists():  # a ControlNet's bundle has further inputs
         file = file.parent.with_suffix(".onnx")
         try:
             todo_compile.compile(
@@ -206,22 +209,43 @@ def in_onnx(
 
 
 def bundle(family: Family, folder: Path, out: Path) -> dict[str, str]:
-    """What ``--out FOLDER/`` does: "built" (and loaded again as a pipeline), "refused" before any
-    work, or "failed" in it, with the reason."""
+    """What ``--out FOLDER/`` does: "refused" before any work, "failed" in it, "built" (and loaded
+    again as a pipeline), or "drawn" by that pipeline; with the reason why it is no more."""
     asked: dict[str, Any] = {
         "res": family.size, "format": "onnx", "precision": "fp32", "factors": family.factors,
+        "controlnet": family.controlnet,
     }  # fmt: skip
+    state = "refused"
     try:
-        request = BuildRequest(model=str(folder), out=f"{out}/", **{**asked, "res": (family.size,)})
-        request.resolve(look=True)
-    except TodoError as error:
-        return {"state": "refused", "why": first_line(error)[:200]}
-    try:
+        wanted: dict[str, Any] = {**asked, "model": str(folder), "out": f"{out}/"}
+        BuildRequest(**{**wanted, "res": (family.size,)}).resolve(look=True)
+        state = "failed"
         todo_compile.compile_bundle(str(folder), out=out, **asked)
-        todo_compile.load_pipeline(out)
+        pipeline = todo_compile.load_pipeline(out)
+        state = "built"
+        draw(family, pipeline)
     except TodoError as error:
-        return {"state": "failed", "why": first_line(error)[:200]}
-    return {"state": "built", "why": ""}
+        return {"state": state, "why": first_line(error)[:200]}
+    return {"state": "drawn", "why": ""}
+
+
+def draw(family: Family, pipeline: Any) -> None:
+    """A picture of a short prompt, with whatever else such a pipeline needs.
+
+    Raises:
+        TodoError: it cannot be drawn.
+    """
+    size = Resolution.parse(family.size)
+    given: dict[str, Any] = {
+        "image_embeds": torch.ones(1, 32), "negative_image_embeds": torch.zeros(1, 32),
+    }  # fmt: skip
+    if family.pictured:
+        sides = (size.width // family.pictured, size.height // family.pictured)
+        for name in ("image", "control_image"):
+            given[name] = Image.new("RGB", sides, (128, 90, 30))
+    known = inspect.signature(type(pipeline).__call__).parameters
+    more = {name: value for name, value in given.items() if name in known}
+    generate(pipeline, "a b a", steps=4, resolution=size, **more)
 
 
 def rounded(value: float) -> float:

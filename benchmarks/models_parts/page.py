@@ -10,6 +10,9 @@ WRONG = 2e-3
 """Greatest error of a rewrite that is right, in units of the greatest value: fp32's rounding
 through a model whose attention is far from uniform."""
 
+STATES = ("refused", "failed", "built", "drawn")
+"""Of a bundle, the worst first."""
+
 _TOP = """# Models
 
 Made by `python benchmarks/models.py`; do not edit. Every family is a tiny random pipeline of
@@ -26,8 +29,9 @@ is downsampled by two on each side.
   the greatest value.
 - *ONNX*: the same error of the command's file in onnxruntime; "built" where there is nothing to
   compare with, a dash where there is no file.
-- *bundle*: what `--out FOLDER/` makes of the whole pipeline: built (all parts, and loaded again as
-  a pipeline), refused before any work, or failed in it.
+- *bundle*: what `--out FOLDER/` makes of the whole pipeline: drawn (all parts built, and a picture
+  of a short prompt drawn by the pipeline that was loaded again), built (loaded, but not drawn
+  with), refused before any work, or failed in it.
 
 """
 
@@ -120,9 +124,10 @@ def worse(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             found.append(f"onnx: {new['onnx'].get('built')}")
         elif error > WRONG:
             found.append(f"onnx: an error of {error}")
-    after = new.get("bundle", {"state": "built"})
-    if after["state"] != "built" and old.get("bundle", {}).get("state") == "built":
-        found.append(f"bundle: {after['why']}")
+    if "bundle" in new and "bundle" in old:
+        before, now = (STATES.index(row["bundle"]["state"]) for row in (old, new))
+        if now < before:
+            found.append(f"bundle: {new['bundle']['why']}")
     return found
 
 

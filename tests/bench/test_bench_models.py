@@ -61,6 +61,7 @@ def test_what_is_worse() -> None:
     assert worse(row, {**row, "onnx": {"built": "no"}}) == ["onnx: no"]
     assert changed("bundle", state="refused", why="no") == ["bundle: no"]
     assert changed("bundle", state="failed", why="no") == ["bundle: no"]
+    assert changed("bundle", state="drawn") == []
     assert worse(row, {"command": "no"}) == ["the command refuses it: no"]
     assert changed("export", rewritten=5, found=7) == []
 

@@ -10,11 +10,14 @@ import transformers as t
 d: Any = diffusers  # its classes are loaded lazily, which type checkers cannot follow
 
 
-def words(limit: int = 77, *, positions: bool = False) -> Any:
+def words(limit: int = 77, *, positions: bool = False, chat: bool = False) -> Any:
     """A tokenizer as in the recordings, so that equal texts give equal lengths."""
     from todo_compile.capture.recording.words import tokenizer
 
-    return tokenizer(limit, positions=positions)
+    made = tokenizer(limit, positions=positions)
+    if chat:
+        made.chat_template = "{{ messages[0]['content'] }}"
+    return made
 
 
 def clip(width: int = 32, projected: bool = True) -> Any:
@@ -40,11 +43,11 @@ def t5(width: int = 32, cls: Any = t.T5EncoderModel) -> Any:
     return cls(config)
 
 
-def vae(latent: int = 4, **more: Any) -> Any:
+def vae(latent: int = 4, levels: int = 4, **more: Any) -> Any:
     return d.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         latent_channels=latent,
         norm_num_groups=4,

@@ -73,7 +73,7 @@ def flux2() -> Any:
                 num_attention_heads=2, num_key_value_heads=2, head_dim=8,
             )
         ),
-        tokenizer=words(512),
+        tokenizer=words(512, chat=True),
     )  # fmt: skip
 
 

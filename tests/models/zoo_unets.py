@@ -48,7 +48,7 @@ def upscaler() -> Any:
     """The third stage of DeepFloyd IF: Stable Diffusion's upscaler by four."""
     return d.StableDiffusionUpscalePipeline(
         unet=unet(in_channels=7, num_class_embeds=1000), low_res_scheduler=d.DDPMScheduler(),
-        scheduler=d.DDIMScheduler(), vae=vae(), text_encoder=clip(projected=False),
+        scheduler=d.DDIMScheduler(), vae=vae(levels=3), text_encoder=clip(projected=False),
         tokenizer=words(), safety_checker=None, feature_extractor=None, watermarker=None,
     )  # fmt: skip
 

@@ -178,6 +178,8 @@ def test_the_decoder_casts_and_encodes_only_with_help(bundle: Path) -> None:
     assert picture.shape == (1, 3, 32, 32)
     half = vae.decode(latents.half(), return_dict=False)[0]
     assert half.dtype == torch.float16
+    asked = next(iter(vae.post_quant_conv.parameters()))  # by pipelines that upcast by hand
+    assert (asked.dtype, list(vae.parameters())) == (torch.float32, [])
     torch.testing.assert_close(half.float(), picture, rtol=0.02, atol=0.02)
     assert vae.config.scaling_factor == 0.18215
     vae.enable_slicing()

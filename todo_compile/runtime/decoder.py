@@ -39,6 +39,12 @@ class CompiledVAE(Component):
         # Pipelines would move a torch decoder to fp32 and back; ours is what it was built as.
         self._change_config(force_upcast=False)
 
+    @property
+    def post_quant_conv(self) -> nn.Module:
+        """Nothing but the decoder's type: pipelines ask the parameters of this layer for it."""
+        empty = nn.Parameter(torch.empty(0, dtype=self.dtype), requires_grad=False)
+        return nn.ParameterList([empty])
+
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> Any:
