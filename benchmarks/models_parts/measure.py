@@ -217,8 +217,10 @@ def bundle(family: Family, folder: Path, out: Path) -> dict[str, str]:
     }  # fmt: skip
     state = "refused"
     try:
-        wanted: dict[str, Any] = {**asked, "model": str(folder), "out": f"{out}/"}
-        BuildRequest(**{**wanted, "res": (family.size,)}).resolve(look=True)
+        wanted: dict[str, Any] = {
+            **asked, "model": str(folder), "out": f"{out}/", "res": (family.size,),
+        }  # fmt: skip
+        BuildRequest(**wanted).resolve(look=True)
         state = "failed"
         todo_compile.compile_bundle(str(folder), out=out, **asked)
         pipeline = todo_compile.load_pipeline(out)
