@@ -20,7 +20,7 @@ RUNS = (
     "race-sd15-old-fp32",
 )
 _NAMES = {"sd15": "SD1.5", "block": "one block of it"}
-_PEERED = 768
+_PEERED = 1024
 
 
 def read(name: str) -> dict[str, Any]:
