@@ -192,3 +192,23 @@ def test_engines_are_said_to_take_their_room(
         assert main(line) == 2
     words = said(capsys)
     assert "3 denoisers, switched by step: each engine has weights of" in words
+
+
+@pytest.mark.slow
+def test_engines_of_several_phases(
+    model: Path, plan: TunedPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One for each phase that differs, each with its weights; the dense one serves the last."""
+    pytest.importorskip("tensorrt_rtx")
+    place, folder = plan.save(tmp_path / "plan.json"), tmp_path / "b"
+    size = str(tiny.PIXELS)
+    line = ["-m", str(model), "-r", size, "-o", f"{folder}/", "--plan", str(place)]
+    assert main([*line, "--component", "unet", "--target", "sm89"]) == 0
+    found = read_bundle(folder)
+    assert check_bundle(found, folder) == []
+    assert [(phase.start, phase.file) for phase in found.phases] == [
+        (0.25, "unet.phase2.plan"), (0.5, "unet.plan"), (0.75, "unet.dense.plan"),
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert main(["inspect", str(folder)]) == 0
+    assert "of which later phases" in capsys.readouterr().out
