@@ -107,7 +107,8 @@ class Trial:
         found: list[dict[str, Any]] = []
         for name, plan, speedup in self.plans():
             plain = self.errors(plan)["errors"]
-            row = {"plan": name, "speedup": speedup, "drift": _interval(plain, self.prompts)}
+            drift = _interval(plain, self.prompts)
+            row: dict[str, Any] = {"plan": name, "speedup": speedup, "drift": drift}
             row["corrected"] = {}
             compared = "tuned to 1" in name  # a plan for a speed, to compare with
             for rank in () if compared else self.given.ranks.split(","):

@@ -109,7 +109,3 @@ def _bold(ratio: dict[str, Any]) -> str:
     """Bold where 1 lies outside of the interval."""
     mark = "**" if ratio["high"] < 1 or ratio["low"] > 1 else ""
     return f"{mark}{ratio['ratio']:.2f}{mark} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-
-
-def _ratio(one: dict[str, Any], digits: int) -> str:
-    return f"{one['ratio']:.{digits}f} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]"

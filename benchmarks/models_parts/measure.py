@@ -20,7 +20,7 @@ from models_parts.truth import Pooled, attentions, distance, tensor_of
 from tests.graphs import Captured, capture
 from todo_compile.build.request import BuildRequest
 from todo_compile.capture import trace
-from todo_compile.capture.inputs import ExampleInputs, example_inputs, with_habits
+from todo_compile.capture.inputs import ExampleInputs, example_inputs, with_pipeline_defaults
 from todo_compile.capture.trace import constants_of
 from todo_compile.errors import TodoError, first_line
 from todo_compile.models import (
@@ -101,10 +101,10 @@ def loaded(family: Family, folder: Path) -> tuple[LoadedModel, ExampleInputs]:
     Raises:
         TodoError: the command cannot.
     """
-    source = with_habits(resolve_component(str(folder), parse_choice(family.component)))
+    source = with_pipeline_defaults(resolve_component(str(folder), parse_choice(family.component)))
     weights = find_weights(source, WeightsChoice.parse("auto"), dtype=torch.float32)
     model = load(source, weights, dtype=torch.float32)
-    batch = source.habits.batch if source.habits is not None else 2
+    batch = source.pipeline_defaults.batch if source.pipeline_defaults is not None else 2
     return model, example_inputs(model, Resolution.parse(family.size), batch=batch)
 
 

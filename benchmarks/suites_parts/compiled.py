@@ -43,12 +43,13 @@ def _letters() -> Any:
 
 
 def _tokenizers() -> None:
-    real = CLIPTokenizer.from_pretrained
+    tokenizer: Any = CLIPTokenizer
+    real = tokenizer.from_pretrained
 
     def from_pretrained(name: Any, *args: Any, **more: Any) -> Any:
         return _letters() if str(name).startswith(_HUB) else real(name, *args, **more)
 
-    CLIPTokenizer.from_pretrained = from_pretrained
+    tokenizer.from_pretrained = from_pretrained
 
 
 def _file(unet: UNet2DConditionModel, controlnet: bool) -> Path:

@@ -68,7 +68,7 @@ def test_it_is_followed_and_vouched_for(
         if site["action"] == "rewritten"
     }
     assert rewritten == {DOWN: (2, 4), UP: (2, 2)}
-    assert manifest.plan == tuned.facts([1])
+    assert manifest.plan == tuned.entry([1])
     assert manifest.plan.measured == tuned.chosen.measured
     capsys.readouterr()
     assert main(["inspect", str(out)]) == 0

@@ -31,7 +31,7 @@ def test_whole(onnx_bundle: Path, pipeline: Path) -> None:
     assert (found.kind, found.resolution, found.batch, found.precision) == (
         "onnx", "32x32", 2, "fp32",
     )  # fmt: skip
-    names = [e.name for e in found.extras]
+    names = [e.name for e in found.light_files]
     assert names == [
         "model_index.json",
         "scheduler/scheduler_config.json",

@@ -14,7 +14,7 @@ from graphs import ImageAttention, capture, image, unet_inputs
 from torch import nn
 
 import todo_compile
-from todo_compile.dynamo import backend, calls, fragments
+from todo_compile.dynamo import backend, calls, subgraphs
 from todo_compile.dynamo.backend import KEPT, todo_inductor
 from todo_compile.errors import ConfigError
 
@@ -156,7 +156,7 @@ def test_what_a_long_run_keeps_is_bounded() -> None:
     assert len(todo_compile.reports()) == KEPT
     assert len(todo_compile.summary().splitlines()) == calls.MOST
     assert len(calls._calls) == calls.MOST  # pyright: ignore[reportPrivateUsage]
-    assert len(fragments._compiled) == fragments._MOST  # pyright: ignore[reportPrivateUsage]
+    assert len(subgraphs._compiled) == subgraphs._MOST  # pyright: ignore[reportPrivateUsage]
 
 
 def test_places_of_a_call_are_bounded() -> None:

@@ -85,7 +85,7 @@ def test_graph_break_without_it_warns() -> None:
     assert reasons == {"factor given for level 1 of this graph"}
 
 
-def test_fragments_do_not_fail_for_factors_of_levels_that_they_lack() -> None:
+def test_subgraphs_do_not_fail_for_factors_of_levels_that_they_lack() -> None:
     """The first graph has no attention at all, the second one level, the third the rest."""
     model = two_levels()
     break_at(model.unet.conv_in, model.unet.mid_block)

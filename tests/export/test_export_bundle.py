@@ -13,7 +13,7 @@ import pytest
 
 from todo_compile.bundle import entries
 from todo_compile.bundle.bundle import check_bundle, inside, is_bundle, read_bundle
-from todo_compile.bundle.description import Bundle, ComponentEntry, ExtraFile
+from todo_compile.bundle.description import Bundle, ComponentEntry, LightFile
 from todo_compile.bundle.files import staged
 from todo_compile.bundle.manifest import Manifest, manifest_path
 from todo_compile.errors import BundleError
@@ -61,8 +61,8 @@ def folder(tmp_path: Path) -> Path:
             "unet": component(folder, "unet", b"a model"),
             "vae_decoder": component(folder, "vae_decoder", b"another"),
         },
-        extras=[
-            ExtraFile(name="tokenizer/vocab.json", bytes=2, sha256=entries.file_sha256(vocabulary))
+        light_files=[
+            LightFile(name="tokenizer/vocab.json", bytes=2, sha256=entries.file_sha256(vocabulary))
         ],
     )
     entries.write(bundle, folder / "bundle.json")
@@ -171,7 +171,7 @@ def test_manifest_of_another_build(folder: Path) -> None:
         (lambda d: d.update(pipeline_class="os.system"), "pipeline_class: "),
         (lambda d: d.update(resolution="9999999x1"), "resolution: "),
         (lambda d: d["components"].update(evil=d["components"]["unet"]), "components.evil"),
-        (lambda d: d["extras"][0].update(bytes=2**40), "extras.0.bytes"),
+        (lambda d: d["light_files"][0].update(bytes=2**40), "light_files.0.bytes"),
         (lambda d: d["components"]["unet"].update(manifest_sha256="0"), "manifest_sha256"),
     ],
 )
@@ -203,8 +203,8 @@ def test_description_too_large(folder: Path) -> None:
      "..", "a/b/c/d/e"],
 )  # fmt: skip
 def test_names_stay_inside(folder: Path, name: str) -> None:
-    edit(folder, lambda d: d["extras"][0].update(name=name))
-    with pytest.raises(BundleError, match=r"extras\.0\.name"):
+    edit(folder, lambda d: d["light_files"][0].update(name=name))
+    with pytest.raises(BundleError, match=r"light_files\.0\.name"):
         read_bundle(folder)
     with pytest.raises(BundleError):
         inside(folder, name)

@@ -112,14 +112,14 @@ def watch(event: Callable[[str], None]) -> None:
         event(f"{self.target.name}: is out")
 
     console.ConsoleProgress.step, Stage.commit = step, commit
-    vars(moves)["os"] = _WatchedMoves(event)
+    moves.__dict__["os"] = _WatchedMoves(event)
     _watch_children(event)
 
 
 def unwatch() -> None:
     """A build that is started from here meets no fault."""
     console.ConsoleProgress.step, Stage.commit = _REAL_STEP, _REAL_COMMIT
-    vars(moves)["os"] = os
+    moves.__dict__["os"] = os
     running.start, running.Running.measure, running.Running.outcome = _REAL_RUN
 
 

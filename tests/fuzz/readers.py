@@ -63,7 +63,7 @@ _BUNDLE = {
     "kind": "onnx",
     "pipeline_class": "StableDiffusionPipeline",
     "components": {"unet": {"file": "unet.onnx", "manifest_sha256": _HASH}},
-    "extras": [{"name": "tokenizer/vocab.json", "bytes": 2, "sha256": _HASH}],
+    "light_files": [{"name": "tokenizer/vocab.json", "bytes": 2, "sha256": _HASH}],
 }
 _CONFIG = {
     "_class_name": "UNet2DConditionModel",

@@ -18,7 +18,7 @@ from todo_compile import PlanOptions, models
 from todo_compile.capture.inputs import ExampleInputs, example_inputs
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models.components import overflows_in_half, parse_choice
-from todo_compile.models.extras import light_files
+from todo_compile.models.light_files import light_files
 
 VAE = {
     "block_out_channels": (8, 16, 16),

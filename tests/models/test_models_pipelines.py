@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import todo_compile
-from todo_compile.capture.inputs import ExampleInputs, example_inputs, with_habits
+from todo_compile.capture.inputs import ExampleInputs, example_inputs, with_pipeline_defaults
 from todo_compile.capture.recording.call import flatten
 from todo_compile.capture.recording.words import prompt
 from todo_compile.errors import ConfigError, ModelError
@@ -107,10 +107,10 @@ def ordinary_call(pipeline: Any, name: str) -> dict[str, Any]:
 
 
 def recorded(folder: Path, name: str, batch: int | None = None) -> ExampleInputs:
-    source = with_habits(resolve_component(str(folder)))
-    assert source.habits is not None
+    source = with_pipeline_defaults(resolve_component(str(folder)))
+    assert source.pipeline_defaults is not None
     model = LoadedModel(torch.nn.Identity(), source, torch.float32, None, None, 0)
-    return example_inputs(model, size(name), batch=batch or source.habits.batch)
+    return example_inputs(model, size(name), batch=batch or source.pipeline_defaults.batch)
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
@@ -153,9 +153,9 @@ def test_other_batches_are_rows_of_more_pictures(folders: Any, batch: int) -> No
     assert {n: shape[0] for n, shape in shapes.items()} == dict.fromkeys(shapes, batch)
 
 
-def test_habits_are_the_pipelines_own(folders: Any) -> None:
-    sd3 = with_habits(resolve_component(str(folders("sd3")))).habits
-    flux = with_habits(resolve_component(str(folders("flux")))).habits
+def test_defaults_are_the_pipelines_own(folders: Any) -> None:
+    sd3 = with_pipeline_defaults(resolve_component(str(folders("sd3")))).pipeline_defaults
+    flux = with_pipeline_defaults(resolve_component(str(folders("flux")))).pipeline_defaults
     assert sd3 is not None
     assert (sd3.batch, sd3.native.latent, sd3.native.kv_tokens) == (2, (16, 16), 64)
     assert flux is not None
@@ -165,7 +165,7 @@ def test_habits_are_the_pipelines_own(folders: Any) -> None:
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_text_of_another_length(folders: Any, name: str) -> None:
     folder = str(folders(name))
-    source = with_habits(with_text_tokens(resolve_component(folder), 177))
+    source = with_pipeline_defaults(with_text_tokens(resolve_component(folder), 177))
     model = LoadedModel(torch.nn.Identity(), source, torch.float32, None, None, 0)
     found = example_inputs(model, size(name), batch=2)
     text = found.specs[found.input_names.index("encoder_hidden_states")]
@@ -193,7 +193,7 @@ def test_all_attention_of_the_model_is_in_the_report(folders: Any) -> None:
     """Counted independently: in the real denoiser's eager run."""
     folder = folders("sd3")
     model = folders.pipelines["sd3"].transformer
-    source = with_habits(resolve_component(str(folder)))
+    source = with_pipeline_defaults(resolve_component(str(folder)))
     found = example_inputs(
         LoadedModel(model, source, torch.float32, None, None, 0), size("sd3"), batch=2
     )

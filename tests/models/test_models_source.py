@@ -9,7 +9,7 @@ import pytest
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from tiny_models import cache_snapshot
 
-from todo_compile.capture.inputs import with_habits
+from todo_compile.capture.inputs import with_pipeline_defaults
 from todo_compile.errors import ModelError
 from todo_compile.models import REGISTRY, resolve
 
@@ -121,6 +121,6 @@ def test_a_class_of_an_unknown_pipeline_says_the_way_out(tmp_path: Path) -> None
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     source = resolve(str(tmp_path))
     with pytest.raises(ModelError, match="FluxTransformer2DModel is called with") as caught:
-        with_habits(source)
+        with_pipeline_defaults(source)
     assert "model_index.json" in (caught.value.remedy or "")
     assert "todo_compile.rewrite" in (caught.value.remedy or "")

@@ -66,7 +66,7 @@ def test_what_stays_in_torch_is_in_the_bundle_and_said(sd3: tuple[Any, Path]) ->
     }  # fmt: skip
     assert bundle.torch["text_encoder_3"].class_name == "T5EncoderModel"
     assert "in torch       text_encoder_3 (T5EncoderModel)" in bundle.summary()
-    assert "tokenizer_3/tokenizer.json" in {extra.name for extra in bundle.extras}
+    assert "tokenizer_3/tokenizer.json" in {one.name for one in bundle.light_files}
 
 
 def test_weights_in_torch_are_checked_too(sd3: tuple[Any, Path]) -> None:

@@ -225,7 +225,7 @@ def test_an_engine_whose_header_is_foreign(plan: Path, tmp_path: Path) -> None:
 def test_a_bundle_that_lacks_a_part(copy: Path) -> None:
     for name in ("tokenizer", "scheduler"):
         shutil.rmtree(copy / name)
-    edit(copy / "bundle.json", lambda v: v.update(extras=[]))
+    edit(copy / "bundle.json", lambda v: v.update(light_files=[]))
     with pytest.raises(BundleError, match=r"no scheduler/scheduler_config.json"):
         todo_compile.load_pipeline(copy)
     import tiny_pipelines as tiny

@@ -17,7 +17,7 @@ import todo_compile
 from todo_compile.build import verification
 from todo_compile.build.gate import beyond_memory
 from todo_compile.bundle.bundle import read_bundle
-from todo_compile.capture.inputs import example_inputs, with_habits
+from todo_compile.capture.inputs import example_inputs, with_pipeline_defaults
 from todo_compile.cli.app import app
 from todo_compile.drift.recorded import recorded_probes
 from todo_compile.errors import TodoError
@@ -35,7 +35,7 @@ def test_without_a_bundle(sd3: tuple[Any, Path], tmp_path: Path) -> None:
     from todo_compile.runtime.in_process import rewrite_pipeline
 
     pipeline, bundle = sd3
-    source = with_habits(resolve_component(str(bundle.parent / "model")))
+    source = with_pipeline_defaults(resolve_component(str(bundle.parent / "model")))
     ours = type(pipeline)(**_parts(pipeline))
     report = rewrite_pipeline(
         ours, source, Resolution.parse("192x128"), batch=2, options=PlanOptions.create(factors="2")
@@ -57,7 +57,7 @@ def test_drift_along_the_pipelines_own_loop(sd3: tuple[Any, Path]) -> None:
     """Both steps' inputs and errors against the real transformer in diffusers' loop."""
     pipeline, bundle = sd3
     folder, size = bundle.parent / "model", Resolution.parse("192x128")
-    source = with_habits(resolve_component(str(folder)))
+    source = with_pipeline_defaults(resolve_component(str(folder)))
     weights = find_weights(source, WeightsChoice.parse("auto"), dtype=torch.float32)
     model = load(source, weights, dtype=torch.float32)
     example = example_inputs(model, size, batch=2)

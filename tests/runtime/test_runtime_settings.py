@@ -139,9 +139,9 @@ def test_crafted_bundles(bundle: Path, tmp_path: Path, name: str, content: str, 
         manifest["model"]["config"] = [1, 2]
         content = json.dumps(manifest)
     path.write_text(content)
-    for extra in values["extras"]:
-        if extra["name"] == name:
-            extra.update(bytes=path.stat().st_size, sha256=file_sha256(path))
+    for one in values["light_files"]:
+        if one["name"] == name:
+            one.update(bytes=path.stat().st_size, sha256=file_sha256(path))
     for entry in values["components"].values():
         entry["manifest_sha256"] = file_sha256(folder / f"{entry['file']}.json")
     (folder / "bundle.json").write_text(json.dumps(values))

@@ -11,7 +11,7 @@ from oracle import OracleProcessor
 import todo_compile
 from todo_compile.bundle import entries
 from todo_compile.bundle import manifest as manifests
-from todo_compile.bundle.description import Bundle, ComponentEntry, ExtraFile
+from todo_compile.bundle.description import Bundle, ComponentEntry, LightFile
 from todo_compile.options import PlanOptions
 
 BATCHES = {"unet": 2, "vae_decoder": 1, "text_encoder": 1, "text_encoder_2": 1}
@@ -37,15 +37,15 @@ def with_oracle(pipe: Any) -> Any:
 
 def make_bundle(folder: Path, model: Path, files: dict[str, Path], **facts: Any) -> Path:
     """Finish `folder`, which has the components, as a bundle."""
-    extras = [*model.glob("tokenizer*/*"), *model.glob("scheduler/*"), model / "model_index.json"]
-    found: list[ExtraFile] = []
-    for extra in extras:
-        name = extra.relative_to(model).as_posix()
+    light = [*model.glob("tokenizer*/*"), *model.glob("scheduler/*"), model / "model_index.json"]
+    found: list[LightFile] = []
+    for one in light:
+        name = one.relative_to(model).as_posix()
         target = folder / name
         target.parent.mkdir(exist_ok=True)
-        target.write_bytes(extra.read_bytes())
+        target.write_bytes(one.read_bytes())
         found.append(
-            ExtraFile(name=name, bytes=target.stat().st_size, sha256=entries.file_sha256(target))
+            LightFile(name=name, bytes=target.stat().st_size, sha256=entries.file_sha256(target))
         )
     values: dict[str, Any] = {
         "created": entries.now(),
@@ -56,7 +56,7 @@ def make_bundle(folder: Path, model: Path, files: dict[str, Path], **facts: Any)
         "kind": "onnx",
         "pipeline_class": "StableDiffusionPipeline",
         "components": {name: entry(path) for name, path in files.items()},
-        "extras": found,
+        "light_files": found,
         **facts,
     }
     entries.write(Bundle(**values), folder / "bundle.json")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tune_helpers import Small, with_phases
 
 from todo_compile.errors import ConfigError
-from todo_compile.tuning.plan_file import PlanFacts, TunedPlan, read_plan, single_phase
+from todo_compile.tuning.plan_file import PlanEntry, TunedPlan, read_plan, single_phase
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def test_a_file_gives_the_plan_back(small: Small, written: Path) -> None:
         assert options.factors == ()
         assert len(options.sites) == len(phase.sites)
     last = len(plan.phases)
-    facts = plan.facts([last])
-    assert PlanFacts.model_validate(json.loads(facts.model_dump_json())) == facts
+    facts = plan.entry([last])
+    assert PlanEntry.model_validate(json.loads(facts.model_dump_json())) == facts
     assert facts.measured == plan.chosen.measured
     assert facts.settings["steps"] == 4
     assert f"tuned for {plan.budget}" in facts.lines()[0]
     with pytest.raises(ValueError, match="no such phase"):
-        plan.facts([last + 1])
+        plan.entry([last + 1])
 
 
 def test_it_is_held_to_what_it_was_tuned_for(small: Small) -> None:

@@ -31,7 +31,7 @@ from todo_compile.bundle.bundle import (
 from todo_compile.bundle.description import (
     Bundle,
     ComponentEntry,
-    ExtraFile,
+    LightFile,
     PhaseEntry,
     WeightFile,
 )
@@ -77,7 +77,7 @@ class BundleJob:
         kind: of the outputs, ``tensorrt``, ``onnx`` or ``pt2``.
         jobs: by the output's name.
         denoisers: for each resolution (start, output's name) of every phase of the schedule.
-        extras: light files by name.
+        light_files: light files by name.
         torch: parts that stay in torch, by the pipeline's names; their files are linked or copied.
     """
 
@@ -85,7 +85,7 @@ class BundleJob:
     kind: str
     jobs: Mapping[str, ModelJob]
     denoisers: Mapping[str, Sequence[tuple[float, str]]]
-    extras: Mapping[str, bytes]
+    light_files: Mapping[str, bytes]
     torch: Mapping[str, TorchPart]
     progress: Progress
 
@@ -155,7 +155,7 @@ class BundleJob:
         """
         parts = self.folder / PARTS
         inner = list(parts.rglob("*")) if parts.is_dir() and not parts.is_symlink() else []
-        folders = [*(n.split("/")[0] for n in self.extras), *self.torch]
+        folders = [*(n.split("/")[0] for n in self.light_files), *self.torch]
         for path in (parts, *inner, *(self.folder / name for name in folders)):
             if path.is_symlink() and (path.is_dir() or path in (parts, *inner)):
                 raise BundleError(
@@ -233,7 +233,7 @@ class BundleJob:
         wrong = check_bundle(bundle, self.folder, hashes=False)
         same = all(
             (self.folder / name).is_file() and (self.folder / name).read_bytes() == content
-            for name, content in self.extras.items()
+            for name, content in self.light_files.items()
         )
         return bundle if not wrong and same else None
 
@@ -286,11 +286,11 @@ class BundleJob:
                     }
                     for name, part in self.torch.items()
                 },
-                "extras": [
-                    ExtraFile(
+                "light_files": [
+                    LightFile(
                         name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
                     )
-                    for name, content in self.extras.items()
+                    for name, content in self.light_files.items()
                 ],
             }
         )
@@ -302,14 +302,14 @@ class BundleJob:
         files = {f"{n}/{path.name}": path for n, part in self.torch.items() for path in part.files}
         with self.progress.step("assemble"):
             copies = [n for n, at in files.items() if copied(at, parts / n, self.folder / n)]
-            for name, content in self.extras.items():
+            for name, content in self.light_files.items():
                 with staged(with_folder(parts / name)) as stage:
                     stage.publish((parts / name).name).write_bytes(content)
             with staged(parts / BUNDLE_JSON) as stage:
                 write(bundle, stage.publish(BUNDLE_JSON))
-            stale = self._files() - set(self.extras) - set(files)
+            stale = self._files() - set(self.light_files) - set(files)
             with undisturbed():
-                exchange(self.folder, parts, results, [*copies, *self.extras], stale)
+                exchange(self.folder, parts, results, [*copies, *self.light_files], stale)
         shutil.rmtree(parts, ignore_errors=True)
 
     def _files(self) -> set[str]:

@@ -32,7 +32,7 @@ from todo_compile.models.components import (
     pipeline_folder,
     resolve_component,
 )
-from todo_compile.models.extras import light_files
+from todo_compile.models.light_files import light_files
 from todo_compile.models.torch_parts import torch_parts
 from todo_compile.models.trust import read_index
 from todo_compile.options import PlanOptions
@@ -98,7 +98,9 @@ def prepare_bundle(
     check_gate(request, None if planned is None else planned.plan, list(jobs.values()))
     _say_phases(phases, kind, jobs[names[0]], len(sizes), progress)
     kept = _torch_parts(jobs, progress)
-    return BundleJob(request, kind, jobs, denoisers, _extras(jobs, kept, progress), kept, progress)
+    return BundleJob(
+        request, kind, jobs, denoisers, _light_files(jobs, kept, progress), kept, progress
+    )
 
 
 def _say_phases(
@@ -203,7 +205,7 @@ def check_folder(folder: Path) -> None:
 def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[str]]:
     """Rows of the denoising model for a picture, and names of the components to build; that model
     first."""
-    from todo_compile.capture.inputs import is_recorded, with_habits
+    from todo_compile.capture.inputs import is_recorded, with_pipeline_defaults
 
     assert request.model is not None
     model, choice = request.model, parse_choice(request.component or "all")
@@ -219,7 +221,7 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
             "--text-tokens is for one output; a bundle's pipeline passes its own number.",
             remedy="Leave it out, or name a file: --out FILE.onnx.",
         )
-    rows = default_batch(with_habits(main)) if main.component not in OTHERS else 2
+    rows = default_batch(with_pipeline_defaults(main)) if main.component not in OTHERS else 2
     if choice != "all":
         return rows, [main.component]
     names, absent = [main.component], _absent(main)
@@ -304,16 +306,16 @@ def _torch_parts(jobs: Mapping[str, ModelJob], progress: Progress) -> dict[str, 
     return {name: part for name, part in found.items() if part.files}
 
 
-def _extras(
+def _light_files(
     jobs: Mapping[str, ModelJob], kept: Mapping[str, TorchPart], progress: Progress
 ) -> dict[str, bytes]:
     fetch = any(job.weights.origin == "hub" for job in jobs.values())
     sources = {name: job.source for name, job in jobs.items()}
-    extras = light_files(sources, fetch=fetch, torch=list(kept))
+    found = light_files(sources, fetch=fetch, torch=list(kept))
     for name in jobs:
         if not name.startswith("text_encoder"):
             continue
         tokenizer = name.replace("text_encoder", "tokenizer")
-        if not any(e.startswith(f"{tokenizer}/") for e in extras):
+        if not any(e.startswith(f"{tokenizer}/") for e in found):
             progress.warn(f"the bundle has no {tokenizer}: prompts must come as token numbers")
-    return extras
+    return found

@@ -295,7 +295,11 @@ def _put_in_place(
             part = wrap_phases(opened, Wrapping(How(device=device), cast=True))
         else:
             first = own[0][1]
-            own_rows = rows if first.source.habits is None else first.source.habits.batch
+            own_rows = (
+                rows
+                if first.source.pipeline_defaults is None
+                else first.source.pipeline_defaults.batch
+            )
             batch = 1 if component == "vae_decoder" else own_rows
             captured = CapturedComponent(pipeline, first.source, first.resolution, batch=batch)
             made = {job.options: captured.variant(job.options)[0] for _, job in own}

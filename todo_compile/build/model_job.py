@@ -151,7 +151,7 @@ def prepare_component(
         request, progress, look: see `BuildRequest.resolve`.
         planned: in place of the request's options for factors.
     """
-    from todo_compile.capture.inputs import input_specs, inputs_identity, with_habits
+    from todo_compile.capture.inputs import input_specs, inputs_identity, with_pipeline_defaults
 
     path = check_output(request)
     if request.precision is not None:
@@ -159,7 +159,7 @@ def prepare_component(
     resolution = models.Resolution.parse(request.res[0])
     assert request.model is not None
     source = models.resolve_component(request.model, component)
-    source = with_habits(models.with_text_tokens(source, request.text_tokens))
+    source = with_pipeline_defaults(models.with_text_tokens(source, request.text_tokens))
     if source.component.startswith("text_encoder"):
         packages.need("transformers", "A text encoder")
     if source.file is not None and source.component == "unet":
@@ -218,8 +218,8 @@ def plan_identity(source: Source, options: PlanOptions, planned: Planned | None)
 
 def default_batch(source: Source) -> int:
     """What one image needs: 2 for a denoising model with classifier-free guidance, else 1."""
-    if source.habits is not None:
-        return source.habits.batch
+    if source.pipeline_defaults is not None:
+        return source.pipeline_defaults.batch
     return 1 if source.component in OTHERS else 2
 
 
@@ -264,7 +264,7 @@ def _check_factors(source: Source, options: PlanOptions, specs: Sequence[InputSp
         ConfigError: one is larger than the largest grid that its level can have: that of the
             highest attention in the latents, halved at least from one level to the next.
     """
-    if source.habits is not None:
+    if source.pipeline_defaults is not None:
         return  # other architectures have other levels
     latent = next((s.shape[-2:] for s in specs if len(s.shape) == 4), (1, 1))
     for level, factor in enumerate(options.factors or (), 1):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from todo_compile.errors import ConfigError
-from todo_compile.tuning.plan_file import PlanFacts, TunedPlan, single_phase
+from todo_compile.tuning.plan_file import PlanEntry, TunedPlan, single_phase
 
 if TYPE_CHECKING:
     from todo_compile.models import Resolution, Source
@@ -47,9 +47,9 @@ class Planned:
         return {"tuned": self.plan.digest, "phases": list(self.phases)}
 
     @property
-    def manifest_plan(self) -> PlanFacts:
+    def manifest_plan(self) -> PlanEntry:
         """For the manifest."""
-        return self.plan.facts(self.phases)
+        return self.plan.entry(self.phases)
 
     def check(self, source: Source, resolution: Resolution) -> None:
         """Refuse another component and another size, which costs nothing.

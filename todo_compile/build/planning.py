@@ -56,11 +56,11 @@ def _plan(request: BuildRequest, alone: bool) -> Report:
             remedy="Plan once for each.",
         )
     packages.need("models", "Reading a model")
-    from todo_compile.capture.inputs import with_habits
+    from todo_compile.capture.inputs import with_pipeline_defaults
 
     assert request.model is not None
     source = models.resolve_component(request.model, one_component(request.component))
-    source = with_habits(models.with_text_tokens(source, request.text_tokens))
+    source = with_pipeline_defaults(models.with_text_tokens(source, request.text_tokens))
     return plan_source(
         source,
         models.Resolution.parse(size),

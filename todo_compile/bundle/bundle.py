@@ -142,7 +142,7 @@ def details(bundle: Bundle, folder: Path) -> list[str]:
     Raises:
         BundleError: a manifest is absent or changed.
     """
-    whole: dict[str, int] = {extra.name: extra.bytes for extra in bundle.extras}
+    whole: dict[str, int] = {one.name: one.bytes for one in bundle.light_files}
     plain = dict(whole)
     for size in (bundle, *bundle.sizes):
         for name, entry in size.components.items():

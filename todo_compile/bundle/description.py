@@ -64,7 +64,7 @@ class PhaseEntry(ComponentEntry):
     start: Annotated[float, Field(gt=0, lt=1)]
 
 
-class ExtraFile(FileEntry):
+class LightFile(FileEntry):
     """A light file copied along from the pipeline's folder.
 
     Attributes:
@@ -135,7 +135,7 @@ class Bundle(Frozen):
             ``--dense-after``); they begin at the same steps at every resolution.
         sizes: components for further resolutions.
         torch: parts that stay in torch, by the pipeline's names for them.
-        extras: light files that were copied along.
+        light_files: light files that were copied along.
         gates: what ``--gate`` found at each resolution; empty if not asked for.
     """
 
@@ -151,7 +151,7 @@ class Bundle(Frozen):
     phases: _Phases = []
     sizes: Annotated[list[SizeEntry], Field(max_length=MAX_SIZES - 1)] = []
     torch: Annotated[dict[_Part, TorchEntry], Field(max_length=16)] = {}
-    extras: Annotated[list[ExtraFile], Field(max_length=64)] = []
+    light_files: Annotated[list[LightFile], Field(max_length=64)] = []
     gates: Annotated[list[Verdict], Field(max_length=MAX_SIZES)] = []
 
     @model_validator(mode="after")
@@ -181,9 +181,9 @@ class Bundle(Frozen):
                 assert self.denoiser is not None  # else there are no phases
                 yield self.denoiser, phase
 
-    def loose(self) -> Iterator[ExtraFile | WeightFile]:
+    def loose(self) -> Iterator[LightFile | WeightFile]:
         """Every file that no component's manifest describes."""
-        yield from self.extras
+        yield from self.light_files
         for part in self.torch.values():
             yield from part.files
 
@@ -209,8 +209,8 @@ class Bundle(Frozen):
             named = (f"{name} ({part.class_name})" for name, part in self.torch.items())
             lines.append(f"in torch       {', '.join(named)}")
         lines += [line for verdict in self.gates for line in verdict.lines()]
-        size = format_bytes(sum(extra.bytes for extra in self.extras))
+        size = format_bytes(sum(one.bytes for one in self.light_files))
         lines.append(
-            f"pipeline       {self.pipeline_class}, {len(self.extras)} light files ({size})"
+            f"pipeline       {self.pipeline_class}, {len(self.light_files)} light files ({size})"
         )
         return lines

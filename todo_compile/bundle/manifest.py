@@ -23,7 +23,7 @@ from todo_compile.bundle.tensors import Tensor
 from todo_compile.bundle.verdict import Verdict
 from todo_compile.disk import format_bytes
 from todo_compile.errors import BundleError
-from todo_compile.tuning.plan_file import PlanFacts
+from todo_compile.tuning.plan_file import PlanEntry
 
 MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
 _REBUILD = "Build the output again with todo-compile."
@@ -75,7 +75,7 @@ class Manifest(Frozen):
     model: dict[str, Any]
     sites: list[dict[str, Any]]
     totals: dict[str, int]
-    plan: PlanFacts | None = None
+    plan: PlanEntry | None = None
     files: Annotated[list[FileEntry], Field(min_length=1)]
     inputs: list[Tensor]
     outputs: list[Tensor]

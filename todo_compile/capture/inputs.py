@@ -182,15 +182,15 @@ def refuse_recorded(source: Source, what: str) -> None:
         )
 
 
-def with_habits(source: Source) -> Source:
+def with_pipeline_defaults(source: Source) -> Source:
     """`source` with what its pipeline does by itself, where its inputs are read off that.
 
     Raises:
         ModelError: nothing says which pipeline it belongs to, or that cannot be run.
     """
-    if not is_recorded(source) or source.habits is not None:
+    if not is_recorded(source) or source.pipeline_defaults is not None:
         return source
-    return replace(source, habits=recorder_of(source).habits)
+    return replace(source, pipeline_defaults=recorder_of(source).pipeline_defaults)
 
 
 def recorder_of(source: Source) -> Recorder:

@@ -208,16 +208,16 @@ def _named(
 ) -> _Subject:
     """A model by name, on noise as its sampling has it."""
     from todo_compile import models
-    from todo_compile.capture.inputs import example_inputs, is_recorded, with_habits
+    from todo_compile.capture.inputs import example_inputs, is_recorded, with_pipeline_defaults
     from todo_compile.drift.measure import DriftMeter
     from todo_compile.drift.probes import make_probes
     from todo_compile.drift.recorded import recorded_probes
     from todo_compile.precision import dtype_of
 
-    source = with_habits(models.resolve_component(model))
+    source = with_pipeline_defaults(models.resolve_component(model))
     resolution, dtype = models.Resolution.parse(size), dtype_of(precision)
     own = is_recorded(source)
-    rows = source.habits.batch if source.habits is not None else batch or 1
+    rows = source.pipeline_defaults.batch if source.pipeline_defaults is not None else batch or 1
     if own and batch not in (None, rows):
         raise ConfigError(
             f"A {source.pipeline} calls its denoiser with {rows} rows, and is measured so.",

@@ -147,7 +147,7 @@ def generate_command(
                 raise ConfigError("--model needs --res.", remedy="For example --res 1024")
             source = _check_model(model, scheduler, device, steps)
             # What a pipeline passes, where its inputs are read off it.
-            own = source.habits
+            own = source.pipeline_defaults
             batch = own.batch if own is not None else 2 if guidance > 1 else 1
             ours, dense, size = _from_model(source, res, precision, compare, batch, plan, shared)
     options["resolution"] = size
@@ -199,7 +199,7 @@ def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps
         choose_device(device)
     if described.kind == "pt2":
         package_session.check_device(str(bundle), device)
-    if any(extra.name.startswith("scheduler/") for extra in described.extras):
+    if any(one.name.startswith("scheduler/") for one in described.light_files):
         folder = bundle if bundle.is_dir() else bundle.parent
         check_steps(make_scheduler(scheduler, inside(folder, "scheduler")), steps)
 
@@ -207,7 +207,7 @@ def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps
 def _check_model(model: str, scheduler: str | None, device: str | None, steps: int) -> Source:
     """As `_check_bundle`; what is no pipeline is refused when it is loaded."""
     from todo_compile.build.bundles import check_one_stage
-    from todo_compile.capture.inputs import with_habits
+    from todo_compile.capture.inputs import with_pipeline_defaults
     from todo_compile.models import resolve_component
     from todo_compile.models.components import pipeline_folder
     from todo_compile.runtime.in_process import torch_device
@@ -216,7 +216,7 @@ def _check_model(model: str, scheduler: str | None, device: str | None, steps: i
     torch_device(device)
     source = resolve_component(model)
     check_one_stage(source)
-    source = with_habits(source)
+    source = with_pipeline_defaults(source)
     folder = pipeline_folder(source)
     if source.file is not None:
         check_steps(make_scheduler(scheduler, source.file.scheduler), steps)

@@ -27,8 +27,8 @@ from todo_compile._torch import (
 )
 from todo_compile.dynamo.backend_options import BackendOptions
 from todo_compile.dynamo.calls import call_of, forget_calls
-from todo_compile.dynamo.fragments import Fragment, forget
 from todo_compile.dynamo.nested import rewrite_nested
+from todo_compile.dynamo.subgraphs import Subgraph, forget
 from todo_compile.dynamo.tuned import check_graph
 from todo_compile.errors import ConfigError
 from todo_compile.passes.dump import new_folder
@@ -90,7 +90,7 @@ def todo_inductor(
     inner = None if chosen.inner == "inductor" else _inner(chosen.inner)
     call = call_of(options)
     call.enter(gm)
-    part = Fragment(gm, call, chosen.plan, chosen.levels)
+    part = Subgraph(gm, call, chosen.plan, chosen.levels)
 
     def lenient(areas: frozenset[int]) -> Levels:
         # Sites of a tuned plan may lie in another graph; what is missing is looked at below.

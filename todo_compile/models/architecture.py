@@ -45,7 +45,7 @@ class Native:
 
 
 @dataclass(frozen=True)
-class Habits:
+class PipelineDefaults:
     """What a pipeline does by itself.
 
     Attributes:

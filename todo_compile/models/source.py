@@ -15,8 +15,8 @@ from todo_compile.models import hub
 from todo_compile.models.architecture import (
     TEXT_CLASSES,
     VAE_CLASSES,
-    Habits,
     Native,
+    PipelineDefaults,
     class_name,
     native,
     vae_scale,
@@ -55,7 +55,7 @@ class Source:
         controlnet: it takes a ControlNet's residuals as further inputs; see `controlnet`.
         file: for a checkpoint that is one file: what it was recognised as.
         text_tokens: tokens of its text; None for what its pipeline passes.
-        habits: what its pipeline showed, where it was asked (`capture.recording`).
+        pipeline_defaults: what its pipeline showed, where it was asked (`capture.recording`).
 
     Raises:
         ModelError: no module can be made of `config`; see `bounds.check_config`.
@@ -73,7 +73,7 @@ class Source:
     controlnet: bool = False
     file: SingleFile | None = field(default=None, repr=False)
     text_tokens: int | None = None
-    habits: Habits | None = None
+    pipeline_defaults: PipelineDefaults | None = None
 
     def __post_init__(self) -> None:
         check_config(self.config)
@@ -95,7 +95,9 @@ class Source:
         Raises:
             ModelError: the configuration does not say.
         """
-        return native(self.config) if self.habits is None else self.habits.native
+        return (
+            native(self.config) if self.pipeline_defaults is None else self.pipeline_defaults.native
+        )
 
 
 def resolve(model: str) -> Source:

@@ -192,7 +192,7 @@ def _signature(made_of: Any) -> dict[str, inspect.Parameter]:
 
 def _folder(opened: OpenBundle, name: str) -> Path | None:
     """The folder of a light part, if its files were copied along (and so were checked)."""
-    if not any(extra.name.startswith(f"{name}/") for extra in opened.bundle.extras):
+    if not any(one.name.startswith(f"{name}/") for one in opened.bundle.light_files):
         return None
     return inside(opened.folder, name)
 
@@ -231,7 +231,7 @@ def _is_class(value: object, base: Any) -> bool:
 
 def _index(opened: OpenBundle) -> dict[str, Any]:
     """``model_index.json``: library and class of each part; empty if there is none."""
-    if not any(extra.name == INDEX for extra in opened.bundle.extras):
+    if not any(one.name == INDEX for one in opened.bundle.light_files):
         return {}
     inside(opened.folder, INDEX)
     try:

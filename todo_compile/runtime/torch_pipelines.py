@@ -15,8 +15,8 @@ from todo_compile.errors import ModelError, first_line
 from todo_compile.libraries import quiet_libraries
 from todo_compile.models import hub
 from todo_compile.models.components import part, pipeline_folder
-from todo_compile.models.extras import LIGHT
 from todo_compile.models.files import DIFFUSERS_BASE, TEXT_BASE, select_names
+from todo_compile.models.light_files import LIGHT
 from todo_compile.models.trust import INDEX, check_folder, check_part
 from todo_compile.precision import dtype_of
 from todo_compile.runtime.schedulers import make_scheduler

@@ -135,7 +135,7 @@ class Point(_Part):
     phases: Annotated[tuple[Phase, ...], Field(min_length=1, max_length=MAX_PHASES)]
 
 
-class PlanFacts(_Part):
+class PlanEntry(_Part):
     """What a manifest says of the plan that its output was built by.
 
     Attributes:
@@ -269,14 +269,14 @@ class TunedPlan(_Part):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
-    def facts(self, phases: Sequence[int]) -> PlanFacts:
+    def entry(self, phases: Sequence[int]) -> PlanEntry:
         """What a manifest says of it.
 
         Args:
             phases: that an output runs in, counted from 1.
         """
         kept = {name: self.settings.get(name) for name in _DRAWN}
-        return PlanFacts(
+        return PlanEntry(
             digest=self.digest,
             budget=self.budget,
             resolution=self.resolution,

@@ -22,7 +22,7 @@ from todo_compile.capture.recording.call import Flat, flatten
 from todo_compile.capture.recording.picture import Picture, cells_of, look
 from todo_compile.capture.recording.run import rehearsal
 from todo_compile.errors import ConfigError, ModelError
-from todo_compile.models.architecture import Habits, Native, attention_stride, vae_scale
+from todo_compile.models.architecture import Native, PipelineDefaults, attention_stride, vae_scale
 from todo_compile.models.parts import Part, Parts
 from todo_compile.models.resolution import Resolution
 from todo_compile.models.source import Source
@@ -100,7 +100,7 @@ class Recorder:
         )
 
     @cached_property
-    def habits(self) -> Habits:
+    def pipeline_defaults(self) -> PipelineDefaults:
         """What the pipeline does when it is told neither size nor number.
 
         Raises:
@@ -112,7 +112,7 @@ class Recorder:
         grid = sides if sides is not None else cells
         stride = 1 if sides is not None else attention_stride(self._config)
         tokens = -(-grid[0] // stride) * -(-grid[1] // stride)
-        return Habits(Native(grid, stride, tokens), rows)
+        return PipelineDefaults(Native(grid, stride, tokens), rows)
 
     def _record(self, size: Resolution, batch: int, dtype: torch.dtype) -> Recording:
         self._check(size)

@@ -53,7 +53,7 @@ def forget() -> None:
         _warned.clear()
 
 
-class Fragment:
+class Subgraph:
     """One graph among those compiled under the same options.
 
     Args:
