@@ -20,6 +20,7 @@ from todo_compile.build.request import BuildRequest
 from todo_compile.bundle.bundle import check_bundle, read_bundle
 from todo_compile.bundle.manifest import check_files, read
 from todo_compile.cli.app import main
+from todo_compile.errors import MissingPackageError
 
 
 @pytest.fixture
@@ -219,6 +220,18 @@ builds:
         assert says in flat
     assert "Traceback" not in text
     assert sorted(os.listdir()) == ["builds.yaml", "file"]
+
+
+def test_a_missing_package_is_no_mistake_of_the_file(
+    written: Callable[[str], Path], model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def absent(*_: Any, **__: Any) -> None:
+        raise MissingPackageError("A model needs x.", remedy='pip install "todo-compile[models]"')
+
+    monkeypatch.setattr(BuildRequest, "resolve", absent)
+    path = written(f"builds: [{{model: {model}, res: 64, out: a.onnx}}]")
+    assert main(["build", str(path)]) == 9
+    assert "todo-compile[models]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verify", ["false", "true"])

@@ -12,7 +12,7 @@ from todo_compile.build.many.matrix import Build, choose, collisions, expand
 from todo_compile.build.many.memory import default_budget, need, parse_memory
 from todo_compile.build.many.schedule import Need
 from todo_compile.disk import format_bytes
-from todo_compile.errors import ConfigError, TodoError
+from todo_compile.errors import ConfigError, MissingPackageError, TodoError
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def check(
 
     Raises:
         ConfigError: mistakes, all of them.
+        MissingPackageError: a build needs a package that is absent.
     """
     document, builds, wrong = _read(path)
     if not wrong:
@@ -89,6 +90,8 @@ def check(
             needs.append(need(build.request.resolve(look=True).parts))
             if not elsewhere:
                 _check_fits(needs[-1], budget, chosen)
+        except MissingPackageError:
+            raise  # no mistake of the file
         except TodoError as error:
             remedy = error.remedy or ""
             wrong.append(Mistake(build.line, f"{build.entry}: {error.message}", remedy))
