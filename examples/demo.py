@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 import todo_compile
 from todo_compile import style
+from todo_compile.libraries import quiet_libraries
 from todo_compile.models import Resolution
 from todo_compile.models.registry import DEMO
 from todo_compile.runtime.generate import GAIN, generate
@@ -105,10 +106,6 @@ def compose(
 
 def main() -> None:
     """Compile, draw, compare, write."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-        StableDiffusionPipeline,
-    )
-
     args = _arguments().parse_args()
     torch.set_num_threads(args.threads)
     work: Path = args.out.parent
@@ -127,7 +124,7 @@ def main() -> None:
             "demo", res=args.res, out=paths[name], precision="fp32", options=options
         )
     print(f"compiled in {time.perf_counter() - began:.1f} s")
-    pipe: Any = StableDiffusionPipeline.from_pretrained(DEMO, torch_dtype=torch.float32)
+    pipe = _pipeline()
     pipe.set_progress_bar_config(disable=True)
     drawn: dict[str, Drawn] = {}
     for name, path in paths.items():
@@ -140,6 +137,16 @@ def main() -> None:
         found = fidelity(drawn["downsampled"].pictures[row], drawn["dense"].pictures[row])
         print(f"{prompt}: MSE {found.mse:.2e}, PSNR {found.psnr:.1f} dB")
     print(f"{args.out}, after {time.perf_counter() - began:.0f} s")
+
+
+def _pipeline() -> Any:
+    """diffusers' own, as any user has it."""
+    with quiet_libraries():
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+            StableDiffusionPipeline,
+        )
+
+        return StableDiffusionPipeline.from_pretrained(DEMO, torch_dtype=torch.float32)
 
 
 def _arguments() -> argparse.ArgumentParser:
