@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compile_helpers import fp32
+from helpers import weights_outside
 
 from todo_compile.build import compiler
 from todo_compile.cli.app import main
@@ -106,3 +108,25 @@ def test_ended_by_a_scheduler(
     assert "Traceback" not in text
     assert litter(output.parent) == []
     assert content(output.parent) == before
+
+
+@pytest.mark.parametrize("gone", [["x.onnx"], ["x.onnx.data"]])
+def test_files_that_disappear_before_the_manifest(
+    model: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, gone: list[str]
+) -> None:
+    """Found by the fault matrix: the manifest would have described what is left, or nothing."""
+    before = content(output.parent)
+    translate = compiler.translate
+
+    def losing(job: Any, program: Any, file: Path, *rest: Any, **more: Any) -> Any:
+        found = translate(job, program, file, *rest, **more)
+        for name in gone:
+            file.with_name(name).unlink()
+        return found
+
+    monkeypatch.setattr(compiler, "translate", losing)
+    weights_outside(monkeypatch)
+    assert main(fp32(model, output, "--force")) == 7
+    assert f"{min(gone)} has disappeared" in " ".join(capsys.readouterr().err.split())
+    assert content(output.parent) == before
+    assert litter(output.parent) == []

@@ -41,7 +41,7 @@ NEEDS: dict[str, tuple[list[str], set[str]]] = {
         {"models", "generate"},
     ),
     "tune": (
-        ["tune", *SMALL, "--budget", "drift=1", "--out", "p.json"],
+        ["tune", *SMALL, "--budget", "drift=0.5", "--out", "p.json"],
         {"models", "generate", "tune"},
     ),
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from todo_compile.bundle import manifest as manifests
 from todo_compile.bundle.files import check_target, staged, sweep
 from todo_compile.bundle.manifest import find_reusable, read
 from todo_compile.bundle.tensors import tensors
+from todo_compile.errors import BundleError
 from todo_compile.export._sharing import share_weights
 from todo_compile.export.context import context_name, write_context
 from todo_compile.export.onnx import data_name
@@ -132,7 +133,7 @@ def build(
         else:
             files = info.files  # weights first: whoever finds the model finds what it refers to
             lent = _share(weights_of, file) if weights_of is not None and len(files) > 1 else ()
-            files = tuple(name for name in files if (stage.folder / name).exists())
+            files = _there(stage, files, may_lack=data_name(job.out) if lent else None)
             for name in files:
                 stage.publish(name)
             if data_name(job.out) not in files:
@@ -208,6 +209,21 @@ def _share(other: Path, onnx: Path) -> tuple[Path, ...]:
     """Let `onnx` use the weights of another file; returns what it refers to besides its own."""
     data = other.with_name(data_name(other))
     return (data,) if data.exists() and share_weights(onnx, other) else ()
+
+
+def _there(stage: Stage, names: Sequence[str], *, may_lack: str | None) -> tuple[str, ...]:
+    """The files that were made; weights that another output has all of are not among them.
+
+    Raises:
+        BundleError: another one has disappeared.
+    """
+    there = tuple(name for name in names if (stage.folder / name).exists())
+    if gone := set(names) - {*there, may_lack}:
+        raise BundleError(
+            f"{min(gone)} has disappeared since it was made; what stood before stands.",
+            remedy="Run the command again, and see what removes files there.",
+        )
+    return there
 
 
 def _rewritten(

@@ -119,9 +119,9 @@ def tune(
         candidates = QUICK_CANDIDATES if quick else DEFAULT_CANDIDATES
     wanted = parse_candidates([candidates] if isinstance(candidates, str) else list(candidates))
     effort = QUICK if quick else Effort()
-    _check_numbers(phases, dense_last, steps, batch, pairs, guidance)
     need("tune", "Choosing a plan")
     need("generate", "Drawing to verify a plan")
+    _check_numbers(phases, dense_last, steps, batch, pairs, guidance)
     source, folder = _pipeline(model)
     resolution = models.Resolution.parse(res)
     if batch is None:
