@@ -9,6 +9,7 @@ import oracle
 import pytest
 import torch
 from graphs import DIALECTS, ImageAttention, assert_close, capture, image, only_site
+from torch.nn.functional import pad
 
 from todo_compile.options import PlanOptions
 
@@ -98,6 +99,7 @@ NO_GRIDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "shuffled pairs": lambda x: flat(x).unflatten(1, (-1, 2)).flip(2).flatten(1, 2).clone(),
     "in a snake": lambda x: torch.stack([x[:, :, ::2], x[:, :, 1::2].flip(3)], 3).flatten(2).mT,
     "shifted windows": lambda x: windows(x.roll((-2, -2), (2, 3))),
+    "shifted windows, padded": lambda x: windows(pad(x.roll((-2, -2), (2, 3)), (0, 4, 0, 4))),
 }
 
 

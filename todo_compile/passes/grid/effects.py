@@ -34,6 +34,8 @@ from todo_compile.passes.grid.state import GridState, Shape
 from todo_compile.passes.operators.effect import Cut, Effect
 from todo_compile.passes.operators.table import effect_of, effects_of_outputs, source_of
 
+_PADS = ("pad", "constant_pad_nd")
+
 
 def through(state: GridState, node: Node, shape: Shape) -> Axes | None:
     """Axes of the output of `node`; None where nothing can be said of it."""
@@ -44,7 +46,20 @@ def through(state: GridState, node: Node, shape: Shape) -> Axes | None:
             return None
         return several[index]
     effect = effect_of(state.context, node)
-    return None if effect is None else _after(state, effect, shape)
+    axes = None if effect is None else _after(state, effect, shape)
+    if axes is not None and ops.op(node) in _PADS:
+        _note_padded(state, node, axes)
+    return axes
+
+
+def _note_padded(state: GridState, node: Node, axes: Axes) -> None:
+    """Remember which new ranges are an input's with something at its ends."""
+    source = source_of(node)
+    before = state.axes.get(source, ()) if source is not None else ()
+    known = _input_ranges(state) | state.padded
+    for old, new in zip(before, axes, strict=False):
+        if len(old) == len(new) == 1 and (old[0].role or old[0].ident in known):
+            state.padded.add(new[0].ident)
 
 
 def outputs(state: GridState, node: Node) -> list[Axes] | None:
@@ -101,8 +116,10 @@ def _reshaped(state: GridState, axes: Axes, shape: Shape) -> Axes:
     for atom, role in zip(_rows_first(state, sides, result), ("H", "W"), strict=True):
         if not atom.role:
             state.prove(atom, role)
-            roles[atom.ident] = role
-    # At once: a range that began inside the graph (padded, say) has no input to be named at.
+            # At once: a padded range has no input to be named at. Of any other that began inside
+            # the graph nothing says that its positions are in a picture's order (`roll`, `sort`).
+            if atom.ident in state.padded:
+                roles[atom.ident] = role
     return named(result, roles)
 
 
@@ -111,19 +128,22 @@ def _rows_first(state: GridState, sides: Sequence[Atom], cut: Axes) -> list[Atom
 
     Ranges are counted as they are met, so those of one tensor in the order of its axes.
     """
-    inputs = {
+    if _input_ranges(state).issuperset(atom.ident for atom in sides):
+        return sorted(sides, key=lambda atom: atom.ident)
+    outer = {
+        a.split_of[0].ident: a.ident for dim in cut for a in dim if a.split_of and not a.split_of[1]
+    }
+    return sorted(sides, key=lambda atom: outer[atom.ident])
+
+
+def _input_ranges(state: GridState) -> set[int]:
+    return {
         atom.ident
         for node, axes in state.axes.items()
         if node.op == "placeholder"
         for dim in axes
         for atom in dim
     }
-    if inputs.issuperset(atom.ident for atom in sides):
-        return sorted(sides, key=lambda atom: atom.ident)
-    outer = {
-        a.split_of[0].ident: a.ident for dim in cut for a in dim if a.split_of and not a.split_of[1]
-    }
-    return sorted(sides, key=lambda atom: outer[atom.ident])
 
 
 def _joined(state: GridState, effect: Effect) -> Axes | None:

@@ -35,6 +35,7 @@ class GridState:
         evidence: range → role that something in the graph proves of it, "" where two disagree.
         weights: tensors that are the same whatever comes in.
         written: tensors whose memory something was written into, see `writes`.
+        padded: ranges that are an input's, longer or shorter at their ends, in the same order.
     """
 
     context: GraphContext
@@ -45,6 +46,7 @@ class GridState:
     evidence: dict[int, str] = field(default_factory=dict[int, str])
     weights: set[Node] = field(default_factory=set[Node])
     written: set[Node] = field(default_factory=set[Node])
+    padded: set[int] = field(default_factory=set[int])
 
     def visit(self, node: Node) -> None:
         """Note whether `node` is made of weights alone; nodes come in the graph's order."""
