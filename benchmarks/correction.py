@@ -110,8 +110,7 @@ class Trial:
             drift = _interval(plain, self.prompts)
             row: dict[str, Any] = {"plan": name, "speedup": speedup, "drift": drift}
             row["corrected"] = {}
-            compared = "tuned to 1" in name  # a plan for a speed, to compare with
-            for rank in () if compared else self.given.ranks.split(","):
+            for rank in () if self.compared(name) else self.given.ranks.split(","):
                 after = self.errors(plan, rank)
                 row["corrected"][rank] = {
                     "speedup": 1 / (1 / speedup + self.price(plan, rank) / self.dense_flops),
@@ -141,6 +140,11 @@ class Trial:
             "speedup": chosen["speedup"],
             "ratio": paired(mine["errors"], theirs["errors"], self.prompts),
         }
+
+    @staticmethod
+    def compared(name: str) -> bool:
+        """Whether a plan was tuned to a number, for comparison alone: it is not corrected."""
+        return name.startswith("tuned to ") and "nearest:" not in name
 
     def plans(self) -> list[tuple[str, Plan, float]]:
         """(name, plan, speedup without a correction)."""

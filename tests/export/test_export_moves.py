@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from todo_compile.bundle import moves
-from todo_compile.bundle.bundle import PARTS
+from todo_compile.bundle.bundle import PARTS, is_bundle, read_bundle
 from todo_compile.bundle.files import finish_moves, staged, sweep
+from todo_compile.bundle.manifest import read
 from todo_compile.errors import BundleError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
@@ -152,6 +153,17 @@ def test_a_failure_between_the_moves_is_finished_later(
     finish_moves(target)
     assert texts(tmp_path) == dict.fromkeys(NAMES, "new")
     assert len(list(tmp_path.iterdir())) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", ["n" * 5000, "n" * 300, "a\0b"])
+def test_names_that_cannot_be(name: str) -> None:
+    """There is nothing to finish, and the error is ours."""
+    for path in (Path(name) / "x.onnx", Path(f"{name}.onnx")):
+        with pytest.raises(BundleError, match="does not exist"):
+            read(path)
+        assert not is_bundle(path)
+        with pytest.raises(BundleError, match="not a finished bundle"):
+            read_bundle(path)
 
 
 @pytest.mark.parametrize(

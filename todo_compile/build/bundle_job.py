@@ -77,7 +77,7 @@ class BundleJob:
         kind: of the outputs, ``tensorrt``, ``onnx`` or ``pt2``.
         jobs: by the output's name.
         denoisers: for each resolution (start, output's name) of every phase of the schedule.
-        light_files: light files by name.
+        light_files: tokenizers, the scheduler and configurations by name.
         torch: parts that stay in torch, by the pipeline's names; their files are linked or copied.
     """
 

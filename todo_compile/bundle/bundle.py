@@ -12,6 +12,7 @@ Nothing in a bundle is unpickled, and nothing in it can name a file outside of i
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -32,7 +33,7 @@ _MAX_BYTES = 2**20
 
 def is_bundle(folder: Path) -> bool:
     """Whether `folder` says of itself that it is a bundle, or that it was just becoming one."""
-    return (folder / BUNDLE_JSON).is_file() or moves.is_unfinished(folder / PARTS)
+    return os.path.isfile(folder / BUNDLE_JSON) or moves.is_unfinished(folder / PARTS)
 
 
 def _finish_moves(folder: Path) -> None:
@@ -79,7 +80,7 @@ def read_bundle(folder: Path) -> Bundle:
     folder = folder.parent if folder.name == BUNDLE_JSON else folder
     path = folder / BUNDLE_JSON
     _finish_moves(folder)
-    if not path.exists():
+    if not os.path.exists(path):
         raise BundleError(
             f"{folder} is not a finished bundle: it has no {BUNDLE_JSON}, which is written last.",
             remedy=_REBUILD,

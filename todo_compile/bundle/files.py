@@ -240,6 +240,8 @@ def finish_moves(target: Path) -> None:
 
 
 def _stages(target: Path) -> list[Path]:
+    if not os.path.isdir(target.parent):  # False for names that cannot be, too
+        return []
     found = target.parent.glob(f".{glob.escape(target.name)}.tmp-*")
     return [folder for folder in found if folder.is_dir() and not folder.is_symlink()]
 

@@ -56,7 +56,8 @@ def publish(folder: Path, *, remove: Sequence[str], move: Sequence[str]) -> None
 
 def is_unfinished(folder: Path) -> bool:
     """Whether `folder` holds files whose moves were begun and not ended."""
-    return not folder.is_symlink() and (folder / NOTE).is_file()
+    # os.path: False for names that cannot be, too.
+    return os.path.isfile(folder / NOTE) and not folder.is_symlink()
 
 
 def finish(folder: Path) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 _MAX_HEADER = 100 * 2**20  # the same bound as the safetensors library
-_DTYPES = {
+DTYPES = {
     "F64": ("float64", 8),
     "F32": ("float32", 4),
     "F16": ("float16", 2),
@@ -32,6 +32,7 @@ _DTYPES = {
     "F8_E4M3": ("float8_e4m3fn", 1),
     "F8_E5M2": ("float8_e5m2", 1),
 }
+"""Safetensors' name of a floating type → torch's, and its bytes."""
 _WHOLE = {"I64": 8, "I32": 4, "I16": 2, "I8": 1}
 _CHUNK = 2**24  # elements converted at a time when the dtype changes
 
@@ -92,7 +93,7 @@ def check_floating(entries: Mapping[str, Entry]) -> None:
         ModelError: one is not of floating point.
     """
     for entry in entries.values():
-        if entry.dtype not in _DTYPES:
+        if entry.dtype not in DTYPES:
             raise ModelError(
                 f"{entry.file} holds {entry.dtype} tensors; quantised checkpoints are not "
                 "supported.",
@@ -144,7 +145,7 @@ def read_into(entry: Entry, target: torch.Tensor) -> None:
     import torch
 
     check_floating({"": entry})
-    stored: torch.dtype = getattr(torch, _DTYPES[entry.dtype][0])
+    stored: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
     if entry.transposed:
         turned = replace(entry, shape=entry.shape[::-1], transposed=False)
         matrix = torch.empty(turned.shape, dtype=stored)
@@ -191,7 +192,7 @@ def _entry(path: Path, name: str, value: object, start: int, size: int) -> Entry
         raise _broken(path, f"the offsets of {name} are malformed")
     if start + last > size:
         raise _broken(path, f"{name} ends at byte {start + last} of a file of {size}")
-    if dtype in _DTYPES and math.prod(shape) * _DTYPES[dtype][1] != last - first:
+    if dtype in DTYPES and math.prod(shape) * DTYPES[dtype][1] != last - first:
         raise _broken(path, f"the size of {name} does not match its shape")
     return Entry(path, dtype, shape, start + first, last - first)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from todo_compile.errors import InputError
-from todo_compile.models.stfile import read_header, read_into
+from todo_compile.models.stfile import DTYPES, read_header, read_into
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TYPES = {name: dtype for name, (dtype, size) in DTYPES.items() if size > 1}  # of 8 bits: weights
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
