@@ -23,7 +23,7 @@ from todo_compile.bundle.entries import parse, read_small, relative_name, wrong_
 from todo_compile.bundle.manifest import MAX_BYTES, Manifest, manifest_path
 from todo_compile.bundle.manifest import parse as parse_manifest
 from todo_compile.disk import disk_errors, format_bytes
-from todo_compile.errors import BundleError
+from todo_compile.errors import BundleError, given_path
 
 BUNDLE_JSON = "bundle.json"
 PARTS = ".parts"
@@ -76,7 +76,9 @@ def read_bundle(folder: Path) -> Bundle:
 
     Raises:
         BundleError: there is none, or it is damaged, of another version, or names a file outside.
+        ConfigError: `folder` is no path, or longer than a file system takes.
     """
+    folder = given_path(folder, "the bundle's path")
     folder = folder.parent if folder.name == BUNDLE_JSON else folder
     path = folder / BUNDLE_JSON
     _finish_moves(folder)
