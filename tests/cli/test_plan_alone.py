@@ -20,6 +20,7 @@ import pytest
 from terminal import Stream, screen
 
 from todo_compile import models
+from todo_compile.build import alone as alone_build
 from todo_compile.build import planning
 from todo_compile.cli.app import main
 from todo_compile.cli.screen import stderr
@@ -76,10 +77,10 @@ def test_whose_libraries_are_left_out(
         left_out.append(True)
         yield
 
-    monkeypatch.setattr(planning, "diffusers_alone", stand_in)
+    monkeypatch.setattr(alone_build, "diffusers_alone", stand_in)
     monkeypatch.setattr("todo_compile.models.build.network_class", lambda name: name)
     name = None if component is None else component.replace("-", "_")
-    planning._import_network(models.resolve_component(model, name or "unet"))
+    alone_build.import_network(models.resolve_component(model, name or "unet"))
     assert bool(left_out) == alone
 
 

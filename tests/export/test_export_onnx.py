@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +207,16 @@ def test_the_callers_program_does_not_change(tmp_path: Path, progress: Recorder)
     export(program, tmp_path / "m.onnx", progress, external_over=0)
     assert str(program.graph) == before
     assert torch.isfinite(program.module()(random_input())).all()
+
+
+def test_nothing_holds_the_weights_afterwards(tmp_path: Path, progress: Recorder):
+    program = capture(TinyNet(), random_input())
+    weights = [weakref.ref(one) for one in program.state_dict.values()]
+    export(program, tmp_path / "m.onnx", progress)
+    del program
+    gc.collect()
+    assert len(weights) == 8
+    assert [one().shape for one in weights if one() is not None] == []
 
 
 def test_short_cut_gives_the_graph_of_the_long_way():

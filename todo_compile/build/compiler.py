@@ -26,6 +26,7 @@ from todo_compile.bundle import manifest as manifests
 from todo_compile.bundle.files import check_target, staged, sweep
 from todo_compile.bundle.manifest import find_reusable, read
 from todo_compile.bundle.tensors import tensors
+from todo_compile.collection import paused_collection
 from todo_compile.errors import BundleError
 from todo_compile.export._sharing import share_weights
 from todo_compile.export.context import context_name, write_context
@@ -112,7 +113,8 @@ def build(
     engine = job.format == "tensorrt"
     verdict = _judged_in_torch(job)
     with staged(job.out) as stage:
-        program, dense, report, example = _rewritten(job)
+        with paused_collection():
+            program, dense, report, example = _rewritten(job)
         file = stage.folder / ("model.onnx" if engine else job.out.name)
         info = translate(job, program, file, example, job.progress, shared=shared)
         verification = None

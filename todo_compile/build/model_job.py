@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from todo_compile import models, packages
 from todo_compile.batches import Batch, BatchLike, BatchRange, parse_batch
+from todo_compile.build.alone import import_network
 from todo_compile.build.job import (
     Job,
     builder,
@@ -43,6 +44,7 @@ class ModelJob(Job):
     Attributes:
         weights_hash: "" if the job is for looking at only.
         loras: those of the request that have layers for this component.
+        alone: the process ends with this output, and draws nothing: see `alone`.
     """
 
     source: Source
@@ -50,6 +52,7 @@ class ModelJob(Job):
     weights: Weights
     weights_hash: str
     loras: tuple[Lora, ...]
+    alone: bool = field(default=False, kw_only=True)
 
     def capture(self) -> tuple[ExportedProgram, ExampleInputs]:
         from todo_compile.capture.inputs import example_inputs
@@ -62,6 +65,8 @@ class ModelJob(Job):
                 shown[0].update(done, total)
 
         with self.progress.step("load model") as step:
+            if self.alone:
+                import_network(self.source)
             dtype = dtype_of(self.precision)
             loaded = models.start_load(
                 self.source, self.weights, dtype=dtype, loras=self.loras, report=tell

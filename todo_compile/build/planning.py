@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from todo_compile import models, packages
 from todo_compile.batches import Batch, largest
+from todo_compile.build.alone import import_network
 from todo_compile.build.factory import check_module, make_module
 from todo_compile.build.model_job import check_batch, check_options
 from todo_compile.bundle.files import check_new_folder
 from todo_compile.collection import paused_collection
 from todo_compile.errors import ConfigError
-from todo_compile.libraries import diffusers_alone
-from todo_compile.models.architecture import TEXT_CLASSES
 from todo_compile.models.components import one_component
 from todo_compile.options import check_token_grids
 from todo_compile.precision import dtype_of
@@ -106,7 +105,7 @@ def plan_source(
     dtype = dtype_of(precision)
     input_specs(source, resolution, batch=batch, dtype=dtype)  # possible
     if alone:
-        _import_network(source)
+        import_network(source)
     loaded = models.load(source, dtype=dtype, fake=True)
     example = example_inputs(loaded, resolution, batch=largest(batch))
     assert loaded.fake is not None
@@ -120,17 +119,6 @@ def plan_source(
         image_axes=example.image_axes,
         dump=dump,
     )
-
-
-def _import_network(source: Source) -> None:
-    """Import the model's class, and what it needs to be made and traced."""
-    from todo_compile.capture.inputs import is_recorded
-    from todo_compile.models.build import network_class
-
-    # A pipeline that is run takes all that diffusers can do; a text encoder is transformers'.
-    if not is_recorded(source) and source.class_name not in TEXT_CLASSES:
-        with diffusers_alone():
-            network_class(source.class_name)
 
 
 def _plan_module(

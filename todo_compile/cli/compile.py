@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+import typer
 
 from todo_compile.build.request import BuildRequest
 from todo_compile.cli.options import Json, Quiet, Verbose, make_progress, option, print_passes
@@ -22,11 +25,16 @@ def compile_command(**given: Any) -> None:
     differences are named. A failure leaves the old output or none.
     """
     from todo_compile.build.compiler import CompileResult
+    from todo_compile.build.model_job import ModelJob
 
+    alone = bool(given.pop("context").obj)
     json, quiet, verbose = (given.pop(name) for name in _SHOWN)
     progress = make_progress(quiet, verbose)
     request = BuildRequest(**{name: value for name, value in given.items() if value is not None})
-    result = request.resolve(progress).build()
+    job = request.resolve(progress)
+    if alone and isinstance(job, ModelJob) and request.gate is None:
+        job = replace(job, alone=True)
+    result = job.build()
     if isinstance(result, CompileResult):
         _print_output(result, progress, json=json, quiet=quiet, verbose=verbose)
     else:
@@ -39,7 +47,7 @@ _SHOWN = {"json": (Json, False), "quiet": (Quiet, False), "verbose": (Verbose, 0
 
 def _declare(command: Callable[..., None]) -> None:
     """Give a command of ``**options`` the signature that typer reads: all of `BuildRequest`."""
-    parameters: list[inspect.Parameter] = []
+    parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
     for name, field in BuildRequest.model_fields.items():
         if not BuildRequest.described()[name].panel:
             continue  # for Python alone

@@ -21,6 +21,8 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+from todo_compile.export._mapped import release_pages
+
 _EVENT_SECONDS = 0.1
 
 
@@ -99,9 +101,13 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, events: _Events) -> Any:
+def _monitor(trt: Any, events: _Events, weights: Path) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """TensorRT's nested phases as one number between 0 and 1."""
+        """TensorRT's nested phases as one number between 0 and 1.
+
+        At the end of each, the thread that builds gives back what it read of the weights' file:
+        the largest phase of all, which lays the engine out, follows the one that copies them.
+        """
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -125,6 +131,7 @@ def _monitor(trt: Any, events: _Events) -> Any:
         def phase_finish(self, phase_name: str) -> None:
             with self._lock:
                 self._phases.pop(phase_name, None)
+            release_pages(weights)
 
         def _report(self, name: str) -> None:
             with self._lock:
@@ -216,7 +223,7 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
     if request["batches"] is not None:
         _add_profile(builder, network, config, request["batches"])
     _allow_decomposition(trt, network)
-    monitor = _monitor(trt, events)
+    monitor = _monitor(trt, events, Path(request["weights"]))
     config.progress_monitor = monitor
     events.send("phase", name="build")
     _build_to_file(trt, builder, network, config, Path(request["plan"]))

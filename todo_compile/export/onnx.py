@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from todo_compile import packages
+from todo_compile.collection import paused_collection
 from todo_compile.disk import disk_errors, format_bytes
 from todo_compile.errors import ExportError, first_line
 from todo_compile.export._external import weight_bytes, write_external
@@ -94,7 +95,7 @@ def export_onnx(
     packages.need("onnx", "Writing ONNX")
     from todo_compile.export._dynamic import name_batch
 
-    with progress.step("onnx"), _quiet(progress):
+    with progress.step("onnx"), _quiet(progress), paused_collection():
         model = _translate(program, opset, input_names, output_names, progress)
         _simplify(model)
         name_batch(model)
@@ -187,10 +188,15 @@ def _simplify(model: ir.Model) -> None:
     """Fold constants and drop what does nothing; TensorRT and onnxruntime do the rest anyway."""
     from onnx_ir.passes import common
     from onnxscript import optimizer, rewriter
-    from onnxscript.rewriter.rules.common import div_by_1_rule, mul_by_1_rule
 
     optimizer.fold_constants(model)
-    rewriter.rewrite(model, pattern_rewrite_rules=[div_by_1_rule, mul_by_1_rule])
+    # Rules remember the last node that they looked at, and by it the whole model with weights of
+    # half a gigabyte (SD1.5): these are forgotten with this call, onnxscript's own ones never.
+    rules = [
+        rewriter.RewriteRule(spelling, lambda op, x, **_: op.Identity(x))
+        for spelling in (lambda _, x: x / 1, lambda _, x: x * 1)
+    ]
+    rewriter.rewrite(model, pattern_rewrite_rules=rules)
     for tidy in (
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),

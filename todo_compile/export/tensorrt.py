@@ -12,6 +12,7 @@ from todo_compile.disk import disk_full, format_bytes
 from todo_compile.errors import EngineError
 from todo_compile.export._build_log import Memory, memory, read_log, remedy_for, telling_error
 from todo_compile.export._child import Outcome, run_worker
+from todo_compile.export.onnx import data_name
 
 if TYPE_CHECKING:
     from todo_compile.batches import BatchRange
@@ -121,6 +122,7 @@ def build_engine(
         "do": "build",
         "library": library.name,
         "onnx": str(onnx),
+        "weights": str(onnx.with_name(data_name(onnx))),
         "plan": str(plan),
         "targets": [] if targets.current else list(targets.names),
         "weight_streaming": options.weight_streaming,
