@@ -141,18 +141,19 @@ def test_broken_by_a_patch() -> None:
     assert_close((got,), model(latent(), text(), dict(options)))
 
 
-@pytest.mark.parametrize("kernel", [False, True])
-def test_flux(kernel: bool) -> None:
+@pytest.mark.parametrize(("kernel", "size"), [(False, {}), (True, {"res": "64x96"})])
+def test_flux(kernel: bool, size: dict[str, str]) -> None:
     """Patches cut in the model give the grid; rotations by table, queries and keys normed.
 
     Written out, or by one operator for both: then they are pooled where they enter attention.
+    Nothing in it resizes a picture, and it is a whole model all the same: there is no warning.
     """
     model = sharp(Flux)
     model.kernel = kernel
     options: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        got = compiled(model, res="64x96")(latent(), TIME, text(), options)
+        got = compiled(model, **size)(latent(), TIME, text(), options)
     assert [s.kind for r in todo_compile.reports() for s in r.sites] == ["joint", "joint"]
     assert rewritten() == 2
     assert options["block"] == ("single_block", 0)

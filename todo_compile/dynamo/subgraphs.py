@@ -80,8 +80,9 @@ class Subgraph:
                 _compiled.popitem(last=False)
         self._factors = len(plan.factors or ())
         self._family = family
-        spatial = any(ops.op(node) in rules.RULES for node in module.graph.nodes)
-        self._part = call.in_parts or not spatial
+        self._part = call.in_parts
+        # A block by itself, the first of several, resizes no picture; nor does FLUX as a whole.
+        self._block = not any(ops.op(node) in rules.RULES for node in module.graph.nodes)
         self.levels = Levels(strict=False)
         self.warnings: list[str] = []
 
@@ -92,7 +93,7 @@ class Subgraph:
         with _lock:
             known, before = self._all, frozenset(self._all.areas)
             # Only the first call may fail: later ones are in the middle of somebody's run.
-            strict = known.graphs == 0 and not self._part
+            strict = known.graphs == 0 and not self._part and not self._block
             known.graphs += 1
             if areas <= self._family:
                 known.areas |= areas
@@ -130,9 +131,9 @@ class Subgraph:
         if self._factors and self._part:
             self._warn(
                 "part",
-                "Factors go by level, and levels are counted in each graph alone: this one, it "
-                f"seems a part of a model (graph break, or a block by itself), has {len(areas)} "
-                f"for {self._factors} factor{'s' if self._factors > 1 else ''}. Give the "
+                "Factors go by level, and levels are counted in each graph alone: this one, a part "
+                f"of a model (graph break, or a block by itself), has {len(areas)} for "
+                f"{self._factors} factor{'s' if self._factors > 1 else ''}. Give the "
                 'resolution (options={"res": "1024"}), so that levels are those of the model.',
             )
         elif surplus > 0 and not strict:
