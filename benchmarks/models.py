@@ -8,28 +8,19 @@ With ``--only`` the other rows stay as they were.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the oracle and the tiny models are the tests'
 
 import torch
-from common import RESULTS, save
+from common import save
 from models_parts.families import FAMILIES
 from models_parts.measure import measure
 from models_parts.page import PAGE, page
-
-
-def committed() -> dict[str, dict[str, Any]]:
-    """The rows of the last run, by family."""
-    path = RESULTS / "models.json"
-    if not path.exists():
-        return {}
-    return {row["family"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+from models_parts.rows import committed, timed
 
 
 def main() -> None:
@@ -37,15 +28,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=None, help="rows to measure anew")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    rows = committed()
+    rows = committed("models")
     with tempfile.TemporaryDirectory() as folder:
         for family in FAMILIES:
             if chosen.only is not None and family.key not in chosen.only:
                 continue
-            start = time.perf_counter()
-            rows[family.key] = measure(family, Path(folder))
-            seconds = time.perf_counter() - start
-            print(rows[family.key], f"{seconds:.1f} s", file=sys.stderr, flush=True)
+            rows[family.key] = timed(partial(measure, family, Path(folder)))
     kept = [rows[family.key] for family in FAMILIES if family.key in rows]
     save("models", {"rows": kept})
     PAGE.write_text(page(kept), encoding="utf-8")

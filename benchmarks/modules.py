@@ -16,10 +16,8 @@ that are not there keep their last row; ``--packages`` is a folder that has them
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -31,8 +29,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the oracle and the tiny models are the tests'
 
 import torch
-from common import RESULTS, save
+from common import save
 from models_parts.measure import counts, rounded
+from models_parts.rows import committed, timed
 from models_parts.truth import distance, tensor_of
 from modules_parts import peers
 from modules_parts.exported import exported
@@ -180,18 +179,13 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=None, metavar="FOLDER")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    path = RESULTS / "modules.json"
-    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    rows: dict[str, dict[str, Any]] = {row["family"]: row for row in old}
+    rows = committed("modules")
     order = [row.key for row in VIDEOS] + list(peers.PEERS)
     with tempfile.TemporaryDirectory() as folder:
         for row in (*VIDEOS, *_peers(chosen.packages)):
             if chosen.only is not None and row.key not in chosen.only:
                 continue
-            start = time.perf_counter()
-            rows[row.key] = measure(row, Path(folder))
-            seconds = time.perf_counter() - start
-            print(rows[row.key], f"{seconds:.1f} s", file=sys.stderr, flush=True)
+            rows[row.key] = timed(partial(measure, row, Path(folder)))
             kept = [rows[key] for key in order if key in rows]
             save("modules", {"rows": kept})
             PAGE.write_text(page(kept), encoding="utf-8")

@@ -138,12 +138,11 @@ class BundleJob:
     def _finish_moves(self) -> None:
         """End what a killed build began when all its files were there; what cannot be is redone."""
         parts = self.folder / PARTS
-        if moves.is_unfinished(parts):
-            try:
-                moves.finish(parts)
-            except BundleError as error:
-                self.progress.warn(f"{error.message} It is built again.")
-                (parts / moves.NOTE).unlink()
+        try:
+            moves.finish(parts)
+        except BundleError as error:
+            self.progress.warn(f"{error.message} It is built again.")
+            (parts / moves.NOTE).unlink()
 
     def _refuse_links(self) -> None:
         """Refuse to write through links, which a bundle from elsewhere may hold.

@@ -45,8 +45,7 @@ def _finish_moves(folder: Path) -> None:
     parts = folder / PARTS
     if moves.is_unfinished(parts):
         with only_one(folder), disk_errors(folder / BUNDLE_JSON):
-            if moves.is_unfinished(parts):  # no other process did it meanwhile
-                moves.finish(parts)
+            moves.finish(parts)  # unless another process did it meanwhile
             shutil.rmtree(parts, ignore_errors=True)
 
 

@@ -234,8 +234,7 @@ def finish_moves(target: Path) -> None:
         if not moves.is_unfinished(folder) or not _is_dead(folder):
             continue
         with alone(_committing(target)), disk_errors(target):
-            if moves.is_unfinished(folder):  # no other process did it meanwhile
-                moves.finish(folder)
+            moves.finish(folder)  # unless another process did it meanwhile
         shutil.rmtree(folder, ignore_errors=True)
 
 

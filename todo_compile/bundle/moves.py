@@ -61,12 +61,14 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def finish(folder: Path) -> None:
-    """End the moves that a killed process began. The caller keeps other processes out.
+    """End the moves that a killed process began, if one did. The caller keeps other processes out.
 
     Raises:
         BundleError: the note is damaged, or a link leads out of the folder; nothing was moved.
         OSError: a file cannot be moved.
     """
+    if not is_unfinished(folder):
+        return
     note = folder / NOTE
     moves = parse(Moves, read_small(note, _MAX_BYTES, remedy=_REMEDY), note, remedy=_REMEDY)
     home = folder.parent
