@@ -34,15 +34,9 @@ from fidelity_parts.intervals import interval, paired
 from todo_compile import models
 from todo_compile.runtime.metrics import mse
 from todo_compile.runtime.torch_pipelines import torch_pipeline
+from todo_compile.tuning.drawing import Pair, Sampling, call_pipeline, for_measuring, make_pairs
 from todo_compile.tuning.prompts import read_prompts, split
-from todo_compile.tuning.studio import (
-    Pair,
-    Sampling,
-    Studio,
-    call_pipeline,
-    for_measuring,
-    make_pairs,
-)
+from todo_compile.tuning.studio import Studio
 
 KEPT = Path(__file__).parent.parent / "build" / "correction"
 FOLDS = 3

@@ -264,6 +264,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tuned": tune_tables.tuned,
     "budgets": tune_tables.budgets,
     "correction": tune_tables.correction,
+    "tune_large": tune_tables.large,
     "providers": providers,
     "features": features,
     "comfyui": tool_tables.comfyui,

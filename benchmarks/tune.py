@@ -31,19 +31,15 @@ from todo_compile import models
 from todo_compile.progress import SilentProgress
 from todo_compile.runtime.metrics import mse
 from todo_compile.tuning.choosing import Problem
+from todo_compile.tuning.drawing import Pair, Sampling, make_pairs
+from todo_compile.tuning.filling import candidate_texts, fill_scores
 from todo_compile.tuning.plan_file import Point
 from todo_compile.tuning.prompts import read_prompts, split
-from todo_compile.tuning.run import (
-    QUICK,
-    allowed,
-    candidate_texts,
-    fill_scores,
-    schedule_parts,
-)
+from todo_compile.tuning.run import QUICK, allowed, schedule_parts
 from todo_compile.tuning.scores import Scores
 from todo_compile.tuning.search import Search
 from todo_compile.tuning.statistics import measure
-from todo_compile.tuning.studio import Pair, Sampling, Studio, make_pairs
+from todo_compile.tuning.studio import Studio
 from todo_compile.tuning.wishes import DEFAULT_CANDIDATES, Budget, choice_text, parse_candidates
 
 ROOT = Path(__file__).parent.parent
@@ -229,7 +225,7 @@ class _Kept(Studio):
             key = tuple((phase.start, phase.options) for phase in phases)
             if place.is_file():
                 for pair, picture in zip(group, np.load(place), strict=True):
-                    self._pictures[key, pair] = picture
+                    self._pictures.add((key, pair), picture)
             else:
                 # A run may be stopped at any time: the file is whole, or absent.
                 half = place.with_suffix(".half.npy")

@@ -105,6 +105,26 @@ def table(header: str, rows: list[str]) -> str:
     return "\n".join([f"| {header} |", "|" + "---|" * (header.count("|") + 1), *rows])
 
 
+def large() -> str:
+    """Steps of a run at full size: time of the clock and of the processor, and memory."""
+    found = json.loads((RESULTS / "tune-large.json").read_text(encoding="utf-8"))
+    parts = [("", found["rows"]), ("compile: ", found.get("compiled", []))]
+    rows = [
+        f"| {prefix}{row['step']} | {row['seconds']:.0f} s | {row['processor_seconds']:.0f} s | "
+        f"{row['peak_bytes'] / 2**30:.1f} GiB |"
+        for prefix, steps in parts
+        for row in steps
+        if row["seconds"] >= 0.5
+    ]
+    every = [row for _, steps in parts for row in steps]
+    rows.append(
+        f"| all | {sum(r['seconds'] for r in every):.0f} s | "
+        f"{sum(r['processor_seconds'] for r in every):.0f} s | "
+        f"{max(r['peak_bytes'] for r in every) / 2**30:.1f} GiB |"
+    )
+    return table("step | time | processor | most memory of the process", rows)
+
+
 def _bold(ratio: dict[str, Any]) -> str:
     """Bold where 1 lies outside of the interval."""
     mark = "**" if ratio["high"] < 1 or ratio["low"] > 1 else ""

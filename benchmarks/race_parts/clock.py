@@ -42,11 +42,11 @@ def sample(call: Callable[[], object], device: str) -> Sample:
     """Time one call on ``cpu`` or ``cuda``."""
     if device == "cuda":
         return _on_gpu(call)
-    before = _resident(reset=True)
+    before = resident(reset=True)
     start, processor = time.perf_counter(), time.process_time()
     call()
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
-    peak = _resident(name="VmHWM")
+    peak = resident(name="VmHWM")
     used = peak - before if before is not None and peak is not None else None
     return Sample(seconds, processor, used)
 
@@ -64,7 +64,7 @@ def _on_gpu(call: Callable[[], object]) -> Sample:
     return Sample(before.elapsed_time(after) / 1e3, peak_bytes=peak)
 
 
-def _resident(name: str = "VmRSS", *, reset: bool = False) -> int | None:
+def resident(name: str = "VmRSS", *, reset: bool = False) -> int | None:
     """Bytes of this process, now or at most since the last reset; only Linux says."""
     if not _STATUS.exists() or not os.access(_CLEAR, os.W_OK):
         return None

@@ -20,8 +20,8 @@ from todo_compile.bundle.bundle import check_bundle, read_bundle
 from todo_compile.cli.app import main
 from todo_compile.errors import ConfigError, GateError, TodoError
 from todo_compile.runtime.metrics import mse
+from todo_compile.tuning.drawing import Pair, Sampling, call_pipeline, for_measuring
 from todo_compile.tuning.prompts import GENERAL, split
-from todo_compile.tuning.studio import Pair, Sampling, call_pipeline, for_measuring
 
 KEPT = "drift=1e-3,pairs=2,steps=2,guidance=4"
 BROKEN = "drift=1e-12,pairs=1,steps=2"

@@ -25,8 +25,8 @@ from todo_compile.models import Resolution, WeightsChoice, find_weights, load, r
 from todo_compile.options import PlanOptions
 from todo_compile.runtime.generate import generate
 from todo_compile.runtime.metrics import mse
+from todo_compile.tuning.drawing import Pair, Sampling, call_pipeline, drawn_from_prompts
 from todo_compile.tuning.prompts import GENERAL, split
-from todo_compile.tuning.studio import Pair, Sampling, call_pipeline, drawn_from_prompts
 
 
 def test_without_a_bundle(sd3: tuple[Any, Path], tmp_path: Path) -> None:
@@ -103,15 +103,15 @@ def test_what_cannot_be_measured_or_drawn_is_refused_before_weights_are_read(
         assert isinstance(found.exception, TodoError), found.output
         return str(found.exception)
 
-    plan = str(tmp_path / "plan.json")
-    assert "A tuned plan of a StableDiffusion3Pipeline is not possible yet" in refused(
-        "tune", "--budget", "drift=1e-3", "--out", plan
-    )
     assert "calls its denoiser with 2 rows" in refused("drift", "--batch", "3")
     karlo = zoo.save(zoo.make("karlo"), tmp_path / "karlo")
     words[1] = str(karlo)
     assert "UnCLIPPipeline draws in several stages" in refused(
         "generate", "--prompt", "a", "--out", str(tmp_path / "x.png")
+    )
+    plan = str(tmp_path / "plan.json")
+    assert "UnCLIPPipeline draws in several stages" in refused(
+        "tune", "--budget", "drift=1e-3", "--out", plan
     )
 
 

@@ -16,9 +16,9 @@ from todo_compile.bundle.files import Stage
 from todo_compile.cli.app import main
 from todo_compile.errors import INTERRUPTED, ConfigError
 from todo_compile.tuning import measuring
+from todo_compile.tuning.drawing import Pair
 from todo_compile.tuning.plan_file import TunedPlan
 from todo_compile.tuning.scores import Scores
-from todo_compile.tuning.studio import Pair
 from todo_compile.tuning.wishes import parse_choice
 
 

@@ -89,7 +89,9 @@ def test_disabled_sites() -> None:
         (["--budget", "speedup=1.05", "--pairs", "0"], "counted from 1", 2),
         (["--budget", "speedup=1.05", "--res", "256"], "2 resolutions were given", 2),
         (["--budget", "speedup=1.05", "--prompts", "absent.txt"], "cannot be read", 2),
-        (["--budget", "speedup=1.05", "--weights", "random"], "say nothing about pictures", 2),
+        (["--budget", "speedup=1.05", "--weights", "random"], "can be made of sd15", 2),
+        (["--budget", "speedup=1.05", "--weights", "a.safetensors"], "pipeline's own weights", 2),
+        (["--budget", "speedup=1.05", "--parts", "0"], "counted from 1", 2),
         (["--budget", "speedup=1.05", "--plot", "absent/tune.png"], "does not exist", 2),
     ],
 )

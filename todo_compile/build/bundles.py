@@ -21,7 +21,7 @@ from todo_compile.build.model_job import check_used, default_batch, prepare_comp
 from todo_compile.build.phases import DenoiserPhase, phase_job, phases_of
 from todo_compile.bundle.alone import LOCK
 from todo_compile.bundle.bundle import BUNDLE_JSON, PARTS
-from todo_compile.bundle.description import COMPONENTS, MAX_SIZES, SIZED
+from todo_compile.bundle.description import MAX_SIZES, SIZED
 from todo_compile.bundle.files import check_target
 from todo_compile.disk import format_bytes
 from todo_compile.errors import BundleError, ConfigError, ModelError
@@ -37,6 +37,7 @@ from todo_compile.models.torch_parts import torch_parts
 from todo_compile.models.trust import read_index
 from todo_compile.options import PlanOptions
 from todo_compile.progress import Progress, SilentProgress
+from todo_compile.runtime.torch_pipelines import check_one_stage
 
 if TYPE_CHECKING:
     from todo_compile.build.model_job import ModelJob
@@ -205,17 +206,18 @@ def check_folder(folder: Path) -> None:
 def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[str]]:
     """Rows of the denoising model for a picture, and names of the components to build; that model
     first."""
-    from todo_compile.capture.inputs import is_recorded, with_pipeline_defaults
+    from todo_compile.capture.inputs import (
+        check_scheduled,
+        is_recorded,
+        with_pipeline_defaults,
+    )
 
     assert request.model is not None
     model, choice = request.model, parse_choice(request.component or "all")
     main = resolve_component(model, "unet" if choice == "all" else choice)
     check_one_stage(main)
-    if is_recorded(main) and request.dense_after is not None:
-        raise ConfigError(
-            f"--dense-after is for Stable Diffusion's UNets and PixArt, not for a {main.pipeline}.",
-            remedy="Leave it out.",
-        )
+    if request.dense_after is not None or (request.tuned and len(request.tuned.phases) > 1):
+        check_scheduled(main, models.Resolution.parse(request.res[0]), "A bundle of phases")
     if request.text_tokens is not None:
         raise ConfigError(
             "--text-tokens is for one output; a bundle's pipeline passes its own number.",
@@ -235,25 +237,6 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
         elif name not in absent and not is_recorded(main) and name != "text_encoder_2":
             progress.warn(f"not in the bundle: {model} has no {name}")
     return rows, names
-
-
-def check_one_stage(main: Source) -> None:
-    """Refuse a pipeline whose drawing is more than one loop around one denoiser and a decoder.
-
-    Args:
-        main: of its denoising model.
-
-    Raises:
-        ModelError: it draws in several stages.
-    """
-    if main.component in (*COMPONENTS, *OTHERS):
-        return
-    raise ModelError(
-        f"A {main.pipeline or main.class_name} draws in several stages, and a compiled pipeline "
-        "has one.",
-        remedy="Compile the model that denoises alone (--out FILE.onnx or FILE.plan), or let "
-        "todo_compile.accelerate(pipeline) compile diffusers' own.",
-    )
 
 
 def _absent(main: Source) -> frozenset[str]:

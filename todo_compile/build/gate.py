@@ -22,7 +22,7 @@ from todo_compile.build import verification
 from todo_compile.build.model_job import ModelJob
 from todo_compile.bundle.verdict import Verdict
 from todo_compile.errors import ConfigError, GateError, ModelError
-from todo_compile.models.components import pipeline_class, pipeline_folder
+from todo_compile.models.components import pipeline_folder
 from todo_compile.models.trust import INDEX
 from todo_compile.runtime.files import OpenPhase
 from todo_compile.runtime.how import How, Wrapping
@@ -107,28 +107,6 @@ def as_model(job: Job) -> ModelJob:
     return job
 
 
-def check_drawn(model: str) -> None:
-    """Refuse a gate for a pipeline that would draw nothing from a prompt, before weights are read.
-
-    Args:
-        model: as for `models.resolve`.
-
-    Raises:
-        ModelError: it is one.
-    """
-    from todo_compile.capture.inputs import is_recorded
-    from todo_compile.tuning.studio import drawn_from_prompts
-
-    source = models.resolve_component(model)
-    name = source.pipeline or pipeline_class(source)
-    if is_recorded(source) and not drawn_from_prompts(name):
-        raise ModelError(
-            f"A gate draws from prompts and a size alone, and {name} needs more.",
-            remedy="Leave --gate out, and compare pictures of your own: todo-compile generate "
-            "--bundle … --compare.",
-        )
-
-
 def check_gate(request: BuildRequest, plan: TunedPlan | None, jobs: Sequence[ModelJob]) -> None:
     """Refuse a gate that could not be judged, before any work.
 
@@ -207,7 +185,7 @@ def judge(
         GateError: the drift exceeds the gate.
         TodoError: the pipeline cannot be loaded, or not draw.
     """
-    from todo_compile.tuning.studio import Sampling, call_pipeline, for_measuring, make_pairs
+    from todo_compile.tuning.drawing import Sampling, call_pipeline, for_measuring, make_pairs
 
     job = phases[0][1]
     assert job.request.model is not None

@@ -179,10 +179,11 @@ class BuildRequest(BuildOptions):
         packages.need("models", "Reading a model")
         need_packages(self)
         if self.gate is not None:
-            from todo_compile.build.gate import check_drawn
+            from todo_compile.models.components import resolve_component
+            from todo_compile.tuning.drawing import check_drawn
 
             assert self.model is not None
-            check_drawn(self.model)
+            check_drawn(resolve_component(self.model), "A gate")
         if self.bundle:
             from todo_compile.build.bundles import prepare_bundle
 

@@ -146,11 +146,36 @@ def inputs_identity(
 def manifest_call(
     source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
 ) -> dict[str, Any] | None:
-    """What a recorded call fixes, and which inputs have the batch; None if it is not recorded."""
+    """What a recorded call fixes, which inputs have the batch, and how its time follows from the
+    scheduler's (`Times`), if that can be told; None if it is not recorded."""
     if not is_recorded(source):
         return None
     recording = _recording(source, resolution, batch, dtype)
-    return {"fixed": dict(recording.call.fixed), "batched": sorted(recording.batched)}
+    times = recorder_of(source).times(resolution)
+    return {
+        "fixed": dict(recording.call.fixed),
+        "batched": sorted(recording.batched),
+        **({} if times is None else {"time": times.plain}),
+    }
+
+
+def check_scheduled(source: Source, resolution: Resolution, what: str) -> None:
+    """Refuse what is switched by step where the step cannot be told from a denoiser's inputs.
+
+    Args:
+        source: of a denoiser.
+        resolution: of a picture.
+        what: is switched, for the message.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    if is_recorded(source) and recorder_of(source).times(resolution) is None:
+        raise ModelError(
+            f"{what} is switched by step, and what a {source.pipeline} tells its denoiser of the "
+            "time does not follow its schedule in a straight line.",
+            remedy="Compile it with one phase, of factors that you choose: --factors.",
+        )
 
 
 def is_recorded(source: Source) -> bool:
@@ -166,20 +191,6 @@ def is_recorded(source: Source) -> bool:
     known = source.class_name in (UNET, PIXART, DIT) and pipeline.startswith(_WRITTEN)
     # SDXL's refiner has five numbers of sizes and scores, and nothing in its UNet says so.
     return not known or pipeline == "StableDiffusionXLImg2ImgPipeline"
-
-
-def refuse_recorded(source: Source, what: str) -> None:
-    """Refuse what needs the conventions of the pipelines that are written here.
-
-    Raises:
-        ModelError: `source` is of another.
-    """
-    if is_recorded(source):
-        raise ModelError(
-            f"{what} of a {source.pipeline or source.class_name} is not possible yet.",
-            remedy="Compile the model that denoises alone (--out FILE.onnx or FILE.plan), or let "
-            "todo_compile.accelerate(pipeline) compile diffusers' own.",
-        )
 
 
 def with_pipeline_defaults(source: Source) -> Source:

@@ -206,12 +206,12 @@ def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps
 
 def _check_model(model: str, scheduler: str | None, device: str | None, steps: int) -> Source:
     """As `_check_bundle`; what is no pipeline is refused when it is loaded."""
-    from todo_compile.build.bundles import check_one_stage
     from todo_compile.capture.inputs import with_pipeline_defaults
     from todo_compile.models import resolve_component
     from todo_compile.models.components import pipeline_folder
     from todo_compile.runtime.in_process import torch_device
     from todo_compile.runtime.schedulers import check_steps, make_scheduler
+    from todo_compile.runtime.torch_pipelines import check_one_stage
 
     torch_device(device)
     source = resolve_component(model)

@@ -18,7 +18,6 @@ from todo_compile.cli.options import (
     one_resolution,
 )
 from todo_compile.cli.screen import stderr, stdout
-from todo_compile.errors import ModelError
 
 if TYPE_CHECKING:
     from todo_compile.tuning.plan_file import Point, TunedPlan
@@ -84,7 +83,12 @@ def tune_command(
         ),
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="auto: those of the pipeline.", rich_help_panel="What")
+        str,
+        typer.Option(
+            help="auto: those of the pipeline. random\\[:SEED], of a registered model: what a run "
+            "takes in time and memory; the plan means nothing for pictures, and says so.",
+            rich_help_panel="What",
+        ),
     ] = "auto",
     steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel="Measure")] = 8,
     guidance: Annotated[
@@ -104,10 +108,26 @@ def tune_command(
             rich_help_panel="Measure",
         ),
     ] = None,
+    fit: Annotated[
+        int | None,
+        typer.Option(
+            help="Pairs of prompt and seed that scores are measured with. \\[default: 8; quick: 4]",
+            metavar="N",
+            rich_help_panel="Measure",
+        ),
+    ] = None,
     pairs: Annotated[
         int | None,
         typer.Option(
             help="Held-out pairs of prompt and seed. \\[default: 16; quick: 6]",
+            rich_help_panel="Measure",
+        ),
+    ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            help="Most parts of the schedule that scores tell apart. \\[default: 8; quick: 4]",
+            metavar="N",
             rich_help_panel="Measure",
         ),
     ] = None,
@@ -145,12 +165,6 @@ def tune_command(
     from todo_compile.cli.console import print_json
     from todo_compile.tuning.run import tune
 
-    if weights != "auto":
-        raise ModelError(
-            f"--weights {weights}: plans are chosen for the pipeline's own weights.",
-            remedy="Scores of random weights say nothing about pictures. Put other weights into "
-            "a copy of the pipeline's folder, and give that as --model.",
-        )
     check_target(out)
     if plot is not None:
         from todo_compile.cli.plots import check_plot
@@ -171,7 +185,10 @@ def tune_command(
         guidance=guidance,
         scheduler=scheduler,
         batch=batch,
+        fit=fit,
         pairs=pairs,
+        parts=parts,
+        weights=weights,
         precision=precision,
         device=device,
         quick=quick_look,

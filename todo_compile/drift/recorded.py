@@ -14,22 +14,13 @@ import torch
 
 from todo_compile.capture.inputs import ExampleInputs, recorder_of
 from todo_compile.capture.recording.call import flatten
-from todo_compile.capture.recording.modules import Recorded
+from todo_compile.capture.recording.modules import Recorded, Result
+from todo_compile.capture.recording.times import time_of
 from todo_compile.drift.measure import Probe
 from todo_compile.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from todo_compile.models import LoadedModel, Resolution
-
-_TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
-
-
-class _Result(tuple[Any, ...]):
-    """What a denoiser returns, with or without ``return_dict``."""
-
-    @property
-    def sample(self) -> Any:
-        return self[0]
 
 
 def recorded_probes(
@@ -78,17 +69,16 @@ def recorded_probes(
                 tensor.to(spec.dtype)
                 for tensor, spec in zip(flat.tensors, example.specs, strict=True)
             )
-            named = flat.by_name
-            time = next((float(named[n].reshape(-1)[0]) for n in _TIMES if n in named), None)
-            time = float(len(times)) if time is None else time
+            found = time_of(flat.by_name)
+            time = float(len(times)) if found is None else float(found[1].reshape(-1)[0])
             if time not in times:
                 times.append(time)
                 probes.append(Probe(time, args))
                 if len(times) == steps:
                     raise Recorded(arguments)
-            found = example.wrapper(*args)
-            several = isinstance(found, tuple)
-            return _Result((list(cast("tuple[torch.Tensor, ...]", found)) if several else found,))
+            made = example.wrapper(*args)
+            several = isinstance(made, tuple)
+            return Result((list(cast("tuple[torch.Tensor, ...]", made)) if several else made,))
 
         recorder_of(model.source).sample(
             resolution, answer, steps=steps, seed=seed, dtype=model.dtype

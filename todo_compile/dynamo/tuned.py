@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from todo_compile._torch import set_compiled_call
+from todo_compile.capture.recording.times import Times
 from todo_compile.errors import ConfigError, InputError
 from todo_compile.passes.report import Report
 from todo_compile.runtime.switching import PhasedDenoiser
@@ -86,14 +87,16 @@ def compile_phases(
     schedule = PhasedDenoiser([nn.Identity() for _ in calls], plan.starts)
     schedule.follow(pipe)
 
+    own = Times.of(plan.settings.get("time")) or Times("timestep", 1.0, 0.0)
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        timestep = kwargs.get(own.name, args[1] if len(args) > 1 else None)
         if timestep is None:
             raise InputError(
                 f"{type(module).__name__} was called without a timestep, which says what phase of "
                 "the plan runs.",
                 remedy="Give it as timestep=….",
             )
-        return calls[schedule.index(timestep)](*args, **kwargs)
+        return calls[schedule.index(*own.scheduled(timestep))](*args, **kwargs)
 
     set_compiled_call(module, call)

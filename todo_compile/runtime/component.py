@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import torch
@@ -103,6 +103,20 @@ class Component(Compiled):
     def device(self) -> torch.device:
         """Where it runs; fixed when it is loaded."""
         return self.session.device
+
+    def time_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, float]:
+        """The scheduler's time that a call is of, and how far off it may be by rounding.
+
+        Args:
+            args, kwargs: of the call.
+
+        Raises:
+            InputError: the call has no time.
+        """
+        given = inspect.signature(self.forward).bind_partial(*args, **kwargs).arguments
+        if given.get("timestep") is None:
+            raise InputError("The denoiser was called without a timestep.")
+        return float(torch.as_tensor(given["timestep"]).reshape(-1)[0]), 0.0
 
     def extra_repr(self) -> str:
         """For `print`."""

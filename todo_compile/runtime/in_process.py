@@ -89,7 +89,11 @@ def plan_pipeline(
         ConfigError: the plan was tuned for something else.
         TodoError: the model cannot be captured.
     """
+    from todo_compile.capture.inputs import check_scheduled
+
     check_plan(plan, source, resolution, dtype=pipeline.dtype)
+    if len(plan.phases) > 1:
+        check_scheduled(source, resolution, "A plan of several phases")
     captured = CapturedComponent(pipeline, source, resolution, batch=batch)
     made = [captured.variant(options) for options in plan.options]
     denoiser = PhasedDenoiser([part for part, _ in made], plan.starts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from todo_compile.capture.recording.call import flatten
+from todo_compile.capture.recording.times import Times
 from todo_compile.errors import InputError
 from todo_compile.models.build import build
 from todo_compile.runtime.component import Component
@@ -45,6 +46,7 @@ class CompiledCall(Component):
         assert origin.call is not None
         self._fixed: Mapping[str, str] = origin.call["fixed"]
         self._shared_inputs = frozenset(session.inputs) - frozenset(origin.call["batched"])
+        self._times = Times.of(origin.call.get("time"))
         cls: Any = getattr(diffusers, origin.class_name)
         self._signature = inspect.signature(cls.forward)
         self._twin: Any = None
@@ -59,14 +61,7 @@ class CompiledCall(Component):
         Raises:
             InputError: it is called otherwise than when it was compiled.
         """
-        try:
-            given = dict(self._signature.bind(None, *args, **kwargs).arguments)
-        except TypeError as error:
-            raise InputError(
-                f"{self.origin.class_name} cannot be called like this: {error}.",
-                remedy="Call it as diffusers' class of this name.",
-            ) from error
-        del given[next(iter(self._signature.parameters))]
+        given = self._bound(args, kwargs)
         wrapped = given.get("return_dict", True)
         flat = flatten(given)
         self._check(flat.fixed, flat.names)
@@ -79,6 +74,31 @@ class CompiledCall(Component):
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=found)
+
+    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            given = dict(self._signature.bind(None, *args, **kwargs).arguments)
+        except TypeError as error:
+            raise InputError(
+                f"{self.origin.class_name} cannot be called like this: {error}.",
+                remedy="Call it as diffusers' class of this name.",
+            ) from error
+        del given[next(iter(self._signature.parameters))]
+        return given
+
+    def time_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, float]:
+        """See `Component.time_of`.
+
+        Raises:
+            InputError: the call has no time, or how it follows from the schedule is unknown.
+        """
+        given = self._bound(args, kwargs)
+        if self._times is None or given.get(self._times.name) is None:
+            raise InputError(
+                f"What step a call is of cannot be told; {self.origin.built_for}.",
+                remedy="Build it with one phase.",
+            )
+        return self._times.scheduled(given[self._times.name])
 
     def cache_context(self, name: str) -> AbstractContextManager[None]:
         """Nothing to do: a compiled denoiser keeps nothing from one step to the next."""

@@ -30,6 +30,9 @@ class PhasedDenoiser(Compiled):
             0: with (0, 0.7) and 50 steps the first part runs steps 0 to 34, the second the rest.
         dense: which part downsamples nothing; None if all do.
 
+    Attributes:
+        at: share of the schedule before the latest call.
+
     Raises:
         ConfigError: the starts are no such shares.
     """
@@ -52,6 +55,7 @@ class PhasedDenoiser(Compiled):
         self.parts = nn.ModuleList(parts)
         self.starts = tuple(starts)
         self._dense = dense
+        self.at = 0.0
         self._pipeline: weakref.ref[Any] | None = None
         self._scheduler: Any = None
         self._schedule: tuple[Tensor, Tensor] | None = None
@@ -102,31 +106,39 @@ class PhasedDenoiser(Compiled):
         """Of the first part."""
         return self._first.device
 
-    @property
-    def add_embedding(self) -> Any:
-        """Of the first part; SDXL's pipelines look at it."""
-        return self._first.add_embedding
+    def __getattr__(self, name: str) -> Any:
+        """What pipelines look at besides: of the first part."""
+        if name.startswith("_") or "parts" not in self.__dict__.get("_modules", {}):
+            return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._first, name)
 
-    def forward(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the parts.
 
         Raises:
             InputError: the pipeline whose schedule counts is unknown or another one, or a part
                 refuses.
         """
-        return self.parts[self.index(timestep)](sample, timestep, *args, **kwargs)
+        return self.parts[self.index(*self._first.time_of(args, kwargs))](*args, **kwargs)
 
-    def index(self, timestep: Any) -> int:
+    def index(self, timestep: Any, slack: float = 0.0) -> int:
         """Which part runs at `timestep`.
 
         Raises:
             InputError: as `done`.
         """
-        done = self.done(timestep)
-        return max(i for i, start in enumerate(self.starts) if start <= done)
+        self.at = self.done(timestep, slack)
+        return max(i for i, start in enumerate(self.starts) if start <= self.at)
 
-    def done(self, timestep: Any) -> float:
+    def done(self, timestep: Any, slack: float = 0.0) -> float:
         """Share of the schedule that lies before `timestep`, 0 at the first step.
+
+        Args:
+            timestep: the scheduler's.
+            slack: how far off it may be beyond what other roundings do; the nearest counts.
 
         Raises:
             InputError: there is no schedule, or `timestep` is not in it.
@@ -142,8 +154,9 @@ class PhasedDenoiser(Compiled):
             )
         distinct = self._distinct(self._scheduler)
         time = float(torch.as_tensor(timestep).reshape(-1)[0])
+        nearest = distinct[(distinct - time).abs().argmin()]
         # Below 1, so that whole timesteps stay different; through fp16 fractional ones lose 1/2000.
-        if float((distinct - time).abs().min()) > min(max(abs(time), 1.0) * 1e-3, 0.9):
+        if abs(float(nearest) - time) > max(min(max(abs(time), 1.0) * 1e-3, 0.9), slack):
             raise InputError(
                 f"Timestep {time:g} is not in the schedule that it follows, a "
                 f"{type(self._scheduler).__name__}'s.",
@@ -152,7 +165,7 @@ class PhasedDenoiser(Compiled):
             )
         # Schedules descend: what is larger has been visited. The tolerance is for fractional
         # timesteps (Karras sigmas) that went through fp32.
-        passed = int((distinct > time + 1e-3).sum())
+        passed = int((distinct > nearest + 1e-3).sum())
         return passed / len(distinct)
 
     def _distinct(self, scheduler: Any) -> Tensor:

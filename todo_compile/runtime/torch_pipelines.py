@@ -7,14 +7,18 @@ cache. Of a single file the parts are made here, by the same road as for compili
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile import models, packages
+from todo_compile.bundle.description import COMPONENTS
 from todo_compile.errors import ModelError, first_line
 from todo_compile.libraries import quiet_libraries
 from todo_compile.models import hub
-from todo_compile.models.components import part, pipeline_folder
+from todo_compile.models.architecture import TEXT_TOKENS
+from todo_compile.models.builtin import SCHEDULERS
+from todo_compile.models.components import OTHERS, part, pipeline_class, pipeline_folder
 from todo_compile.models.files import DIFFUSERS_BASE, TEXT_BASE, select_names
 from todo_compile.models.light_files import LIGHT
 from todo_compile.models.trust import INDEX, check_folder, check_part
@@ -56,6 +60,25 @@ def torch_pipeline(
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(scheduler, folder / "scheduler")
     return pipeline.to(place)
+
+
+def check_one_stage(main: Source) -> None:
+    """Refuse a pipeline whose drawing is more than one loop around one denoiser and a decoder.
+
+    Args:
+        main: of its denoising model.
+
+    Raises:
+        ModelError: it draws in several stages.
+    """
+    if main.component in (*COMPONENTS, *OTHERS):
+        return
+    raise ModelError(
+        f"A {main.pipeline or main.class_name} draws in several stages, and a compiled pipeline "
+        "has one.",
+        remedy="Compile the model that denoises alone (--out FILE.onnx or FILE.plan), or let "
+        "todo_compile.accelerate(pipeline) compile diffusers' own.",
+    )
 
 
 def pipeline_root(source: Source) -> Path:
@@ -128,32 +151,112 @@ def _variant(folder: Path) -> str | None:
 
 def _from_file(source: Source, dtype: torch.dtype) -> Any:
     assert source.file is not None
-    diffusers = packages.load("diffusers", "A pipeline")
-    made_of = getattr(diffusers, source.file.pipeline)
-    parameters = inspect.signature(made_of.__init__).parameters
-    tokenizers = [name for name in ("tokenizer", "tokenizer_2") if name in parameters]
-    parts: dict[str, Any] = {name: _tokenizer(source, name) for name in tokenizers}
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        if name not in parameters:
-            continue
-        component = "vae_decoder" if name == "vae" else name
-        found = source if name == "unet" else part(source, component)
-        if found is None and component in source.file.family.others:
+    file = source.file
+
+    def load(component: str, found: Source | None) -> Any:
+        if found is None and component in file.family.others:
             raise ModelError(
                 f"{source.identifier} has no {component}, so it is not a whole pipeline.",
                 remedy="Give a checkpoint of the whole pipeline, or a folder.",
             )
-        parts[name] = None
-        if found is not None:
-            weights = models.find_weights(found, models.WeightsChoice.parse("auto"))
-            parts[name] = models.load(found, weights, dtype=dtype, hashed=False).module
-    for name, parameter in parameters.items():  # safety checker, image encoder, …
-        if name != "self" and parameter.default is inspect.Parameter.empty:
-            parts.setdefault(name, None)
-    settings = {"requires_safety_checker": False, **source.file.family.settings}
+        return None if found is None else _loaded(found, "auto", dtype)
+
+    scheduler = make_scheduler(None, file.scheduler)
+    return _assembled(
+        source, file.pipeline, load, lambda name: _tokenizer(source, name), scheduler,
+        file.family.settings,
+    )  # fmt: skip
+
+
+def random_pipeline(
+    source: Source, seed: int, *, precision: str, scheduler: Any = None, device: str | None = None
+) -> Any:
+    """The pipeline of a registered model with seeded random weights, and a tokenizer of one word:
+    for measuring time and memory, since its pictures are noise. Nothing is read or fetched.
+
+    Args:
+        source: of the denoising model.
+        seed: of the weights, as for ``--weights random:SEED``.
+        precision, scheduler, device: as for `torch_pipeline`.
+
+    Raises:
+        ModelError: the pipeline is not one of those that are written here.
+        EngineError: torch has no such device.
+    """
+    from todo_compile.capture.recording.words import tokenizer
+    from todo_compile.runtime.in_process import torch_device
+
+    config = random_scheduler(source)
+    place, dtype = torch_device(device), dtype_of(precision)
+
+    def load(component: str, found: Source | None) -> Any:
+        del component
+        return None if found is None else _loaded(found, f"random:{seed}", dtype)
+
+    made = _assembled(
+        source,
+        pipeline_class(source),
+        load,
+        lambda _: tokenizer(TEXT_TOKENS),
+        make_scheduler(scheduler, config),
+        {},
+    )
+    return made.to(place)
+
+
+def random_scheduler(source: Source) -> Mapping[str, Any]:
+    """Configuration of the scheduler that a `random_pipeline` has.
+
+    Raises:
+        ModelError: of this model there is none.
+    """
+    config = SCHEDULERS.get(source.entry.name) if source.entry is not None else None
+    if config is None:
+        raise ModelError(
+            f"A pipeline with random weights can be made of {', '.join(sorted(SCHEDULERS))}, "
+            f"not of {source.identifier}.",
+            remedy="Give one of those by name, or leave --weights out.",
+        )
+    return config
+
+
+def _loaded(source: Source, weights: str, dtype: torch.dtype) -> Any:
+    found = models.find_weights(source, models.WeightsChoice.parse(weights))
+    return models.load(source, found, dtype=dtype, hashed=False).module
+
+
+def _assembled(
+    source: Source,
+    name: str,
+    load: Callable[[str, Source | None], Any],
+    tokenizer: Callable[[str], Any],
+    scheduler: Any,
+    settings: Mapping[str, Any],
+) -> Any:
+    """A pipeline of parts that are made here.
+
+    Args:
+        source: of the UNet.
+        name: of the pipeline's class.
+        load: component and where it is from, None if it is absent → module or None.
+        tokenizer: by its name in the pipeline.
+        scheduler: of the pipeline.
+        settings: what else its constructor takes.
+    """
+    made_of = getattr(packages.load("diffusers", "A pipeline"), name)
+    parameters = inspect.signature(made_of.__init__).parameters
+    tokenizers = [known for known in ("tokenizer", "tokenizer_2") if known in parameters]
+    parts: dict[str, Any] = {known: tokenizer(known) for known in tokenizers}
+    for known in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if known in parameters:
+            component = "vae_decoder" if known == "vae" else known
+            parts[known] = load(component, source if known == "unet" else part(source, component))
+    for known, parameter in parameters.items():  # safety checker, image encoder, …
+        if known != "self" and parameter.default is inspect.Parameter.empty:
+            parts.setdefault(known, None)
+    settings = {"requires_safety_checker": False, **settings}
     parts |= {name: value for name, value in settings.items() if name in parameters}
-    parts["scheduler"] = make_scheduler(None, source.file.scheduler)
-    return made_of(**parts)
+    return made_of(**{**parts, "scheduler": scheduler})
 
 
 def _tokenizer(source: Source, name: str) -> Any:

@@ -47,7 +47,7 @@ class CapturedComponent:
     Attributes:
         source: the model.
         args: example inputs, in order.
-        wrapper: the module with a flat signature that was captured.
+        program: the graph, as it was captured.
         inputs, outputs, device: of its graphs.
         held: weights and constants, which its graphs take before the inputs.
 
@@ -71,16 +71,15 @@ class CapturedComponent:
             parameters=sum(p.numel() for p in module.parameters()),
         )
         example = example_inputs(loaded, resolution, batch=batch)
-        self.wrapper = example.wrapper
         self.args = tuple(value.to(module.device) for value in example.args)
         self.input_names = example.input_names
         self._grids, self._axes = dict(example.token_grids), dict(example.image_axes)
         self.device: torch.device = module.device
-        self._program = capture(example.wrapper, self.args)
-        self._constants = constants_of(self._program)
-        self.held = list(lifted_tensors(self._program).values())
+        self.program = capture(example.wrapper, self.args)
+        self._constants = constants_of(self.program)
+        self.held = list(lifted_tensors(self.program).values())
         self.inputs = tensors(example.specs)
-        output = next(n for n in reversed(self._program.graph.nodes) if n.op == "output")
+        output = next(n for n in reversed(self.program.graph.nodes) if n.op == "output")
         shapes = [value.meta["val"] for value in output.args[0]]
         self.outputs = [
             Spec(name=name, shape=tuple(v.shape), dtype=str(v.dtype).removeprefix("torch."))
@@ -113,7 +112,7 @@ class CapturedComponent:
         Raises:
             ConfigError: options that this model cannot follow.
         """
-        held = self._program.graph_module
+        held = self.program.graph_module
         module = GraphModule(held, copy.deepcopy(held.graph))  # of nodes; tensors are not copied
         report = rewrite_graph(
             module,

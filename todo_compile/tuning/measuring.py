@@ -10,12 +10,14 @@ import torch
 
 from todo_compile.options import PlanOptions, SiteChoice
 from todo_compile.runtime.metrics import mse
+from todo_compile.tuning.drawing import Pair
 from todo_compile.tuning.plan_file import Phase
 from todo_compile.tuning.scores import Scores
-from todo_compile.tuning.studio import Pair, Studio
+from todo_compile.tuning.studio import Studio
 from todo_compile.tuning.wishes import choice_text
 
-Tick = Callable[[], None]
+Tick = Callable[[float], None]
+"""Told what was done since it was last told, in units of what is counted."""
 Options = dict[str, tuple[SiteChoice, ...]]
 """Site → the candidates that it may have."""
 
@@ -27,7 +29,7 @@ def measure_local(
     options: Options,
     *,
     save: Path | None = None,
-    tick: Tick = lambda: None,
+    tick: Tick = lambda _: None,
 ) -> None:
     """Every site alone, on the dense trajectories of `pairs`; goes on where `scores` stopped.
 
@@ -35,7 +37,7 @@ def measure_local(
         scores: filled in place, saved after every step.
         pairs: a multiple of the studio's batch.
         options: what to measure.
-        tick: called once a step.
+        tick: counts steps.
     """
     size, steps = studio.sampling.batch, studio.sampling.steps
     number = 0
@@ -43,19 +45,19 @@ def measure_local(
         known = len(scores.steps)
         if known and scores.done >= number + known:
             number += known  # this batch is complete
-            for _ in range(steps):
-                tick()
+            tick(steps)
             continue
         calls = studio.record(pairs[start : start + size])
         if not scores.steps:
             scores.steps = [at for at, _ in calls]
         for index, (_, args) in enumerate(calls):
             if scores.done <= number:
-                _one_step(scores, studio, args, index, options)
+                _one_step(scores, studio, args, index, options, tick)
                 scores.done = number + 1
                 scores.save(save)
+            else:
+                tick(1)
             number += 1
-            tick()
 
 
 def _one_step(
@@ -64,15 +66,18 @@ def _one_step(
     args: Sequence[torch.Tensor],
     index: int,
     options: Options,
+    tick: Tick,
 ) -> None:
     step = studio.meter.dense(args)
-    guidance = studio.sampling.guidance
+    guidance = studio.guidance
     truth = _guided(step.output, guidance)
+    count = sum(map(len, options.values()))
     for site, choices in options.items():
         for choice in choices:
             changed = step.run(PlanOptions(factors=(), sites=((site, choice),)))
             error = (_guided(changed, guidance) - truth).square().mean().item()
             scores.add(site, choice_text(choice), index, error)
+            tick(1 / count)
 
 
 def _guided(output: torch.Tensor, guidance: float) -> torch.Tensor:
@@ -91,14 +96,14 @@ def measure_uniform(
     parts: Sequence[float],
     *,
     save: Path | None = None,
-    tick: Tick = lambda: None,
+    tick: Tick = lambda _: None,
 ) -> None:
     """Every candidate everywhere, in one part of the schedule at a time; resumed as above.
 
     Args:
         scores: filled in place, saved after every drawing.
         parts: shares of the schedule at which its parts begin.
-        tick: called once a candidate and part.
+        tick: counts candidates in parts.
     """
     dense = Phase(start=0.0, sites={}, flops=studio.dense_flops)
     for candidate in dict.fromkeys(choice for row in options.values() for choice in row):
@@ -112,12 +117,13 @@ def measure_uniform(
                     phases.insert(0, dense)
                 if index + 1 < len(parts):
                     phases.append(Phase(start=parts[index + 1], sites={}, flops=0))
-                row[str(index)] = _error(studio, phases, dense, pairs)
+                row[str(index)] = _error(studio, phases, pairs, tick)
                 scores.save(save)
-            tick()
+            else:
+                tick(1)
 
 
-def _error(studio: Studio, phases: Sequence[Phase], dense: Phase, pairs: Sequence[Pair]) -> float:
-    truth: list[Any] = studio.draw([dense], pairs)
-    drawn: list[Any] = studio.draw(phases, pairs)
+def _error(studio: Studio, phases: Sequence[Phase], pairs: Sequence[Pair], tick: Tick) -> float:
+    truth: list[Any] = studio.draw_dense(pairs)
+    drawn: list[Any] = studio.draw(phases, pairs, lambda count: tick(count / len(pairs)))
     return sum(mse(a, b) for a, b in zip(drawn, truth, strict=True)) / len(pairs)

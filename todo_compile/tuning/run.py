@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from todo_compile.options import PlanOptions, SiteChoice
 from todo_compile.packages import need
 from todo_compile.precision import dtype_of
 from todo_compile.progress import Progress, SilentProgress
+from todo_compile.runtime.torch_pipelines import check_one_stage, random_scheduler
 from todo_compile.tuning.choosing import Problem
 from todo_compile.tuning.plan_file import TunedPlan
 from todo_compile.tuning.prompts import read_prompts, split
@@ -33,10 +33,15 @@ from todo_compile.tuning.wishes import (
 
 if TYPE_CHECKING:
     from todo_compile.models import Source
-    from todo_compile.tuning.studio import Pair, Studio
+    from todo_compile.models.weights import WeightsChoice
+    from todo_compile.tuning.studio import Studio
 
 MAX_PARTS = 8
 """Finest parts of the schedule that scores tell apart."""
+RANDOM = (
+    "The weights are random: scores, drift and the choice between factors say nothing about "
+    "pictures. What is real is the time, the memory and the FLOPs."
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,10 @@ def tune(
     guidance: float = 3.0,
     scheduler: str | None = None,
     batch: int | None = None,
+    fit: int | None = None,
     pairs: int | None = None,
+    parts: int | None = None,
+    weights: str = "auto",
     precision: str = "fp32",
     device: str | None = None,
     quick: bool = False,
@@ -104,27 +112,41 @@ def tune(
         scores: file that keeps what was measured; valid scores in it are taken up.
         steps, guidance, scheduler: of the drawings, as for ``generate``.
         batch: pictures at once; None takes 4 below 1024 latent cells, else 1.
+        fit: pairs that scores are measured with; None takes 8 (4 if `quick`).
         pairs: held-out pairs; None takes 16 (6 if `quick`).
+        parts: most parts of the schedule that scores tell apart; None takes 8 (4 if `quick`).
+        weights: ``auto``, the pipeline's own; ``random`` or ``random:SEED`` of a registered model
+            shows what a run takes, and its plan says that it means nothing for pictures.
         precision, device: as for ``generate``.
         quick: fewer pairs and parts: a first look.
         progress: receives steps and remarks; None is silent.
 
     Raises:
         ConfigError: a wish cannot be met or understood.
-        ModelError: it is no pipeline, or its weights are random.
+        ModelError: it is no pipeline.
         MissingPackageError: scipy, diffusers or transformers is absent.
     """
     wished = Budget.parse(budget)
     if candidates is None:
         candidates = QUICK_CANDIDATES if quick else DEFAULT_CANDIDATES
     wanted = parse_candidates([candidates] if isinstance(candidates, str) else list(candidates))
-    effort = QUICK if quick else Effort()
+    own = QUICK if quick else Effort()
+    effort = replace(
+        own, fit=fit or own.fit, pairs=pairs or own.pairs, parts=min(parts or own.parts, MAX_PARTS)
+    )
+    choice = models.WeightsChoice.parse(weights)
     need("tune", "Choosing a plan")
     need("generate", "Drawing to verify a plan")
-    _check_numbers(phases, dense_last, steps, batch, pairs, guidance)
-    source, folder = _pipeline(model)
+    _check_numbers(phases, dense_last, steps, (batch, fit, pairs, parts), guidance)
     resolution = models.Resolution.parse(res)
-    if batch is None:
+    source, folder = _pipeline(model, choice, resolution)
+    if source.pipeline_defaults is not None:
+        if batch not in (None, 1):
+            raise ConfigError(
+                f"A {source.pipeline} is drawn one picture at a time.", remedy="Leave --batch out."
+            )
+        batch = 1
+    elif batch is None:
         cells = resolution.height * resolution.width // source.vae_scale**2
         batch = 4 if cells < 1024 else 1
     if prompts is None or isinstance(prompts, (str, Path)):
@@ -132,16 +154,19 @@ def tune(
         lines = read_prompts(file, folder, resolution)
     else:
         lines = list(dict.fromkeys(prompts))
-    from todo_compile.tuning.studio import Sampling, Studio, make_pairs
+    from todo_compile.tuning.drawing import Sampling, make_pairs
+    from todo_compile.tuning.filling import candidate_texts, fill_scores
+    from todo_compile.tuning.studio import Studio
 
     place = None if scores is None else given_path(scores, "scores")
     if place is not None:
         check_target(place)
     progress = progress or SilentProgress()
+    random = choice.kind == "random"
+    if random:
+        progress.warn(RANDOM)
     with progress.step("model"):
-        found = models.find_weights(
-            source, models.WeightsChoice.parse("auto"), dtype=dtype_of(precision)
-        )
+        found = models.find_weights(source, choice, dtype=dtype_of(precision))
         digest = models.weights_hash(found)
         studio = Studio(
             source,
@@ -149,14 +174,15 @@ def tune(
             Sampling(steps, guidance, scheduler, batch),
             device=device,
             precision=precision,
+            seed=choice.seed if random else None,
         )
     fit_prompts, held_prompts = split(lines)
-    fit = make_pairs(fit_prompts, -(-effort.fit // batch) * batch, 0)
-    held = make_pairs(held_prompts, pairs or effort.pairs, 10_000)
+    fitted = make_pairs(fit_prompts, -(-effort.fit // batch) * batch, 0)
+    held = make_pairs(held_prompts, effort.pairs, 10_000)
     names = [site.name for site in studio.sites]
     off = disabled(names, disable)
     options, saved = allowed(studio, wanted, off)
-    parts = schedule_parts(steps, min(effort.parts, MAX_PARTS))
+    told = schedule_parts(steps, effort.parts)
     key: dict[str, Any] = {
         "model": Path(source.identifier).name if source.kind == "folder" else source.identifier,
         "weights": digest,
@@ -165,13 +191,13 @@ def tune(
         "steps": steps,
         "guidance": guidance,
         "scheduler": type(studio.pipeline.scheduler).__name__,
-        "parts": [start for start, _ in parts],
-        "pairs": [[pair.prompt, pair.seed] for pair in fit],
+        "parts": [start for start, _ in told],
+        "pairs": [[pair.prompt, pair.seed] for pair in fitted],
         "candidates": {site: [choice_text(c) for c in row] for site, row in options.items()},
     }
     known = Scores.load(place, key, strict=True)
-    fill_scores(studio, known, fit, options, parts, place, effort, held, progress)
-    starts, lengths = [s for s, _ in parts], [n for _, n in parts]
+    fill_scores(studio, known, fitted, options, told, place, effort, held, progress)
+    starts, lengths = [s for s, _ in told], [n for _, n in told]
     problem = Problem(
         options=options,
         saved=saved,
@@ -192,10 +218,11 @@ def tune(
         "phases": phases,
         "dense_last": dense_last,
         "disabled": sorted(off),
-        "fit_pairs": len(fit),
+        "fit_pairs": len(fitted),
         "held_out_pairs": len(held),
         "held_out_prompts": len({pair.prompt for pair in held}),
         "quick": quick,
+        **({} if (call := studio.captured.origin.call) is None else {"time": call["time"]}),
     }
     return TunedPlan(
         model=key["model"],
@@ -210,12 +237,12 @@ def tune(
         chosen=chosen,
         curve=curve,
         uniform=uniform,
-        notes=notes,
+        notes=(RANDOM, *notes) if random else notes,
     )
 
 
 def _check_numbers(
-    phases: int, dense_last: bool, steps: int, batch: int | None, pairs: int | None, guidance: float
+    phases: int, dense_last: bool, steps: int, counts: Sequence[int | None], guidance: float
 ) -> None:
     from todo_compile.runtime.generate import check_settings
 
@@ -226,22 +253,39 @@ def _check_numbers(
         raise ConfigError(
             "A dense last phase needs another one before it.", remedy="Give --phases 2 or more."
         )
-    if any(count is not None and count < 1 for count in (batch, pairs)):
-        raise ConfigError("Batch and pairs are counted from 1.", remedy="Give --batch 1 or more.")
+    if any(count is not None and count < 1 for count in counts):
+        raise ConfigError(
+            "Batch, pairs and parts are counted from 1.", remedy="Give 1 or more of each."
+        )
 
 
-def _pipeline(model: str) -> tuple[Source, Path | None]:
+def _pipeline(
+    model: str, choice: WeightsChoice, resolution: models.Resolution
+) -> tuple[Source, Path | None]:
     """The denoising model of a whole pipeline, and its folder, if it has one.
 
     Raises:
-        ModelError: it is a model without a pipeline: it could not draw; or of one of other
-            conventions.
+        ModelError: it is a model without a pipeline: it could not draw; or its pipeline draws in
+            several stages or not from prompts; or its weights are not the pipeline's own.
     """
-    from todo_compile.capture.inputs import refuse_recorded
+    from todo_compile.capture.inputs import check_scheduled, with_pipeline_defaults
+    from todo_compile.tuning.drawing import check_drawn
 
+    if choice.kind == "path":
+        raise ModelError(
+            f"--weights {choice}: plans are chosen for the pipeline's own weights.",
+            remedy="Put other weights into a copy of the pipeline's folder, and give that as "
+            "--model.",
+        )
     source = models.resolve_component(model)
-    refuse_recorded(source, "A tuned plan")  # before weights are read
+    # Before weights are read.
+    check_one_stage(source)
+    check_drawn(source, "Tuning")
+    check_scheduled(source, resolution, "A tuned plan")
+    source = with_pipeline_defaults(source)
     folder = pipeline_folder(source)
+    if choice.kind == "random":
+        random_scheduler(source)
     if source.kind == "folder" and (folder is None or not (folder / INDEX).is_file()):
         raise ModelError(
             f"{model} is no folder of a whole pipeline, and a plan is verified by drawing.",
@@ -285,61 +329,3 @@ def allowed(
             remedy="Give smaller factors, or a larger --res: `todo-compile plan` shows the grids.",
         )
     return options, saved
-
-
-def candidate_texts(options: dict[str, tuple[SiteChoice, ...]]) -> list[str]:
-    return list(dict.fromkeys(choice_text(c) for row in options.values() for c in row))
-
-
-def fill_scores(
-    studio: Studio,
-    scores: Scores,
-    fit: Sequence[Pair],
-    options: dict[str, tuple[SiteChoice, ...]],
-    parts: Sequence[tuple[float, float]],
-    place: Path | None,
-    effort: Effort,
-    held: Sequence[Pair],
-    progress: Progress,
-) -> None:
-    """Fill the scores, after an estimate of what everything will take."""
-    from todo_compile.tuning.measuring import measure_local, measure_uniform
-
-    count = len(candidate_texts(options))
-    begun = time.perf_counter()
-    studio.record(fit[: studio.sampling.batch])
-    picture = (time.perf_counter() - begun) / studio.sampling.batch
-    # A site alone runs about half of the denoiser again.
-    replays = sum(map(len, options.values())) / 2 * len(fit) * (not scores.done)
-    cells = sum(len(parts) - len(scores.uniform.get(text, {})) for text in candidate_texts(options))
-    plans = effort.curve + effort.rounds + 2 * count
-    seconds = picture * (replays + cells * len(fit) + plans * len(held))
-    progress.info(
-        f"{len(options)} sites × {count} candidates × {len(parts)} parts of the schedule; scores "
-        f"from {len(fit)} pictures, about {plans} plans verified with {len(held)}: about "
-        f"{_duration(seconds)}"
-    )
-    with progress.step("scores") as step:
-        done = 0
-        total = len(fit) // studio.sampling.batch * studio.sampling.steps
-
-        def tick() -> None:
-            nonlocal done
-            done += 1
-            step.update(done, total, "each site alone")
-
-        measure_local(scores, studio, fit, options, save=place, tick=tick)
-    with progress.step("draw parts") as step:
-        drawn = 0
-
-        def count_one() -> None:
-            nonlocal drawn
-            drawn += 1
-            step.update(drawn, count * len(parts), "each candidate in each part")
-
-        starts = [start for start, _ in parts]
-        measure_uniform(scores, studio, fit, options, starts, save=place, tick=count_one)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -8,14 +8,15 @@ closer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from todo_compile.errors import ConfigError
 from todo_compile.progress import Progress, Step
 from todo_compile.tuning.choosing import Choice, Problem, mean_flops
+from todo_compile.tuning.drawing import Pair
 from todo_compile.tuning.plan_file import Measured, Phase, Point, merged
 from todo_compile.tuning.statistics import measure
-from todo_compile.tuning.studio import Pair, Studio
+from todo_compile.tuning.studio import Studio
 from todo_compile.tuning.wishes import Budget
 
 _CLOSE = 1.05
@@ -39,6 +40,7 @@ class Search:
         self._progress = progress
         self._dense = Phase(start=0.0, sites={}, flops=studio.dense_flops)
         self._measured: dict[str, Measured] = {}
+        self._drawn: Callable[[float], None] = lambda _: None
 
     def run(
         self, budget: Budget, curve: int, rounds: int
@@ -62,11 +64,12 @@ class Search:
             least, dense = problem.least_flops, problem.dense_flops
             for index in range(curve):
                 limit = dense - (dense - least) * (index + 1) / curve
-                step.update(index, curve)
+                self._counts(step, index, curve)
                 # Rounding must not put the fastest plan out of reach.
                 if (choice := problem.best(limit * (1 + 1e-12))) is not None:
                     tuned.append(self._tuned(choice))
         with self._progress.step("search") as step:
+            self._counts(step, 0, 1)
             if budget.kind == "speedup":
                 point = self.for_speed(budget.value)
                 tuned += [] if point is None else [point]
@@ -100,7 +103,7 @@ class Search:
         found: list[Point] = []
         seen: set[str] = set()
         for number in range(rounds):
-            step.update(number, rounds, f"predicted {limit:.1e}")
+            self._counts(step, number, rounds, f"predicted {limit:.1e}")
             choice = self._problem.cheapest(limit)
             if choice is None:
                 break
@@ -143,7 +146,7 @@ class Search:
         found: list[Point] = []
         for number, text in enumerate(texts):
             if step is not None:
-                step.update(number, len(texts), text)
+                self._counts(step, number, len(texts), text)
             everywhere = {s: text for s in options if (s, text) in self._problem.saved}
             level = {s: t for s, t in everywhere.items() if s in top}
             for where, chosen in (("level 1", level), ("all levels", everywhere)):
@@ -155,6 +158,18 @@ class Search:
                 phase = Phase(start=0.0, sites=chosen, flops=0)
                 found.append(self._point(name, (phase,), self._sum(phase)))
         return found
+
+    def _counts(self, step: Step, number: int, total: int, what: str = "") -> None:
+        """Say that plan `number` of `total` is begun, and how far it is from now on."""
+        count, drawn = len(self._held), 0
+
+        def tick(pictures: float) -> None:
+            nonlocal drawn
+            drawn += pictures
+            step.update(number + min(drawn / count, 1), total, what)
+
+        self._drawn = tick
+        step.update(number, total, what)
 
     def _sum(self, phase: Phase) -> float:
         losses, parts = self._problem.losses, range(len(self._problem.parts))
@@ -186,7 +201,7 @@ class Search:
         key = _text(phases)
         if key not in self._measured:
             dense = self._studio.draw_dense(self._held)
-            drawn = self._studio.draw(phases, self._held)
+            drawn = self._studio.draw(phases, self._held, self._drawn)
             prompts = [pair.prompt for pair in self._held]
             self._measured[key] = measure(drawn, dense, prompts)
         return self._measured[key]

@@ -39,6 +39,15 @@ class Recorded(BaseException):
         self.arguments = arguments
 
 
+class Result(tuple[Any, ...]):
+    """What a denoiser returns, with or without ``return_dict``."""
+
+    @property
+    def sample(self) -> Any:
+        """The first."""
+        return self[0]
+
+
 @dataclass
 class Stage:
     """What all stand-ins of one pipeline share.
@@ -47,11 +56,13 @@ class Stage:
         dtype: of the tensors that they give, and that they say they have.
         memory: results of earlier calls.
         answer: what the denoiser does with the arguments of a call; None ends the run with it.
+        shapes: what the denoiser gives for them by its shapes alone: seeded numbers.
     """
 
     dtype: torch.dtype = torch.float32
     memory: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
     answer: Callable[[Mapping[str, Any]], Any] | None = field(default=None, repr=False)
+    shapes: Callable[[Mapping[str, Any]], Any] = field(default=dict, repr=False)
     inside: bool = False
 
 
@@ -92,6 +103,9 @@ def stand_in(name: str, part: Part, stage: Stage, *, denoiser: bool = False) -> 
         public = [key for key in own if not key.startswith("_")]
         body |= {method: _on_meta(own[method], name, stage) for method in public}
     module.__class__ = type(cls.__name__, (cls,), body)
+    if denoiser:
+        computed = _on_meta(cls.forward, name, stage)
+        stage.shapes = lambda arguments: computed(module, **arguments)
     return module
 
 

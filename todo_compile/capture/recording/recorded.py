@@ -21,6 +21,7 @@ from todo_compile.capture.recording.arguments import count_name, takes_size
 from todo_compile.capture.recording.call import Flat, flatten
 from todo_compile.capture.recording.picture import Picture, cells_of, look
 from todo_compile.capture.recording.run import rehearsal
+from todo_compile.capture.recording.times import Times
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models.architecture import Native, PipelineDefaults, attention_stride, vae_scale
 from todo_compile.models.parts import Part, Parts
@@ -98,6 +99,15 @@ class Recorder:
         rehearsal(self._sized(size), self._denoiser).sample(
             size, answer, steps=steps, seed=seed, dtype=dtype, length=self._length(size)
         )
+
+    def times(self, size: Resolution) -> Times | None:
+        """How the denoiser's time follows from the scheduler's; None if that cannot be told."""
+
+        def find() -> Times | None:
+            found = rehearsal(self._sized(size), self._denoiser)
+            return found.times(size, self._length(size))
+
+        return self._once("times", find)
 
     @cached_property
     def pipeline_defaults(self) -> PipelineDefaults:

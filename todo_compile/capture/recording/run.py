@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from todo_compile.capture.recording.arguments import arguments, parameters
-from todo_compile.capture.recording.modules import Recorded, Stage, class_of, stand_in
+from todo_compile.capture.recording.modules import Recorded, Result, Stage, class_of, stand_in
+from todo_compile.capture.recording.times import Times, line, time_of
 from todo_compile.capture.recording.words import UNBOUNDED, tokenizer
 from todo_compile.errors import ModelError, TodoError, first_line
 from todo_compile.libraries import quiet_libraries
@@ -22,6 +24,8 @@ from todo_compile.models.resolution import Resolution
 _LEFT_OUT = ("safety_checker", "watermarker", "feature_extractor", "image_encoder")
 """Parts that only look at finished pictures, or that a pipeline may do without."""
 _CLIP_LENGTH = 77
+_STEPS = 20
+"""Steps of a loop that times are read off: from a picture some are left out."""
 
 
 class Rehearsal:
@@ -102,6 +106,35 @@ class Rehearsal:
             self._run({**given, **more}, size, dtype, length, None)
         finally:
             self.stage.answer = None
+
+    def times(self, size: Resolution | None, length: int | None) -> Times | None:
+        """How the denoiser's time follows from the scheduler's; None if that cannot be told.
+
+        Args:
+            size, length: as for `call`.
+        """
+        seen: dict[str, list[float]] = {}
+
+        def answer(arguments: Mapping[str, Any]) -> Any:
+            if (found := time_of(arguments)) is not None:
+                value = torch.as_tensor(found[1]).reshape(-1)[0]
+                seen.setdefault(found[0], []).append(float(value))
+            try:
+                return self.stage.shapes(arguments)
+            except Exception:  # noqa: BLE001  # whatever a network without values raises
+                return Result((next(v for v in arguments.values() if isinstance(v, Tensor)),))
+
+        ended = False
+        try:
+            self.sample(size, answer, steps=_STEPS, seed=0, dtype=torch.float32, length=length)
+            ended = True
+        except ModelError:  # what comes after the loop may need more than shapes
+            pass
+        schedule: Any = getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
+        if len(seen) != 1 or schedule is None:
+            return None
+        ((name, values),) = seen.items()
+        return line(name, values, torch.as_tensor(schedule).double().tolist(), late=ended)
 
     def _run(
         self,
