@@ -5,7 +5,7 @@ r"""Time and memory of `tune` at full size: SD1.5 with random weights, whose cho
 The whole machinery runs: single sites replayed, candidates drawn in parts of the schedule, the
 choice, plans verified, the plan written, and a bundle's denoisers compiled by it. Each step's time
 of the clock and of the processor and the most memory of the process stand in
-``results/tune-large.json``.
+``results/tune-large.json``, from the first step on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,15 @@ WORK = Path(__file__).parent.parent / "build" / "tune-large"
 
 
 class Measured(SilentProgress):
-    """Time and memory of every step, said as it ends."""
+    """Time and memory of every step, told as it ends.
 
-    def __init__(self) -> None:
+    Args:
+        ended: called after each.
+    """
+
+    def __init__(self, ended: Callable[[], object]) -> None:
         super().__init__()
+        self._ended = ended
         self.rows: list[dict[str, Any]] = []
         self.remarks: list[str] = []
 
@@ -52,6 +57,7 @@ class Measured(SilentProgress):
             }
         )
         print(self.rows[-1], flush=True)
+        self._ended()
 
     def info(self, text: str) -> None:
         self.remarks.append(text)
@@ -74,7 +80,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1)
     given = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    tuned, built = Measured(), Measured()
+    found: dict[str, Any] = {"command": vars(given), "finished": False}
+
+    def keep() -> None:
+        """What is known so far: a run takes an hour and more."""
+        found.update(rows=tuned.rows, remarks=tuned.remarks, compiled=built.rows)
+        save("tune-large", found)
+
+    tuned, built = Measured(keep), Measured(keep)
     plan = todo_compile.tune(
         given.model,
         res=given.side,
@@ -94,17 +107,9 @@ def main() -> None:
         progress=tuned,
     )
     path = plan.save(WORK / "plan.json")
-    found: dict[str, Any] = {
-        "model": given.model,
-        "side": given.side,
-        "settings": plan.settings,
-        "rows": tuned.rows,
-        "remarks": tuned.remarks,
-        "speedup": plan.speedup,
-        "plan": [{"start": p.start, "sites": p.sites} for p in plan.phases],
-        "notes": plan.notes,
-    }
-    save("tune-large", found)
+    chosen = [{"start": p.start, "sites": p.sites} for p in plan.phases]
+    found.update(settings=plan.settings, speedup=plan.speedup, plan=chosen, notes=plan.notes)
+    keep()
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
         made = todo_compile.compile(
             given.model,
@@ -120,7 +125,8 @@ def main() -> None:
         assert isinstance(made, BundleResult)
         entries = [result.manifest.plan for result in made.results.values()]
     assert all(entry is not None and entry.digest == plan.digest for entry in entries)
-    save("tune-large", {**found, "compiled": built.rows, "denoisers": len(entries)})
+    found.update(finished=True, denoisers=len(entries))
+    keep()
 
 
 if __name__ == "__main__":

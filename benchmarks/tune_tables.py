@@ -108,7 +108,7 @@ def table(header: str, rows: list[str]) -> str:
 def large() -> str:
     """Steps of a run at full size: time of the clock and of the processor, and memory."""
     found = json.loads((RESULTS / "tune-large.json").read_text(encoding="utf-8"))
-    parts = [("", found["rows"]), ("compile: ", found.get("compiled", []))]
+    parts = [("", found["rows"]), ("compile: ", found["compiled"])]
     rows = [
         f"| {prefix}{row['step']} | {row['seconds']:.0f} s | {row['processor_seconds']:.0f} s | "
         f"{row['peak_bytes'] / 2**30:.1f} GiB |"
@@ -118,7 +118,8 @@ def large() -> str:
     ]
     every = [row for _, steps in parts for row in steps]
     rows.append(
-        f"| all | {sum(r['seconds'] for r in every):.0f} s | "
+        f"| {'all' if found['finished'] else 'so far'} | "
+        f"{sum(r['seconds'] for r in every):.0f} s | "
         f"{sum(r['processor_seconds'] for r in every):.0f} s | "
         f"{max(r['peak_bytes'] for r in every) / 2**30:.1f} GiB |"
     )
