@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 import todo_compile
 
+OTHERS = ("torchao", "bitsandbytes")  # in an environment apart: no test needs them
 PASSED: dict[str, Any] = {"inner": "eager", "factors": "2"}
 Feature = Callable[[Any], None]
 
@@ -92,14 +94,32 @@ def cache(model: Any) -> None:
         apply_pyramid_attention_broadcast(model, config)
 
 
-def quantised(model: Any) -> None:
-    """Linear layers in int8."""
-    from torchao.quantization import (  # pyright: ignore[reportMissingImports]
-        Int8WeightOnlyConfig,
-        quantize_,
-    )
+def torchao(config: str) -> Feature:
+    """Linear layers quantised by torchao's configuration of that name."""
 
-    quantize_(model, Int8WeightOnlyConfig())
+    def turn_on(model: Any) -> None:
+        from torchao import quantization  # pyright: ignore[reportMissingImports]
+
+        quantization.quantize_(model, getattr(quantization, config)())
+
+    return turn_on
+
+
+def bitsandbytes(kind: str, **options: Any) -> Feature:
+    """Linear layers replaced by bitsandbytes' of that name, as diffusers' loader replaces them."""
+
+    def turn_on(model: Any) -> None:
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+        linear = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+        for name, old in linear:
+            new = getattr(bitsandbytes.nn, kind)(
+                old.in_features, old.out_features, bias=old.bias is not None, **options
+            )
+            new.load_state_dict(old.state_dict())
+            model.set_submodule(name, new.to("cpu"))  # moving it quantises
+
+    return turn_on
 
 
 # (name, what turns it on, what compiles, package that it needs)
@@ -116,8 +136,25 @@ FEATURES: list[tuple[str, Feature | None, Feature, str]] = [
     ("enable_group_offload, blocks", group_offloading("block_level"), accelerated, "diffusers"),
     ("enable_layerwise_casting", casting, accelerated, "diffusers"),
     ("PyramidAttentionBroadcast", cache, accelerated, "diffusers"),
-    ("torchao, int8 weights", quantised, accelerated, "torchao"),
-    ("bitsandbytes", None, accelerated, "bitsandbytes"),
+    ("torchao, int8 weights", torchao("Int8WeightOnlyConfig"), accelerated, "torchao"),
+    (
+        "torchao, int8 weights and activations",
+        torchao("Int8DynamicActivationInt8WeightConfig"),
+        accelerated,
+        "torchao",
+    ),
+    (
+        "bitsandbytes, int8",
+        bitsandbytes("Linear8bitLt", has_fp16_weights=False),
+        accelerated,
+        "bitsandbytes",
+    ),
+    (
+        "bitsandbytes, NF4",
+        bitsandbytes("Linear4bit", quant_type="nf4", compute_dtype=torch.float32),
+        accelerated,
+        "bitsandbytes",
+    ),
 ]
 
 
@@ -156,7 +193,8 @@ def main() -> None:
             rows.append({"name": name, **tried(turn_on, compiled, wanted)})
         print(rows[-1])
     drift = float((wanted - dense).norm() / dense.norm())
-    save("features", {"dense_relative_l2": drift, "rows": rows})
+    others = {name: version(name) for name in OTHERS if importlib.util.find_spec(name)}
+    save("features", {"others": others, "dense_relative_l2": drift, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from graphs import DIALECTS, ImageAttention, capture, image, only_site
 from torch import nn
 
 import todo_compile
+from todo_compile.options import PlanOptions
 
 
 @torch.library.custom_op("todo_tests::my_attn_fwd", mutates_args=())
@@ -28,6 +31,29 @@ def my_norm(q: torch.Tensor) -> torch.Tensor:
 @my_norm.register_fake
 def _(q: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(q)
+
+
+@torch.library.custom_op("bitsandbytes::gemm_4bit", mutates_args=())
+def gemm_4bit(
+    rows: torch.Tensor, weight: torch.Tensor, shape: list[int], bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """In the place of bitsandbytes' own, with a weight that is not packed."""
+    return nn.functional.linear(rows, weight.view(shape), bias)
+
+
+@gemm_4bit.register_fake
+def _(rows: torch.Tensor, _weight: Any, shape: list[int], _bias: Any = None) -> torch.Tensor:
+    return rows.new_empty((*rows.shape[:-1], shape[0]))
+
+
+class FourBits(nn.Module):
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.linear.weight
+        return gemm_4bit(x, weight.flatten(), list(weight.shape), self.linear.bias)
 
 
 class Custom(nn.Module):
@@ -63,6 +89,23 @@ def test_custom_operators(dialect: str) -> None:
     assert "todo_tests.my_attn_fwd is a fused kernel" in site.reason
     assert all(torch.equal(a, b) for a, b in zip(captured.run(), before, strict=True))
     assert capture(Custom("norm"), (image(8, 8),), dialect).rewrite().sites == ()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_layers_of_four_bits_are_linear(dialect: str) -> None:
+    """Grids go through them and poolings above them, as with torch's."""
+    plain, packed = ImageAttention(), ImageAttention()
+    layers = [n for n, layer in packed.named_modules() if isinstance(layer, nn.Linear)]
+    for name in layers:
+        packed.set_submodule(name, FourBits(packed.get_submodule(name)))
+    given = image(8, 8)
+    usual, captured = (capture(m, (given,), dialect) for m in (plain, packed))
+    reports = [one.rewrite(PlanOptions(factors=((2, 2),))) for one in (usual, captured)]
+    assert captured.count("bitsandbytes.gemm_4bit") == len(layers)
+    assert [only_site(r).action for r in reports] == ["rewritten", "rewritten"]
+    assert reports[0].totals == reports[1].totals  # so poolings ended at the same places
+    assert reports[1].totals.flops_after < reports[1].totals.flops
+    assert all(torch.equal(a, b) for a, b in zip(captured.run(), usual.run(), strict=True))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

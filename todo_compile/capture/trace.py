@@ -38,7 +38,8 @@ def capture(
 
     Raises:
         CaptureError: the module cannot be traced (data-dependent control flow, unsupported calls,
-            or it does something else for one batch than for another).
+            or it does something else for one batch than for another), or it assigns to a tensor's
+            ``data``, which `torch.export` traces without a word as if it were not there.
     """
     try:
         with torch.no_grad(), quick_tracing(), paused_collection():
@@ -56,6 +57,12 @@ def capture(
             remedy="torch.export must be able to trace it: no .item(), no branches on tensor "
             'values. torch.compile(module, backend="todo_inductor") tolerates more.',
         ) from error
+    assigned = torch.ops.aten._has_compatible_shallow_copy_type.default
+    if any(node.target is assigned for node in program.graph.nodes):
+        raise CaptureError(  # torch asks this where ``data`` is assigned, and nowhere else
+            f"{type(module).__name__} assigns to the data of a tensor, which torch.export loses.",
+            remedy='Write x.copy_(new), or x = new, in the place of "x.data = new".',
+        )
     if not regions:
         write_out_regions(program)
     write_real(program)

@@ -38,6 +38,9 @@ ROTATED = frozenset(
 )
 """ComfyUI's kernels for rotary embeddings: query and key in, both out, token by token."""
 
+LINEAR = frozenset(("linear", "bitsandbytes.gemm_4bit"))
+"""Linear layers: (…, channels) and a weight, which bitsandbytes keeps in four bits."""
+
 NORMS = frozenset(
     (
         "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize",

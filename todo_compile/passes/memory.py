@@ -180,14 +180,17 @@ def _watch(module: GraphModule, value: Callable[[Node], Any], record: _Record, l
                 continue
             operands = [t for n in node.all_input_nodes for t in _tensors(values.get(n))]
             before = [version_of(t) for t in operands]
+            places = [_ids(t) for t in operands]
+            kept += [t.detach() for t in operands]  # ``set_`` lets go of the memory of `t` itself
             with Writes() as writes:
                 result, told = _run(node, values, given, bool(operands))
             after = [version_of(t) for t in operands]
             kept += [result, operands]
             values[node] = result
             mine = _ids(result)
-            theirs = _ids(operands)
-            shared = _joined(result, given)
+            theirs = _ids(operands).union(*places)
+            moved = [(t, old) for t, old in zip(operands, places, strict=True) if _ids(t) != old]
+            shared = _joined(result, given) + [_ids(t) | old for t, old in moved]
             if not told:
                 shared.append(mine | theirs)
             elif not declares_aliases(node.target):
@@ -198,7 +201,7 @@ def _watch(module: GraphModule, value: Callable[[Node], Any], record: _Record, l
                     if theirs.isdisjoint(_ids(one)) and _geometry(one) == _geometry(other)
                 ]
             changed = [t for t, a, b in zip(operands, before, after, strict=True) if a != b]
-            written = _ids(changed) | (writes.storages & theirs)
+            written = _ids(changed).union(*(old for _, old in moved)) | (writes.storages & theirs)
             record(node, mine, [s for s in shared if s], written if told else theirs)
             if node is last:
                 break

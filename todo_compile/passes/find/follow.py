@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 
 from todo_compile.passes import ops
+from todo_compile.passes.families import LINEAR
 from todo_compile.passes.find.products import Product
 from todo_compile.passes.find.search import Search
 from todo_compile.passes.grid.axes import Size, same
@@ -23,7 +24,10 @@ _REDUCTIONS = frozenset(
     ("sum", "mean", "amax", "amin", "max", "min", "prod", "norm", "linalg_vector_norm", "logsumexp",
      "std", "var", "any", "all", "argmax", "argmin", "nansum", "median")
 )  # fmt: skip
-_PROJECTIONS = {"linear": -1, "addmm": -1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "convolution": 1}
+_PROJECTIONS = {
+    **dict.fromkeys((*LINEAR, "addmm"), -1),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), 1),
+}
 """What mixes the channels by a weight → the axis that they are on."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from torch.fx import Node
 
 from todo_compile.passes import ops
-from todo_compile.passes.families import BINARY, IDENTITY, NORMS, ROTATED, UNARY
+from todo_compile.passes.families import BINARY, IDENTITY, LINEAR, NORMS, ROTATED, UNARY
 from todo_compile.passes.find.products import product
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import same
@@ -260,7 +260,7 @@ def _projected(
     """linear: new channels, everything else stays. P(Wx + b) = W(Px) + b."""
     del context, before
     axes = (*range(len(shape) - 1), None)
-    rule = "linear" if ops.op(node) == "linear" else ""  # of attention: the query's axes
+    rule = "linear" if ops.op(node) in LINEAR else ""  # of attention: the query's axes
     return Effect((Source(source, axes),), rule=rule)
 
 
@@ -348,7 +348,7 @@ TABLE: dict[str, Rule] = {
         (UNARY | BINARY, _pointwise),
         (NORMS, _of_source(_normed)),
         (("softmax", "cumsum"), _of_source(_along)),
-        (("linear", "scaled_dot_product_attention"), _of_source(_projected)),
+        (LINEAR | {"scaled_dot_product_attention"}, _of_source(_projected)),
         (("addmm",), _addmm),
         (("conv1d",), _of_source(_conv1d)),
         # The names that `products.product` knows.

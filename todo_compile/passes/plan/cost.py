@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from todo_compile.passes import ops
+from todo_compile.passes.families import LINEAR
 from todo_compile.passes.find.attention import AttentionSite, fused_operands
 from todo_compile.passes.find.products import product
 from todo_compile.passes.graph import GraphContext
@@ -34,12 +35,10 @@ def flops(context: GraphContext, node: Node) -> int:
     shape = context.shape(node)
     if shape is None:
         return 0
-    if name in ("linear", "addmm"):
-        weight = ops.tensor_arg(node, 1 if name == "linear" else 2, "weight", "mat2")
-        known = context.shape(weight) if weight is not None else None
-        return (
-            2 * _count(context, shape) * int(known[-1 if name == "linear" else 0]) if known else 0
-        )
+    if name in LINEAR or name == "addmm":
+        rows = ops.tensor_arg(node, 1 if name == "addmm" else 0, "input", "mat1")
+        known = context.shape(rows) if rows is not None else None
+        return 2 * _count(context, shape) * _count(context, known[-1:]) if known else 0
     if name in ("conv2d", "conv1d", "conv3d", "convolution"):
         weight = ops.tensor_arg(node, 1, "weight")
         known = context.shape(weight) if weight is not None else None

@@ -14,6 +14,7 @@ import math
 from torch.fx import Node
 
 from todo_compile.passes import ops
+from todo_compile.passes.families import LINEAR
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.plan import cost
 from todo_compile.passes.rewrite.pooling import Pooling
@@ -84,7 +85,7 @@ def _is_projection(context: GraphContext, node: Node) -> bool:
         weight = ops.tensor_arg(node, 1, "weight")
         shape = context.shape(weight) if weight is not None else None
         return shape is not None and shape[-1] == 1
-    return name in ("linear", "addmm")
+    return name in LINEAR or name == "addmm"
 
 
 def _dropped(context: GraphContext, node: Node, pooling: Pooling, length: int) -> float:
