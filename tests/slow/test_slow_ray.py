@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +35,12 @@ def cluster() -> Generator[Any]:
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "memory": 10**8, **small})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    head = {"num_cpus": 0, "memory": 10**8, "ray_client_server_port": port, **small}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    made.client_port = port  # where commands outside of the cluster come in
     for _ in range(2):
         made.add_node(num_cpus=1, memory=1_500_000_000, **small)
     made.wait_for_nodes()
@@ -42,11 +48,13 @@ def cluster() -> Generator[Any]:
     made.shutdown()
 
 
-def start(folder: Path, cluster: Any, text: str, *more: str) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path, cluster: Any, text: str, *, address: str = "ray"
+) -> subprocess.Popen[bytes]:
     (folder / "b.yaml").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "todo_compile.cli.app", "build", "b.yaml", "--json"]
     return subprocess.Popen(
-        [*command, "--executor", "ray", *more],
+        [*command, "--executor", address],
         cwd=folder,
         stdout=subprocess.PIPE,
         env={**os.environ, "RAY_ADDRESS": cluster.address},
@@ -157,3 +165,22 @@ def test_what_no_node_has_memory_for(cluster: Any, tmp_path: Path) -> None:
     command.communicate(timeout=300)
     assert command.returncode == 2
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_from_outside_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    make_unet(tmp_path / "tiny")
+    command = start(
+        tmp_path,
+        cluster,
+        """
+        builds:
+          - {model: tiny, precision: fp32, res: 64, batch: [1, 2], out: "out/{batch}.onnx"}
+        """,
+        address=f"ray://127.0.0.1:{cluster.client_port}",
+    )
+    said, _ = command.communicate(timeout=600)
+    assert command.returncode == 0
+    assert [b["status"] for b in json.loads(said)["builds"]] == ["built", "built"]
+    for batch in (1, 2):
+        out = tmp_path / "out" / f"{batch}.onnx"
+        assert check_files(read(out), out.parent) == []
