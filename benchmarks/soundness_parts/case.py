@@ -14,9 +14,9 @@ from typing import Any
 from soundness_parts.attend import SPELLINGS
 from soundness_parts.keys import FUSED, KEY_MAPS, PROJECTIONS, REPEATS, SPLITS
 from soundness_parts.masks import MASKS
-from soundness_parts.sources import ORDERS, SOURCES, Grid
+from soundness_parts.sources import ORDERS, PICTURES, SOURCES, Grid
 from soundness_parts.views import ALIASES, DETOURS
-from soundness_parts.writes import PARTS, WRITES
+from soundness_parts.writes import PARTS, SHUFFLES, WRITES
 from todo_compile.options import Masks
 
 
@@ -94,6 +94,7 @@ class Case:
         blocks: attentions in one module: one, two of the same tokens or in sequence, one for each
             of two pictures, or one of a picture and one from it to another.
         sides: the picture's sides are dynamic.
+        picture: what is done with the input before.
     """
 
     seed: int = 0
@@ -132,6 +133,7 @@ class Case:
     keep_mass: bool = True
     blocks: str = "one"
     sides: bool = False
+    picture: str = "none"
 
     def changed(self) -> dict[str, Any]:
         """The choices that are not the plainest."""
@@ -194,6 +196,11 @@ WEIGHTS: Mapping[str, float] = {
 """How often a field is one of those that are not plain; others 1."""
 
 
+LATER = 10**9
+"""From this seed on a case also has one of the choices that came later: what the seeds before it
+mean stays as it is."""
+
+
 def draw(seed: int) -> Case:
     """The case of a seed."""
     random_ = random.Random(seed)
@@ -210,7 +217,21 @@ def draw(seed: int) -> Case:
         case = replace(case, masks="pool")
     if SIDES[case.side].joint and random_.random() < 0.15:
         case = replace(case, keep_mass=False)
+    if seed >= LATER:
+        case = _later(case, random_)
     return repaired(case)
+
+
+def _later(case: Case, random_: random.Random) -> Case:
+    if random_.random() < 0.4:
+        return replace(case, picture=random_.choice([name for name in PICTURES if name != "none"]))
+    looks = ("none", "none", "none", "view_as", "detach", "contiguous", "transpose", "clone")
+    return replace(
+        case,
+        write=random_.choice(tuple(SHUFFLES)),
+        alias=random_.choice(looks),
+        part=random_.choice(("whole", "whole", "whole", "first", "strided")),
+    )
 
 
 def grid_of(case: Case) -> Grid:

@@ -24,6 +24,7 @@ from soundness_parts.pruning import run_and_prune
 from soundness_parts.rewriting import rewrite
 from soundness_parts.sources import Grid
 from soundness_parts.truth import Truth, by_call, disagreement, equal_image, ragged
+from soundness_parts.writes import SHUFFLES
 from todo_compile.options import PlanOptions
 from todo_compile.passes.report import SiteReport
 
@@ -65,10 +66,10 @@ def judge(case: Case, dialect: str) -> Verdict:
     """Everything about one case in one dialect."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _Trial(case, dialect).verdict()
+        return Trial(case, dialect).verdict()
 
 
-class _Trial:
+class Trial:
     """One case in one dialect; nothing of it is used twice."""
 
     def __init__(self, case: Case, dialect: str) -> None:
@@ -173,11 +174,29 @@ class _Trial:
                 return verdict
             worst = max(sites, key=lambda s: s.flops)
             return self.said(worst.action, worst.reason)
+        moved = self.moved_by_writing()
         for call, group in enumerate(by_call(case, sites)):
             for site in group:
                 if site.action == "rewritten" and (why := disagreement(case, site, call)):
                     return self.said("wrong", why)
+                if site.action == "rewritten" and moved and moved[call]:
+                    return self.said("wrong", "rewritten, but its tokens were put elsewhere")
         return self.compared(captured, sites, dense, after)
+
+    def moved_by_writing(self) -> list[bool]:
+        """Whether what is written in place changes the order of keys or values, by attention."""
+        case = self.case
+        whole = case.alias == "none" and case.part == "whole"
+        if case.write not in SHUFFLES or not whole or case.moment == "end":  # after attention
+            return []
+        plain = Attention(replace(case, write="none"))
+        plain.hook = (without := Truth(case, (), [])).attend
+        plain(*clones(self.inputs))
+        _, written = self.eager(self.inputs, ())
+        return [
+            any(not torch.equal(mine, own) for mine, own in zip(one[:2], other[:2], strict=True))
+            for one, other in zip(written.seen, without.seen, strict=True)
+        ]
 
     def compared(
         self, captured: Captured, sites: Sequence[SiteReport], dense: Tensors, after: Tensors

@@ -14,9 +14,9 @@ from soundness_parts.case import SIDES, Case, another_picture, grid_of, side_len
 from soundness_parts.inputs import DTYPES
 from soundness_parts.keys import FUSED, KEY_MAPS, PROJECTIONS, REPEATS, SPLITS, Layers
 from soundness_parts.masks import MASKS, Keys
-from soundness_parts.sources import ORDERS, SOURCES, WIDTH
+from soundness_parts.sources import ORDERS, PICTURES, SOURCES, WIDTH
 from soundness_parts.views import ALIASES, DETOURS
-from soundness_parts.writes import PARTS, WRITES
+from soundness_parts.writes import PARTS, SHUFFLES, WRITES
 
 Parts = tuple[Tensor, Tensor, Tensor]
 
@@ -63,7 +63,8 @@ class Attention(nn.Module):
         self.side, self.masking = SIDES[case.side], MASKS[case.mask]
         self.from_image, self.reorder = source.tokens, ORDERS[case.order].apply
         self.look, self.detour = ALIASES[case.alias], DETOURS[case.detour]
-        self.part, self.change = PARTS[case.part], WRITES[case.write]
+        self.picture = PICTURES[case.picture]
+        self.part, self.change = PARTS[case.part], {**WRITES, **SHUFFLES}[case.write]
         self.map_key, self.map_value = KEY_MAPS[case.key_map].apply, KEY_MAPS[case.value_map].apply
         self.projected = PROJECTIONS.get(case.projection, PROJECTIONS["linear"])
         self.fused = FUSED.get(case.projection)
@@ -76,7 +77,7 @@ class Attention(nn.Module):
     # Tokens
     def tokens(self, image: Tensor) -> Tensor:
         case = self.case
-        x = self.from_image(self.stem, image, case.size, self.table)
+        x = self.from_image(self.stem, self.picture(image), case.size, self.table)
         x = self.reorder(x, case.size, self.shuffled)
         return x + self.places.flatten(0, 1) if case.placed else x
 

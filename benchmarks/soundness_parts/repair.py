@@ -42,6 +42,9 @@ def _sizes(case: Case) -> dict[str, Any]:
         changes["placed"] = False
     if case.source == "padded" and columns < 2:
         changes["size"] = (4, 6)
+    spatial = SOURCES[case.source].sides == (-2, -1) and len(SOURCES[case.source].shape(4, 6)) > 2
+    if case.picture != "none" and not spatial:
+        changes["picture"] = "none"
     if case.order in ("batch_shuffled", "batch_flipped") and case.batch == 1:
         changes["batch"] = 2
     grid = grid_of(replace(case, **changes))

@@ -206,6 +206,36 @@ SOURCES: Mapping[str, Source] = {
 }
 
 
+# Pictures -----------------------------------------------------------------------------------------
+def _dealt(x: Tensor, dim: int) -> Tensor:
+    length = x.shape[dim]
+    order = torch.cat([torch.arange(0, length, 2), torch.arange(1, length, 2)])
+    return x.index_select(dim, order)
+
+
+def _shifted(x: Tensor) -> Tensor:
+    shifted = torch.zeros_like(x)
+    shifted[..., 1:, :] = x[..., :-1, :]
+    return shifted
+
+
+PICTURES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "rolled": lambda x: x.roll((1, 2), (-2, -1)),
+    "flipped": lambda x: x.flip(-1),
+    "halves": lambda x: torch.cat([x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1),
+    "shifted": _shifted,
+    "padded_cut": lambda x: F.pad(x, (1, 1, 1, 1))[..., 1:-1, 1:-1],
+    "scaled": lambda x: x * 2 + 1,
+    "rows_dealt": lambda x: _dealt(x, -2),
+    "columns_dealt": lambda x: torch.cat([x[..., 0::2], x[..., 1::2]], -1),
+    "rows_sorted": lambda x: x.sort(-2)[0],
+}
+"""What is done with the input before tokens are made of it."""
+SCRAMBLED = ("rows_dealt", "columns_dealt", "rows_sorted")
+"""Pictures whose neighbours are none any more: cutting patches of them shows nothing."""
+
+
 # Orders -------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Order:

@@ -17,7 +17,7 @@ from soundness_parts.attend import SPELLINGS
 from soundness_parts.case import SIDES, Case, beside_another, grid_of, side_lengths
 from soundness_parts.keys import KEY_MAPS
 from soundness_parts.masks import MASKS
-from soundness_parts.sources import ORDERS, SOURCES, Grid
+from soundness_parts.sources import ORDERS, SCRAMBLED, SOURCES, Grid
 from tests import oracle
 from todo_compile.passes.report import SiteReport
 
@@ -32,6 +32,8 @@ def forbidden(case: Case, call: int = 0) -> str:
         return "nothing shows that its tokens are a picture"
     if not ORDERS[case.order].picture:
         return "its tokens are in another order"
+    if case.source == "patch_view" and case.picture in SCRAMBLED:
+        return "its patches are cut of no picture"
     if not SIDES[case.side].allowed and not beside_another(case):
         return "its keys are not the queries' picture"
     if not MASKS[case.mask].safe and case.masks == "prove":
@@ -172,6 +174,8 @@ def _never(case: Case) -> str:
         return "never: no picture"
     if not ORDERS[case.order].picture:
         return "never: another order"
+    if case.source == "patch_view" and case.picture in SCRAMBLED:
+        return "never: no picture"
     if case.sides:
         return "never: dynamic sides"
     if not SIDES[case.side].allowed:

@@ -101,6 +101,56 @@ WRITES: Mapping[str, Callable[[Tensor], object]] = {
     "normalize_out": lambda w: F.normalize(w, dim=-1, out=w),
 }
 
+
+def _order(w: Tensor) -> Tensor:
+    """Every second position first, along the last axis but one."""
+    length = w.shape[-2]
+    return torch.cat([torch.arange(0, length, 2), torch.arange(1, length, 2)])
+
+
+def _gathered(w: Tensor) -> Tensor:
+    return _order(w)[:, None].expand(w.shape)
+
+
+def _assign_dealt(w: Tensor) -> None:
+    w[...] = w.index_select(-2, _order(w))
+
+
+def _assign_halves(w: Tensor) -> None:
+    half = w.shape[-2] // 2
+    first = w[..., :half, :].clone()
+    w[..., :half, :] = w[..., w.shape[-2] - half :, :]
+    w[..., w.shape[-2] - half :, :] = first
+
+
+def _out_halves(w: Tensor) -> None:
+    half = w.shape[-2] // 2
+    torch.cat([w[..., half:, :].clone(), w[..., :half, :].clone()], -2, out=w)
+
+
+def _foreach_copy(w: Tensor) -> None:
+    torch._foreach_copy_([w], [w.roll(1, -2)])  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+
+SHUFFLES: Mapping[str, Callable[[Tensor], object]] = {
+    "copy_rolled": lambda w: w.copy_(w.roll(1, -2)),
+    "copy_sorted": lambda w: w.copy_(w.sort(-2)[0]),
+    "assign_dealt": _assign_dealt,
+    "assign_halves": _assign_halves,
+    "index_copy_": lambda w: w.index_copy_(-2, _order(w), w.clone()),
+    "scatter_positions_": lambda w: w.scatter_(-2, _gathered(w), w.clone()),
+    "set_": lambda w: w.set_(w.roll(1, -2)),  # pyright: ignore[reportUnknownMemberType]
+    "set_sorted": lambda w: w.set_(w.sort(-2)[0]),  # pyright: ignore[reportUnknownMemberType]
+    "foreach_copy": _foreach_copy,
+    "out_index_select": lambda w: torch.index_select(w.clone(), -2, _order(w), out=w),
+    "out_gather": lambda w: torch.gather(w.clone(), -2, _gathered(w), out=w),
+    "out_sort": lambda w: torch.sort(w.clone(), -2, out=(w, torch.zeros(w.shape).long())),
+    "out_halves": _out_halves,
+    "out_mul": lambda w: torch.mul(w.roll(1, -2), 2.0, out=w),
+    "out_matmul": lambda w: torch.matmul(torch.eye(w.shape[-2]).roll(1, 0), w.clone(), out=w),
+}
+"""They put others in the place of tokens, along the last axis but one."""
+
 PARTS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "whole": lambda w: w,
     "first": lambda w: w[:1],

@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from soundness_parts import judge as judging
 from soundness_parts.capturing import DIALECTS
-from soundness_parts.case import Case, draw, repaired
+from soundness_parts.case import LATER, Case, draw, repaired
 from soundness_parts.judge import Verdict, judge
 from soundness_parts.shrinking import as_test, explains, shrink
 from soundness_parts.tally import Tally
@@ -71,6 +71,19 @@ def test_nothing_is_wrong_and_nothing_crashes(first: int) -> None:
     assert not failures, "\n".join(as_test(v) for v in failures)
 
 
+def test_nor_with_choices_that_came_later() -> None:
+    """Tokens put elsewhere by writing, and pictures changed before tokens are made of them."""
+    drawn = [judge(draw(LATER + FIRST + i), DIALECTS[i % 2]) for i in range(16)]
+    assert not [v for v in drawn if v.failed], "\n".join(as_test(v) for v in drawn if v.failed)
+    assert {"rewritten", "refused"} <= {v.outcome for v in drawn}
+
+
+@pytest.mark.parametrize(("target", "moved"), [("key", True), ("query", False)])
+def test_the_judge_sees_tokens_put_elsewhere(target: str, moved: bool) -> None:
+    case = Case(write="copy_sorted", target=target, moment="after")
+    assert judging.Trial(case, "export").moved_by_writing() == [moved]
+
+
 def test_as_much_is_rewritten_as_before(tally: Tally) -> None:
     rates = tally.rates()
     less = {
@@ -118,7 +131,7 @@ def test_the_judge_sees_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_case_is_its_seeds_and_prints_as_itself() -> None:
-    for seed in range(300):
+    for seed in (*range(300), *range(LATER, LATER + 60)):
         case = draw(seed)
         assert case == draw(seed) == repaired(case)
         assert eval(str(case), {"Case": Case}) == case

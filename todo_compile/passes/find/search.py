@@ -25,6 +25,8 @@ class Search:
         for node in context.graph.nodes:
             if self._depends_on_inputs(node):
                 self._activations.add(node)
+                if context.memory.writes(node):  # into what was made of constants, perhaps
+                    self._activations.update(context.memory.written_by(node))
 
     def _depends_on_inputs(self, node: Node) -> bool:
         if node.op == "placeholder":

@@ -56,6 +56,8 @@ class GridState:
             alone = ops.is_weight(node, self.context.value(node))
         if alone:
             self.weights.add(node)
+        elif self.context.memory.writes(node):  # into what was made of constants, perhaps
+            self.weights.difference_update(self.context.memory.written_by(node))
 
     def aligned(self, dims: Sequence[tuple[Node, Dim]]) -> Dim | None:
         """Dimensions of several tensors that meet position by position, as one; None if none is.
