@@ -114,7 +114,7 @@ def bitsandbytes(kind: str, **options: Any) -> Feature:
         linear = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
         for name, old in linear:
             new = getattr(bitsandbytes.nn, kind)(
-                old.in_features, old.out_features, bias=old.bias is not None, **options
+                old.in_features, old.out_features, bias="bias" in old.state_dict(), **options
             )
             new.load_state_dict(old.state_dict())
             model.set_submodule(name, new.to("cpu"))  # moving it quantises

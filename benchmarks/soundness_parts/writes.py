@@ -139,8 +139,8 @@ SHUFFLES: Mapping[str, Callable[[Tensor], object]] = {
     "assign_halves": _assign_halves,
     "index_copy_": lambda w: w.index_copy_(-2, _order(w), w.clone()),
     "scatter_positions_": lambda w: w.scatter_(-2, _gathered(w), w.clone()),
-    "set_": lambda w: w.set_(w.roll(1, -2)),  # pyright: ignore[reportUnknownMemberType]
-    "set_sorted": lambda w: w.set_(w.sort(-2)[0]),  # pyright: ignore[reportUnknownMemberType]
+    "set_": lambda w: w.set_(w.roll(1, -2)),  # pyright: ignore[reportArgumentType]
+    "set_sorted": lambda w: w.set_(w.sort(-2)[0]),  # pyright: ignore[reportArgumentType]
     "foreach_copy": _foreach_copy,
     "out_index_select": lambda w: torch.index_select(w.clone(), -2, _order(w), out=w),
     "out_gather": lambda w: torch.gather(w.clone(), -2, _gathered(w), out=w),
