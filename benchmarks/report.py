@@ -185,6 +185,22 @@ def plan_time() -> str:
     return table("model | commit | processor time | peak memory", rows)
 
 
+def builds() -> str:
+    """What building an engine takes, of two commits in turn."""
+    rows = [
+        f"| {row['model']} | {row['px']} | {row['commit']} | {row['seconds']:.0f} s | "
+        f"{row['steps']['load model']:.1f} s, {row['steps']['onnx']:.1f} s | "
+        f"{row['processor_seconds']:.0f} s | {row['peak_rss_bytes'] / 1e9:.1f} GB | "
+        f"{row['peak_anonymous_bytes'] / 1e9:.1f} GB |"
+        for row in read("build-turns")
+    ]
+    return table(
+        "model | px | commit | time | of it loading, translating | processor time | peak memory | "
+        "of it not pages of files",
+        rows,
+    )
+
+
 def fuzz() -> str:
     """Damaged files and mistaken command lines, by reader (`tests/fuzz`)."""
     found: Any = json.loads((RESULTS / "fuzz.json").read_text(encoding="utf-8"))
@@ -276,6 +292,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "passes": passes,
     "fuzz": fuzz,
     "plan_time": plan_time,
+    "builds": builds,
     "faults": faults,
 }
 
