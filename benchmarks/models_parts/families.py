@@ -122,5 +122,5 @@ FAMILIES: tuple[Family, ...] = (
     Family("karlo", "Karlo unCLIP, decoder", "64x64", last((32, 32))),
     Family("cascade", "Stable Cascade", "256x128", first((8, 16))),
     Family("animate_diff", "AnimateDiff", SIZE, alone(GRID)),
-    Family("svd", "Stable Video Diffusion", SIZE, alone(GRID)),
+    Family("svd", "Stable Video Diffusion", SIZE, alone(GRID), pictured=1),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from todo_compile.batches import BatchRange
+from todo_compile.batches import BatchRange, TextRange
 from todo_compile.bundle.entries import file_entry, write
 from todo_compile.bundle.files import staged
 from todo_compile.bundle.inspect import inspect
@@ -223,6 +223,25 @@ def test_a_tensor_with_a_range() -> None:
     shapes = [(1, 4), (4, 4), (0, 4), (5, 4), (-1, 4), (4, 5), (4,), (4, 4, 1), ()]
     assert [s for s in shapes if tensor.fits(s)] == [(1, 4), (4, 4)]
     assert (tensor.at(3), tensor.text) == ((3, 4), "1..4, 4")
+
+
+def test_a_tensor_with_a_range_of_texts() -> None:
+    written = {
+        "name": "x", "shape": [-1, -1, 4], "dtype": "float16", "batches": "1..2", "texts": "77..308"
+    }  # fmt: skip
+    tensor = Tensor.model_validate(written)
+    assert tensor.texts == TextRange(77, 308, 308)
+    assert tensor.model_dump(mode="json") == written
+    shapes = [(1, 77, 4), (2, 308, 4), (3, 77, 4), (1, 76, 4), (1, -1, 4), (77, 1, 4), (1, 77)]
+    assert [s for s in shapes if tensor.fits(s)] == [(1, 77, 4), (2, 308, 4)]
+    assert (tensor.at(2, 100), tensor.text) == ((2, 100, 4), "1..2, 77..308, 4")
+    assert tensor.profile == ((1, 77, 4), (2, 308, 4), (2, 308, 4))
+    alone = Tensor.model_validate({**written, "shape": [2, -1, 4], "batches": None})
+    assert (alone.at(0, 80), alone.fits((2, 80, 4)), alone.fits((1, 80, 4))) == (
+        (2, 80, 4), True, False,
+    )  # fmt: skip
+    with pytest.raises(ValidationError):
+        Tensor.model_validate({**written, "shape": [-1, 77, 4]})
 
 
 @pytest.mark.parametrize(

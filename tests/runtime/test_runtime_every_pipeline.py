@@ -21,7 +21,8 @@ from todo_compile.cli.app import app
 from todo_compile.errors import BundleError, ConfigError, InputError, ModelError
 from todo_compile.runtime.generate import generate
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in PLACES if name != "sd3"]
+ELSEWHERE = ("sd3", "qwen_image", "kandinsky3", "svd")  # here, _texts and _videos
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in PLACES if name not in ELSEWHERE]
 
 
 def drawn(name: str, pipeline: Any, bundle: Path, out: Path) -> Any:

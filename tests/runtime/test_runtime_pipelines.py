@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_pipelines as tiny
 import torch
@@ -21,10 +22,15 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint impo
 )
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from PIL import Image
 from tiny_bundles import compiled, with_oracle
+from typer.testing import CliRunner
 
 import todo_compile
+from todo_compile.cli.app import app
+from todo_compile.models import Resolution
 from todo_compile.options import PlanOptions
+from todo_compile.runtime.generate import generate
 
 TOLERANCE = 5e-6
 
@@ -187,6 +193,25 @@ def test_layers_of_the_text_encoder_are_skipped(kind: str, bundle: Path, xl: Pat
         assert found.shape == wanted.shape
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
         assert (found - plain).abs().max() > 0.1
+
+
+def test_the_command_skips_layers_of_the_text_encoder(bundle: Path, tmp_path: Path) -> None:
+    expected: Any = with_oracle(tiny.sd())
+    if not hasattr(expected.text_encoder, "text_model"):  # as above
+        norm = expected.text_encoder.final_layer_norm
+        expected.text_encoder.text_model = SimpleNamespace(final_layer_norm=norm)
+    size = Resolution(tiny.PIXELS, tiny.PIXELS)
+
+    def truth(**options: Any) -> Any:
+        return generate(expected, "a red cat", steps=2, resolution=size, **options).pixels
+
+    out = tmp_path / "x.png"
+    words = ["--prompt", "a red cat", "--steps", "2", "--clip-skip", "1", "--out", str(out)]
+    done = CliRunner().invoke(app, ["generate", "--bundle", str(bundle), *words])
+    assert done.exit_code == 0, done.output
+    found = np.asarray(Image.open(out), dtype=np.float32) / 255
+    assert np.abs(found - truth(clip_skip=1)).max() < 0.51 / 255
+    assert np.abs(truth() - truth(clip_skip=1)).max() > 2 / 255
 
 
 def test_sdxl_with_prompts_encoded_before(xl: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_range_sets_the_shape_before_it_runs(engine: Engine, tmp_path: Path) -
     assert len(engine.bound) == 4
     engine.takes = False
     for _ in range(2):  # also the second time: what was refused is not taken as set
-        with pytest.raises(EngineError, match="refuses a batch of 1 for sample"):
+        with pytest.raises(EngineError, match=r"refuses the shape \(1, .* for sample"):
             session.run({"sample": torch.zeros(1, 4)})
     assert len(engine.bound) == 4
 
@@ -337,7 +337,7 @@ def test_classic_tensorrt_records_anew_for_another_batch(
 def test_an_engine_of_another_range_is_refused(engine: Engine, tmp_path: Path) -> None:
     engine.shape = (-1, 4)
     engine.profile = ((1, 4), (1, 4), (2, 4))
-    with pytest.raises(BundleError, match="states other batches of sample"):
+    with pytest.raises(BundleError, match="states other sizes of sample"):
         TensorRTSession(output(tmp_path, batches=RANGE))
     with pytest.raises(BundleError, match="does not describe its tensors"):
         TensorRTSession(output(tmp_path))

@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).parents[1] / "models"))
 import pipeline_zoo as zoo
 
 GRID = (8, 12)  # patches of 2×2 cells of 8×8 pixels
-SIZES = {"deepfloyd": "48x32"}
+SIZES = {"deepfloyd": "48x32", "qwen_image": "96x64"}
 # (grid, text first) where a factor of 2 is asked for; keys are the picture's tokens and text.
 PLACES: dict[str, tuple[tuple[int, int], bool | None]] = {
     "sd3": (GRID, False),
@@ -31,6 +31,9 @@ PLACES: dict[str, tuple[tuple[int, int], bool | None]] = {
     "deepfloyd": ((16, 24), True),
     "kandinsky22": (GRID, True),
     "refiner": ((16, 24), None),
+    "qwen_image": (GRID, True),  # cells of 4×4 pixels
+    "kandinsky3": ((16, 24), None),
+    "svd": ((16, 24), None),
 }
 
 

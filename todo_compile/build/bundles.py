@@ -140,6 +140,7 @@ def _part(
         out=str(out),
         gate=None,  # the whole bundle's
         batch=str(_batch(name, batch, rows)),
+        text_tokens=request.text_tokens if first else None,
         precision=(request.vae_precision if vae else None) or request.precision,
         options=_options(name, request),
         controlnet=request.controlnet and first,
@@ -218,11 +219,6 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
     check_one_stage(main)
     if request.dense_after is not None or (request.tuned and len(request.tuned.phases) > 1):
         check_scheduled(main, models.Resolution.parse(request.res[0]), "A bundle of phases")
-    if request.text_tokens is not None:
-        raise ConfigError(
-            "--text-tokens is for one output; a bundle's pipeline passes its own number.",
-            remedy="Leave it out, or name a file: --out FILE.onnx.",
-        )
     rows = default_batch(with_pipeline_defaults(main)) if main.component not in OTHERS else 2
     if choice != "all":
         return rows, [main.component]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from todo_compile.batches import BatchRange, largest
+from todo_compile.batches import largest
 from todo_compile.build.gate import as_model, beyond_memory, gate_of, judge, why_not_onnxruntime
 from todo_compile.build.manifest_entries import as_built, manifest_site, output_tensors
 from todo_compile.build.translation import translate
@@ -27,7 +27,7 @@ from todo_compile.bundle.files import check_target, staged, sweep
 from todo_compile.bundle.manifest import find_reusable, read
 from todo_compile.bundle.tensors import tensors
 from todo_compile.collection import paused_collection
-from todo_compile.errors import BundleError
+from todo_compile.errors import BundleError, ConfigError
 from todo_compile.export._sharing import share_weights
 from todo_compile.export.context import context_name, write_context
 from todo_compile.export.onnx import data_name
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from todo_compile.build.job import Job
     from todo_compile.bundle.files import Stage
     from todo_compile.bundle.manifest import Manifest
+    from todo_compile.bundle.tensors import Tensor
     from todo_compile.bundle.verdict import Verdict
     from todo_compile.capture.inputs import ExampleInputs
     from todo_compile.export.tensorrt import EngineInfo
@@ -121,14 +122,14 @@ def build(
         if job.request.verify:
             assert dense is not None
             verification = verify(job, program, dense, report, file, example)
-        inputs = tensors(example.specs, example.batches)
+        inputs = tensors(example.specs, example.batches, example.texts)
         outputs = output_tensors(job, program, example.output_names)
         del program, dense, example
         _release_memory()
         built = None
         lent: tuple[Path, ...] = ()
         if engine:
-            built = _engine(job, stage, file)
+            built = _engine(job, stage, file, inputs)
             files: tuple[str, ...] = (job.out.name, *_context(stage, built))
             for name in info.files:
                 stage.discard(name)
@@ -254,12 +255,32 @@ def _rewritten(
         step.note(report.summary())
     if job.planned is not None:
         job.planned.check_report(report)
+    _check_texts(example, report)
     if why := report.why_none():
         job.progress.warn(why)
     return program, dense, report, example
 
 
-def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
+def _check_texts(example: ExampleInputs, report: Report) -> None:
+    """Refuse a range of texts that would cost the model its downsampling.
+
+    Raises:
+        ConfigError: text and picture are keys of one attention, and the plan needs their numbers.
+    """
+    from todo_compile.passes.plan.classify import TEXT_UNKNOWN
+
+    texts = next((one for one in example.texts if one is not None), None)
+    joint = [site for site in report.sites if site.reason.startswith(TEXT_UNKNOWN)]
+    if texts is not None and joint:
+        raise ConfigError(
+            f"{joint[0].module or joint[0].name} attends to text and picture in one sequence, "
+            f"where a downsampled picture needs the text's length, so no output is for {texts} "
+            "tokens.",
+            remedy=f"Give one length: --text-tokens {texts.most}.",
+        )
+
+
+def _engine(job: Job, stage: Stage, onnx: Path, inputs: Sequence[Tensor]) -> EngineInfo:
     assert job.library is not None and job.targets is not None
     return build_engine(
         onnx,
@@ -271,7 +292,7 @@ def _engine(job: Job, stage: Stage, onnx: Path) -> EngineInfo:
         options=EngineOptions(
             weight_streaming=job.request.weight_streaming,
             timing_cache=job.request.timing_cache,
-            batches=job.batch if isinstance(job.batch, BatchRange) else None,
+            profile={one.name: one.profile for one in inputs if -1 in one.shape},
         ),
     )
 

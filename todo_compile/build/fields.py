@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
-from todo_compile.build.option import Batch, Factors, Option, Plan, Several, path_named
+from todo_compile.build.option import Batch, Factors, Option, Plan, Several, Tokens, path_named
 from todo_compile.options import PRESETS, SAMPLINGS, PlanOptions
 
 _WHAT, _DOWN, _ENGINE, _OUTPUT = "What", "Downsampling", "Engine", "Output"
@@ -113,11 +113,13 @@ class BuildOptions(BaseModel):
         ),
     ] = None
     text_tokens: Annotated[
-        int | None,
+        Tokens | None,
         Option(
-            "Tokens of the text that the denoising model takes. [default: as many as its pipeline "
-            "passes at most]",
+            "Tokens of the text that the denoising model takes. Of a model that looks at its text "
+            "apart from the picture a range takes every length in it: 77..308. [default: as many "
+            "as its pipeline passes at most, or as few as it likes where it fills no text up]",
             _WHAT,
+            metavar="N|MIN..MAX",
             only="model",
         ),
     ] = None

@@ -26,14 +26,13 @@ def manifest_site(site: dict[str, Any]) -> dict[str, Any]:
 def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list[Tensor]:
     """Shapes and dtypes of a graph's outputs; a dynamic first size is the batch."""
     from todo_compile._torch import is_symbolic
+    from todo_compile.capture.trace import outputs_of
 
     def batches(value: Any) -> BatchRange | None:
         if isinstance(job.batch, BatchRange) and value.dim() and is_symbolic(value.shape[0]):
             return job.batch
         return None
 
-    output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
-    values = [v.meta["val"] for v in output.args[0]]
     return [
         Tensor(
             name=name,
@@ -41,11 +40,16 @@ def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -
             dtype=str(value.dtype).removeprefix("torch."),
             batches=batches(value),
         )
-        for name, value in zip(names, values, strict=True)
+        for name, value in zip(names, outputs_of(program), strict=True)
     ]
 
 
 def as_built(found: Sequence[Spec], planned: Sequence[Tensor]) -> list[Tensor]:
     """An engine's tensors as the builder reports them, with the ranges that were planned."""
-    batches = {spec.name: spec.batches for spec in planned}
-    return tensors(found, [batches.get(spec.name) for spec in found])
+    known = {spec.name: spec for spec in planned}
+    ranges = [known.get(spec.name) for spec in found]
+    return tensors(
+        found,
+        [None if one is None else one.batches for one in ranges],
+        [None if one is None else one.texts for one in ranges],
+    )

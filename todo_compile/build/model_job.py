@@ -56,7 +56,7 @@ class ModelJob(Job):
 
     def capture(self) -> tuple[ExportedProgram, ExampleInputs]:
         from todo_compile.capture.inputs import example_inputs
-        from todo_compile.capture.trace import capture
+        from todo_compile.capture.trace import capture, outputs_of
 
         shown: list[Step] = []  # where the background's progress goes
 
@@ -74,7 +74,10 @@ class ModelJob(Job):
             step.note(f"{loaded.parameters / 1e6:,.0f} M parameters")
         example = example_inputs(loaded, self.resolution, batch=self.batch)
         with self.progress.step("capture"):
-            program = capture(example.wrapper, example.args, batches=example.batches)
+            program = capture(
+                example.wrapper, example.args, batches=example.batches, texts=example.texts
+            )
+        example = example.giving(len(outputs_of(program)))
         with self.progress.step("weights") as step:  # what is left of filling them
             shown.append(step)
             loaded.finish()
@@ -100,6 +103,7 @@ class ModelJob(Job):
             "config": dict(self.source.config),
             "resolution": str(self.resolution),
             "batch": self.identity["batch"],
+            **({} if self.source.texts is None else {"text_tokens": str(self.source.texts)}),
             "precision": self.precision,
         }
 

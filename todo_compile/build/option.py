@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, InstanceOf
 
-from todo_compile.batches import BatchRange, parse_batch
+from todo_compile.batches import BatchRange, TextRange, parse_batch, parse_text
 from todo_compile.errors import given_path
 from todo_compile.tuning.plan_file import TunedPlan
 
@@ -61,6 +61,11 @@ def _batch(value: object) -> object:
     return str(parse_batch(value)) if isinstance(value, (list, tuple, BatchRange)) else value
 
 
+def _tokens(value: object) -> object:
+    """The same of the tokens of a text."""
+    return str(parse_text(value)) if isinstance(value, (list, tuple, TextRange)) else value
+
+
 def _factors(value: object) -> object:
     """Python's ``(4, (2, 1))``, whose pairs are (rows, columns), as the command line writes it."""
     if not isinstance(value, (list, tuple)):
@@ -92,6 +97,7 @@ Plan = Annotated[str | InstanceOf[TunedPlan], BeforeValidator(_plan)]
 Text = Annotated[str, BeforeValidator(_text)]
 Several = Annotated[tuple[Text, ...], BeforeValidator(_several)]
 Batch = Annotated[Text, BeforeValidator(lambda value: _text(_batch(value)))]
+Tokens = Annotated[Text, BeforeValidator(lambda value: _text(_tokens(value)))]
 Factors = Annotated[Text, BeforeValidator(_factors)]
 
 

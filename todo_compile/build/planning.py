@@ -83,7 +83,7 @@ def plan_source(
 ) -> Report:
     """The passes' report on a named model.
 
-    A range of batches is planned by its largest: the plan is the same for every batch (the tests
+    A range of batches or texts is planned by its largest: the plan is the same for all (the tests
     say so).
 
     Args:
@@ -110,7 +110,7 @@ def plan_source(
     example = example_inputs(loaded, resolution, batch=largest(batch))
     assert loaded.fake is not None
     with loaded.fake:
-        program = capture(example.wrapper, example.args)
+        program = capture(example.wrapper, example.args, texts=example.texts)
     return rewrite_graph(
         program.graph_module,
         options,
@@ -118,6 +118,7 @@ def plan_source(
         token_grids=dict(example.token_grids),
         image_axes=example.image_axes,
         dump=dump,
+        batch=largest(batch),
     )
 
 

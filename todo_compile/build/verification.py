@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile import models, packages
-from todo_compile.batches import BatchRange, largest
+from todo_compile.batches import largest
 from todo_compile.build.model_job import ModelJob
 from todo_compile.build.planning import plan_source
 from todo_compile.build.translation import translate
@@ -249,13 +249,14 @@ def _at(job: ModelJob, resolution: Resolution, options: PlanOptions, stage: Path
     """Capture, rewrite and export once more at `resolution`, and verify that."""
     from todo_compile.build.site_proof import dense_copy
     from todo_compile.capture.inputs import example_inputs
-    from todo_compile.capture.trace import capture, constants_of
+    from todo_compile.capture.trace import capture, constants_of, outputs_of
     from todo_compile.passes.pipeline import rewrite_graph
 
     dtype = dtype_of(job.precision)
     loaded = models.load(job.source, job.weights, dtype=dtype, hashed=False, loras=job.loras)
     example = example_inputs(loaded, resolution, batch=job.batch)
-    program = capture(example.wrapper, example.args, batches=example.batches)
+    program = capture(example.wrapper, example.args, batches=example.batches, texts=example.texts)
+    example = example.giving(len(outputs_of(program)))
     dense = dense_copy(program)
     report = rewrite_graph(
         program.graph_module,
@@ -321,14 +322,12 @@ def _checked(
     resolution: str,
     sites: Sequence[SiteProof],
 ) -> dict[str, Any]:
-    batches = (job.batch.least, job.batch.most) if isinstance(job.batch, BatchRange) else ()
     with job.progress.step("verify") as step:
         module = program.module()
-        calls = [example.rows(batch) for batch in batches] or [example.args]
-        found = [one for args in calls for one in _errors(module, file, example, args)]
+        found = [one for args in example.ends for one in _errors(module, file, example, args)]
         ran = "the package" if job.format == "pt2" else "onnxruntime"
         # The worst output speaks for all; NaN is worse than any number.
-        of = f", batches {' and '.join(map(str, batches))}" if batches else ""
+        of = "".join(f", {one.many} {one.least} and {one.most}" for one in example.ranges)
         errors = max(found, key=lambda e: (math.isnan(e.relative_l2), e.relative_l2))
         summary = (
             f"{ran} against torch at {resolution}{of}: max {errors.max_abs:.2e}, "

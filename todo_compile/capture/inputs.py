@@ -9,18 +9,19 @@ encoder's tokens are int64, as the tokenizers give them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from todo_compile import packages
-from todo_compile.batches import Batch, BatchRange, largest
+from todo_compile.batches import Batch, BatchRange, TextRange, largest
 from todo_compile.capture import wrappers
+from todo_compile.capture.example import ExampleInputs
 from todo_compile.capture.recording.call import wrapper
+from todo_compile.capture.recording.padding import PADDED
 from todo_compile.capture.recording.recorded import recorder
 from todo_compile.capture.written import (
     InputSpec,
@@ -43,7 +44,6 @@ from todo_compile.models.loading import LoadedModel
 from todo_compile.models.parts import parts_of
 from todo_compile.models.resolution import Resolution
 from todo_compile.models.source import DENOISERS, Source
-from todo_compile.options import TokenGrid
 
 if TYPE_CHECKING:
     from todo_compile.capture.recording.recorded import Recorder, Recording
@@ -53,38 +53,6 @@ _MAX_BATCH = 64
 _WRITTEN = ("StableDiffusion", "StableUnCLIP", "LatentConsistency", "PixArt", "DiT")
 # From 64 on, diffusers makes other memory layouts before it upsamples: no graph is for both.
 _MAX_RANGE = 63
-
-
-@dataclass(frozen=True, eq=False)
-class ExampleInputs:
-    """A wrapper and the tensors to call or trace it with: ``wrapper(*args)``.
-
-    Attributes:
-        wrapper: the component with a flat signature, see `wrappers`.
-        specs: of the inputs, in order.
-        args: one tensor for each spec; fake if the model is.
-        output_names: names for the outputs of an exported file.
-        batches: for each input the range that its first size may have; None for a fixed one.
-        token_grids, image_axes: where the image is, as `todo_compile.rewrite` takes them.
-    """
-
-    wrapper: nn.Module = field(repr=False)
-    specs: tuple[InputSpec, ...]
-    args: tuple[torch.Tensor, ...] = field(repr=False)
-    output_names: tuple[str, ...]
-    batches: tuple[BatchRange | None, ...] = ()
-    token_grids: Mapping[int, TokenGrid] = field(default_factory=dict[int, TokenGrid])
-    image_axes: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-
-    def rows(self, count: int) -> tuple[torch.Tensor, ...]:
-        """The tensors for a batch of `count`, which their range allows."""
-        pairs = zip(self.args, self.batches, strict=True)
-        return tuple(value if batch is None else value[:count] for value, batch in pairs)
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the inputs, in order."""
-        return tuple(spec.name for spec in self.specs)
 
 
 def example_inputs(
@@ -115,6 +83,7 @@ def example_inputs(
         args=args,
         output_names=wrappers.output_names(wrapper),
         batches=_batches(model.source, resolution, batch, model.dtype, specs),
+        texts=_texts(model.source, resolution, batch, model.dtype, specs),
     )
 
 
@@ -131,7 +100,7 @@ def input_specs(
 def inputs_identity(
     source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
 ) -> list[str]:
-    """What tells an output from one with other inputs, besides the model, size and batch.
+    """What tells an output from one with other inputs, besides the model, size, batch and text.
 
     Names, where they are written here; what a pipeline passed, and what it fixed, where it was
     asked: that depends on all of its parts.
@@ -139,23 +108,31 @@ def inputs_identity(
     specs = input_specs(source, resolution, batch=batch, dtype=dtype)
     if not is_recorded(source):
         return [spec.name for spec in specs]
-    lines = [f"{s.name} {'×'.join(map(str, s.shape))} {s.dtype}" for s in specs]
-    return [*lines, _recording(source, resolution, batch, dtype).call.text]
+    recording = _recording(source, resolution, batch, dtype)
+    lines = [
+        f"{s.name} {'×'.join(map(str, s.shape))} {s.dtype}"
+        + (f" text {source.texts}" if s.name in recording.texts else "")
+        for s in specs
+    ]
+    return [*lines, recording.call.text]
 
 
 def manifest_call(
     source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
 ) -> dict[str, Any] | None:
-    """What a recorded call fixes, which inputs have the batch, and how its time follows from the
-    scheduler's (`Times`), if that can be told; None if it is not recorded."""
+    """What a recorded call fixes, which inputs have the batch, how its time follows from the
+    scheduler's (`Times`), if that can be told, and how a shorter text is filled up, if it is; None
+    if it is not recorded."""
     if not is_recorded(source):
         return None
     recording = _recording(source, resolution, batch, dtype)
     times = recorder_of(source).times(resolution)
+    padding = PADDED.get(source.class_name)
     return {
         "fixed": dict(recording.call.fixed),
         "batched": sorted(recording.batched),
         **({} if times is None else {"time": times.plain}),
+        **({} if padding is None else {"padding": padding.described}),
     }
 
 
@@ -252,6 +229,7 @@ def _recorded(model: LoadedModel, resolution: Resolution, batch: Batch) -> Examp
         with model.fake:
             args = tuple(torch.empty(spec.shape, dtype=spec.dtype) for spec in specs)
     ranged = batch if isinstance(batch, BatchRange) else None
+    texts = model.source.texts if isinstance(model.source.texts, TextRange) else None
     make = wrapper(recording.call, model.source.component, model.source.class_name)
     return ExampleInputs(
         wrapper=make(model.module).eval(),
@@ -259,6 +237,7 @@ def _recorded(model: LoadedModel, resolution: Resolution, batch: Batch) -> Examp
         args=args,
         output_names=("out_sample",),
         batches=tuple(ranged if spec.name in recording.batched else None for spec in specs),
+        texts=tuple(texts if spec.name in recording.texts else None for spec in specs),
         token_grids=recording.token_grids,
         image_axes=recording.image_axes,
     )
@@ -294,6 +273,21 @@ def _batches(
     )
 
 
+def _texts(
+    source: Source,
+    resolution: Resolution,
+    batch: Batch,
+    dtype: torch.dtype,
+    specs: tuple[InputSpec, ...],
+) -> tuple[TextRange | None, ...]:
+    """Which inputs have the tokens of the text for their second size."""
+    texts = source.texts
+    if not isinstance(texts, TextRange):
+        return (None,) * len(specs)
+    least = _plan(replace(source, text_tokens=texts.least), resolution, largest(batch), dtype)[0]
+    return tuple(texts if a.shape != b.shape else None for a, b in zip(specs, least, strict=True))
+
+
 def side_multiple(source: Source) -> int:
     """Pixels that both sides of an image must be a multiple of.
 
@@ -325,14 +319,15 @@ def _plan(
         latent = (batch, int(source.config.get("latent_channels", 4)), *_latent(source, resolution))
         return (InputSpec("latent_sample", latent, dtype),), wrappers.VaeDecoder
     sample = (batch, int(source.config.get("in_channels", 4)), *_latent(source, resolution))
+    text = None if source.texts is None else largest(source.texts)
     if source.class_name == UNET:
-        specs, wrapper = unet_inputs(
-            source.config, sample, dtype, source.text_tokens or TEXT_TOKENS
-        )
+        specs, wrapper = unet_inputs(source.config, sample, dtype, text or TEXT_TOKENS)
         return controlled_inputs(specs, wrapper, source) if source.controlnet else (specs, wrapper)
     if source.class_name == PIXART:
-        return pixart_inputs(source.config, sample, dtype, source.text_tokens)
+        return pixart_inputs(source.config, sample, dtype, text)
     assert source.class_name == DIT
+    if text is not None:
+        raise ConfigError(f"A {DIT} takes labels and no text.", remedy="Leave --text-tokens out.")
     return (
         InputSpec("hidden_states", sample, dtype),
         InputSpec("timestep", (1,), torch.float32, "timestep"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +12,10 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from todo_compile._torch import fake_mode_of, quick_tracing
-from todo_compile.batches import NAME, BatchRange
+from todo_compile.batches import NAME, TEXT_NAME, BatchRange, Range, TextRange
 from todo_compile.capture.complex_numbers import write_real
 from todo_compile.capture.regions import write_out_regions
+from todo_compile.capture.sequences import write_out_sequences
 from todo_compile.collection import paused_collection
 from todo_compile.errors import CaptureError
 
@@ -23,23 +26,26 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     batches: Sequence[BatchRange | None] = (),
+    texts: Sequence[TextRange | None] = (),
     regions: bool = False,
 ) -> ExportedProgram:
     """Trace `module` into a pre-dispatch ATen graph; computes nothing.
 
-    All sizes are fixed but the batch, where `batches` gives a range of it.
+    All sizes are fixed but the batch and the text's, where `batches` and `texts` give their ranges.
 
     Args:
         module: in eval mode; real or under a fake mode.
         args, kwargs: example inputs; their shapes become the graph's.
         batches: for each of `args` (there are no `kwargs` then) the range of its first size, of
             which it has the most; None for a fixed one.
+        texts: the same of its second size, where that is the tokens of a text.
         regions: keep regions that switch autocast off, for a module that may run under it.
 
     Raises:
         CaptureError: the module cannot be traced (data-dependent control flow, unsupported calls,
-            or it does something else for one batch than for another), or it assigns to a tensor's
-            ``data``, which `torch.export` traces without a word as if it were not there.
+            or it does something else for one batch or length of text than for another), or it
+            assigns to a tensor's ``data``, which `torch.export` traces without a word as if it
+            were not there.
     """
     try:
         with torch.no_grad(), quick_tracing(), paused_collection():
@@ -48,12 +54,17 @@ def capture(
                 tuple(args),
                 dict(kwargs or {}),
                 strict=False,
-                dynamic_shapes=_dynamic_shapes(batches),
+                dynamic_shapes=_dynamic_shapes(batches, texts),
             )
     except Exception as error:  # torch.export has no common base of its errors
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        if fixed := _fixed_text(str(error)):
+            raise CaptureError(
+                f"{type(module).__name__} cannot be captured for texts of several lengths: {fixed}",
+                remedy="Give --text-tokens one number.",
+            ) from error
         raise CaptureError(
-            f"{type(module).__name__} cannot be captured: {lines[0]}",
+            f"{type(module).__name__} cannot be captured: {lines[0]}{_their_line(error)}",
             remedy="torch.export must be able to trace it: no .item(), no branches on tensor "
             'values. torch.compile(module, backend="todo_inductor") tolerates more.',
         ) from error
@@ -65,8 +76,15 @@ def capture(
         )
     if not regions:
         write_out_regions(program)
+    write_out_sequences(program)
     write_real(program)
     return program
+
+
+def outputs_of(program: ExportedProgram) -> list[Any]:
+    """Fake values of what a captured program gives, in order."""
+    output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
+    return [value.meta["val"] for value in output.args[0]]
 
 
 def constants_of(program: ExportedProgram) -> dict[str, torch.Tensor]:
@@ -80,13 +98,47 @@ def constants_of(program: ExportedProgram) -> dict[str, torch.Tensor]:
     return found
 
 
-def _dynamic_shapes(batches: Sequence[BatchRange | None]) -> tuple[Any, ...] | None:
+def _their_line(error: Exception) -> str:
+    """Where in the module's code it stopped, for people; "" if that is unknown."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [
+        f
+        for f in frames
+        if "/torch/" not in (name := f.filename.replace("\\", "/"))
+        and "/todo_compile/" not in name
+        and not name.startswith("<")
+    ]
+    if not inside:
+        return ""
+    last = inside[-1]
+    code = f": {last.line}" if last.line else ""
+    return f" ({Path(last.filename).name}, line {last.lineno}{code})"
+
+
+def _fixed_text(message: str) -> str:
+    """What torch.export says of a text whose length a module fixes; "" of other errors."""
+    lines = (line.strip(" -") for line in message.splitlines())
+    return next((line for line in lines if line.startswith(f"You marked {TEXT_NAME} ")), "")
+
+
+def _dynamic_shapes(
+    batches: Sequence[BatchRange | None], texts: Sequence[TextRange | None]
+) -> tuple[Any, ...] | None:
     """The ranges as torch.export takes them; None, as if nothing was given, where there are none.
 
-    All inputs have the same batch: one `Dim`, which the graph then relies on.
+    All inputs have the same batch and text: one `Dim` each, which the graph then relies on.
     """
-    found = next((batch for batch in batches if batch is not None), None)
-    if found is None:
+    sides = (_dim(NAME, batches), _dim(TEXT_NAME, texts))
+    if sides == (None, None):
         return None
-    size = torch.export.Dim(NAME, min=found.least, max=found.most)
-    return tuple(None if batch is None else {0: size} for batch in batches)
+    count = max(len(batches), len(texts))
+    ranges = zip(batches or [None] * count, texts or [None] * count, strict=True)
+    return tuple(
+        {axis: sides[axis] for axis, one in enumerate(pair) if one is not None} or None
+        for pair in ranges
+    )
+
+
+def _dim(name: str, ranges: Sequence[Range | None]) -> Any:
+    found = next((one for one in ranges if one is not None), None)
+    return None if found is None else torch.export.Dim(name, min=found.least, max=found.most)

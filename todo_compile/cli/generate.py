@@ -21,7 +21,12 @@ _TWIN_NOTE = "dense: the denoiser; the decoder is the bundle's in both"
 
 def generate_command(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to draw.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture: FILE.png, .webp, .jpg.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="The picture: FILE.png, .webp, .jpg. Of a video: FILE.webp."
+        ),
+    ],
     bundle: Annotated[
         Path | None, typer.Option("--bundle", "-b", help="Folder that todo-compile built.")
     ] = None,
@@ -104,6 +109,7 @@ def generate_command(
 
     packages.need("generate", "Drawing")  # before torch, which warns of an absent numpy
     from todo_compile.runtime import generate as drawing
+    from todo_compile.runtime.video import check_video
 
     if (bundle is None) == (model is None):
         raise ConfigError("Give either --bundle or --model.")
@@ -139,13 +145,14 @@ def generate_command(
     with progress.step("load"):
         if bundle is not None:
             shared["verify"] = verify
-            _check_bundle(bundle, scheduler, device, steps)
+            check_video(_check_bundle(bundle, scheduler, device, steps), out, compare=compare)
             ours, dense, size = _from_bundle(bundle, dense_bundle, res, compare, shared)
         else:
             assert model is not None
             if res is None:
                 raise ConfigError("--model needs --res.", remedy="For example --res 1024")
             source = _check_model(model, scheduler, device, steps)
+            check_video(source.pipeline, out, compare=compare)
             # What a pipeline passes, where its inputs are read off it.
             own = source.pipeline_defaults
             batch = own.batch if own is not None else 2 if guidance > 1 else 1
@@ -187,8 +194,12 @@ def generate_command(
             stderr.print(line)
 
 
-def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps: int) -> None:
-    """Refuse before hashing and loading, which take minutes for big models."""
+def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps: int) -> str:
+    """Refuse before hashing and loading, which take minutes for big models.
+
+    Returns:
+        The class of its pipeline.
+    """
     from todo_compile.bundle.bundle import inside, read_bundle
     from todo_compile.runtime import package_session
     from todo_compile.runtime.onnx_session import choose_device
@@ -202,6 +213,7 @@ def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps
     if any(one.name.startswith("scheduler/") for one in described.light_files):
         folder = bundle if bundle.is_dir() else bundle.parent
         check_steps(make_scheduler(scheduler, inside(folder, "scheduler")), steps)
+    return described.pipeline_class
 
 
 def _check_model(model: str, scheduler: str | None, device: str | None, steps: int) -> Source:

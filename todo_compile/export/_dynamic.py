@@ -1,19 +1,20 @@
-"""What a dynamic batch asks of an exported file: constant reshapes, and a name of its own.
+"""What dynamic sizes ask of an exported file: constant reshapes, and names of their own.
 
 torch spells ``view(B, H·W, C)`` with the size of B read from a tensor, which ONNX needs four
-operators for. Only the batch is dynamic, so the same reshape is the constant (-1, H·W, C), and the
-file is operator for operator that of a fixed batch.
+operators for. Where only the batch is dynamic the same reshape is the constant (-1, H·W, C), and
+the file is operator for operator that of a fixed batch. So it is with the tokens of a text.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from todo_compile._torch import is_symbolic
-from todo_compile.batches import NAME
+from todo_compile.batches import NAME, TEXT_NAME
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,22 +42,24 @@ def fix_reshapes(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def name_batch(model: ir.Model) -> None:
-    """Call the dynamic size of a model's inputs "batch" wherever it appears; in place.
+def name_sizes(model: ir.Model) -> None:
+    """Call the dynamic sizes of a model's inputs "batch" and "text" wherever they appear; in place.
+
+    A first size is the batch, a second one the tokens of a text.
 
     torch numbers its symbols (``s53``) anew with every export.
     """
     import onnx_ir as ir
 
-    found = {
-        str(size.value)
+    names = {
+        str(size.value): (NAME, TEXT_NAME)[axis]
         for value in model.graph.inputs
-        for size in value.shape or ()
+        for axis, size in enumerate((value.shape or ())[:2])
         if isinstance(size, ir.SymbolicDim)
     }
-    if not found:
+    if not names:
         return
-    symbol = re.compile(rf"\b({'|'.join(map(re.escape, sorted(found)))})\b")
+    symbol = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b")
     values = [*model.graph.inputs]
     for node in model.graph:
         values += node.outputs
@@ -66,11 +69,13 @@ def name_batch(model: ir.Model) -> None:
             continue
         value.shape = ir.Shape(
             [
-                size if isinstance(size, int) else ir.SymbolicDim(_renamed(size.value, symbol))
+                size
+                if isinstance(size, int)
+                else ir.SymbolicDim(_renamed(size.value, symbol, names))
                 for size in shape
             ]
         )
 
 
-def _renamed(name: str | None, symbol: re.Pattern[str]) -> str | None:
-    return None if name is None else symbol.sub(NAME, name)
+def _renamed(name: str | None, symbol: re.Pattern[str], names: Mapping[str, str]) -> str | None:
+    return None if name is None else symbol.sub(lambda found: names[found[0]], name)

@@ -220,8 +220,8 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
 
     config = builder.create_builder_config()
     cache = _configure(trt, config, request, events)
-    if request["batches"] is not None:
-        _add_profile(builder, network, config, request["batches"])
+    if request["profile"]:
+        _add_profile(builder, network, config, request["profile"])
     _allow_decomposition(trt, network)
     monitor = _monitor(trt, events, Path(request["weights"]))
     config.progress_monitor = monitor
@@ -278,19 +278,21 @@ def _configure(trt: Any, config: Any, request: dict[str, Any], events: _Events) 
     return cache
 
 
-def _add_profile(builder: Any, network: Any, config: Any, batches: list[int]) -> None:
-    """Tell the builder the least, usual and largest batch of every input that has one."""
+def _add_profile(
+    builder: Any, network: Any, config: Any, shapes: dict[str, list[list[int]]]
+) -> None:
+    """Tell the builder the least, usual and largest shape of every input that has a range."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        first, *rest = (int(side) for side in tensor.shape)
-        if first != -1:
+        if -1 not in tuple(tensor.shape):
             continue
+        three = shapes[tensor.name]
         # Since TensorRT 10 a wrong shape raises; before, it said so by what it returned.
-        if profile.set_shape(tensor.name, *((batch, *rest) for batch in batches)) is False:
-            raise _Refused(f"the library refuses batches {batches} of {tensor.name}")
+        if profile.set_shape(tensor.name, *map(tuple, three)) is False:
+            raise _Refused(f"the library refuses the shapes {three} of {tensor.name}")
     if config.add_optimization_profile(profile) < 0:
-        raise _Refused(f"the library refuses a profile for batches {batches}")
+        raise _Refused(f"the library refuses a profile of {shapes}")
 
 
 def _allow_decomposition(trt: Any, network: Any) -> None:

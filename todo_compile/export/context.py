@@ -8,12 +8,11 @@ onnxruntime): ``embed_mode`` 0 means a file, which lies in the same folder and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile import packages
-from todo_compile.batches import NAME
+from todo_compile.batches import NAME, TEXT_NAME
 
 if TYPE_CHECKING:
     from todo_compile.export.tensorrt import EngineInfo, TensorSpec
@@ -63,7 +62,8 @@ def write_context(built: EngineInfo, path: Path) -> None:
 
 def _value(onnx: Any, spec: TensorSpec) -> Any:
     kind = onnx.TensorProto.DataType.Value(_names()[spec.dtype])
-    shape: Sequence[int | str] = [NAME if size == -1 else size for size in spec.shape]
+    names = (NAME, TEXT_NAME)  # see `bundle.tensors.Tensor.shape`
+    shape = [names[axis] if size == -1 else size for axis, size in enumerate(spec.shape)]
     return onnx.helper.make_tensor_value_info(spec.name, kind, shape)
 
 

@@ -70,8 +70,9 @@ def export_onnx(
 ) -> OnnxInfo:
     """Translate `program` to ONNX and write it to `path`, big weights to ``NAME.onnx.data``.
 
-    A dynamic batch becomes a symbolic first size called "batch" of inputs and outputs. Opset 23
-    keeps fused attention as ``Attention``; lower ones spell it out. Not atomic by
+    A dynamic batch becomes a symbolic first size called "batch" of inputs and outputs, the tokens
+    of a text a second one called "text". Opset 23 keeps fused attention as ``Attention``; lower
+    ones spell it out. Not atomic by
     itself: give it a path in a `files.Stage`. `program` is left as it was.
 
     Args:
@@ -93,12 +94,12 @@ def export_onnx(
             remedy=f"Choose {OPSETS.start} to {OPSETS.stop - 1}; 23 takes least GPU memory.",
         )
     packages.need("onnx", "Writing ONNX")
-    from todo_compile.export._dynamic import name_batch
+    from todo_compile.export._dynamic import name_sizes
 
     with progress.step("onnx"), _quiet(progress), paused_collection():
         model = _translate(program, opset, input_names, output_names, progress)
         _simplify(model)
-        name_batch(model)
+        name_sizes(model)
         _forget_machine(model)
     size = weight_bytes(model)
     with progress.step("onnx weights") as step, disk_errors(path, needs=size):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ from todo_compile.export._child import Outcome, run_worker
 from todo_compile.export.onnx import data_name
 
 if TYPE_CHECKING:
-    from todo_compile.batches import BatchRange
     from todo_compile.export.library import Library
     from todo_compile.export.targets import Targets
     from todo_compile.progress import Progress, Step
@@ -33,8 +33,8 @@ class EngineOptions:
         workspace_bytes: the most scratch memory a layer may take; None for the library's default.
         timing_cache: file that classic TensorRT reads and writes; RTX has none and says so.
         detailed: keep layer names in the engine, for `inspect`.
-        batches: the range of the inputs' batch, for an optimisation profile; None where the ONNX
-            file's shapes are fixed.
+        profile: input → its least, usual and largest shape, of those that are not fixed in the ONNX
+            file.
         keep_log: keep the log beside the output also when all went well.
     """
 
@@ -42,13 +42,15 @@ class EngineOptions:
     workspace_bytes: int | None = None
     timing_cache: Path | None = None
     detailed: bool = False
-    batches: BatchRange | None = None
+    profile: Mapping[str, Sequence[Sequence[int]]] = field(
+        default_factory=dict[str, Sequence[Sequence[int]]]
+    )
     keep_log: bool = False
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape (-1 for a batch of several sizes) and type ("float16") of an input or output."""
+    """Name, shape (-1 for a size that has a range) and type ("float16") of an input or output."""
 
     name: str
     shape: tuple[int, ...]
@@ -117,7 +119,6 @@ def build_engine(
     # Beside the engine while it runs: with the stage it goes away by itself.
     running_log = plan.with_name(f"{plan.name}.log")
     running_log.write_text(f"{LOG_HEADER}\n", encoding="utf-8")
-    batches = options.batches
     request = {
         "do": "build",
         "library": library.name,
@@ -129,7 +130,7 @@ def build_engine(
         "workspace_bytes": options.workspace_bytes,
         "timing_cache": None if options.timing_cache is None else str(options.timing_cache),
         "detailed": options.detailed,
-        "batches": None if batches is None else [batches.least, batches.tuned, batches.most],
+        "profile": {name: [list(s) for s in shapes] for name, shapes in options.profile.items()},
     }
     with progress.step("engine") as step:
         outcome = run_worker(request, log=running_log, on_event=_listener(progress, step))

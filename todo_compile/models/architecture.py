@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from todo_compile.batches import TextRange
 from todo_compile.errors import ModelError
 
 UNET = "UNet2DConditionModel"
@@ -51,10 +52,12 @@ class PipelineDefaults:
     Attributes:
         native: the grid of a picture of its own default size.
         batch: rows that its denoiser gets for one picture: 2 with classifier-free guidance.
+        texts: tokens of the texts that it passes, where their number is that of the prompt.
     """
 
     native: Native
     batch: int
+    texts: TextRange | None = None
 
 
 def class_name(config: Mapping[str, Any]) -> str:

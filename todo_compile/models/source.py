@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from todo_compile.batches import Text, TextLike, largest, parse_text
 from todo_compile.errors import ConfigError, ModelError, given_path
 from todo_compile.foreign import ForeignError, read_object
 from todo_compile.models import hub
@@ -54,7 +55,7 @@ class Source:
         pipeline: diffusers class of the pipeline that it belongs to; empty if unknown.
         controlnet: it takes a ControlNet's residuals as further inputs; see `controlnet`.
         file: for a checkpoint that is one file: what it was recognised as.
-        text_tokens: tokens of its text; None for what its pipeline passes.
+        text_tokens: tokens of its text, or a range; None for what its pipeline passes, see `texts`.
         pipeline_defaults: what its pipeline showed, where it was asked (`capture.recording`).
 
     Raises:
@@ -72,7 +73,7 @@ class Source:
     pipeline: str = ""
     controlnet: bool = False
     file: SingleFile | None = field(default=None, repr=False)
-    text_tokens: int | None = None
+    text_tokens: Text | None = None
     pipeline_defaults: PipelineDefaults | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +88,13 @@ class Source:
     def class_name(self) -> str:
         """The diffusers class of the component."""
         return class_name(self.config)
+
+    @property
+    def texts(self) -> Text | None:
+        """Tokens of its text: what was asked for, or the range that its pipeline passes."""
+        if self.text_tokens is None and self.pipeline_defaults is not None:
+            return self.pipeline_defaults.texts
+        return self.text_tokens
 
     @property
     def native(self) -> Native:
@@ -131,24 +139,25 @@ def resolve(model: str) -> Source:
     )
 
 
-def with_text_tokens(source: Source, count: int | None) -> Source:
-    """A denoising model with a text of `count` tokens; None for what its pipeline passes.
+def with_text_tokens(source: Source, tokens: TextLike | None) -> Source:
+    """A denoising model with a text of so many tokens; None for what its pipeline passes.
 
     Raises:
-        ConfigError: a number that is not possible, or another component.
+        ConfigError: a number or range that is not possible, or another component.
     """
-    if count is None:
+    if tokens is None:
         return source
     if source.component not in DENOISERS:
         raise ConfigError(
             f"--text-tokens is for denoising models; this is a {source.component}.",
             remedy="Leave it out.",
         )
-    if not 1 <= count <= MAX_TEXT:
+    found = parse_text(tokens)
+    if not 1 <= largest(found) <= MAX_TEXT:
         raise ConfigError(
-            f"A text of {count} tokens is not possible.", remedy=f"Give 1 to {MAX_TEXT}."
+            f"A text of {largest(found)} tokens is not possible.", remedy=f"Give 1 to {MAX_TEXT}."
         )
-    return replace(source, text_tokens=count)
+    return replace(source, text_tokens=found)
 
 
 def read_config(path: Path, within: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from todo_compile.models.parts import Part, parts_of
 from todo_compile.models.source import Source
 from todo_compile.models.trust import pipeline_module
 
-# What a pipeline draws without; `runtime` leaves it out.
+# What most pipelines draw without; `runtime` leaves it out then.
 _LEFT_OUT = ("safety_checker", "feature_extractor", "watermarker", "image_encoder")
 _COMPILED = {"vae_decoder": "vae"}
 # Arguments of pipelines that encode the picture; a ControlNet's is none of theirs.
@@ -65,10 +65,29 @@ def torch_parts(
         done.discard("vae")  # the compiled decoder does not encode
     found: dict[str, TorchPart] = {}
     for name, part in parts.parts.items():
-        if part is None or name in done or name in _LEFT_OUT or not _is_network(part):
+        if part is None or name in done or not _is_network(part):
+            continue
+        if name in _LEFT_OUT and not is_needed(parts.pipeline, name):
             continue
         found[name] = TorchPart(part.library, part.name, _files(source, name, part, fetch))
     return found
+
+
+def is_needed(pipeline: object, name: str) -> bool:
+    """Whether a pipeline cannot do without a part that others may lack: an image encoder that makes
+    all there is to draw from, and what prepares pictures for it.
+
+    Args:
+        pipeline: of diffusers, by its class or its name.
+        name: of the part.
+    """
+    made: Any = pipeline
+    if isinstance(pipeline, str):
+        made = getattr(packages.load("diffusers", "A pipeline"), pipeline, None)
+    if made is None or name in getattr(made, "_optional_components", ()):
+        return False
+    parameter = inspect.signature(made.__init__).parameters.get(name)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def takes_pictures(pipeline: str) -> bool:

@@ -16,7 +16,13 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from todo_compile._torch import fake_mode_of, is_symbolic, size_expression, symbolic_rules
+from todo_compile._torch import (
+    fake_mode_of,
+    is_symbolic,
+    size_expression,
+    size_hint,
+    symbolic_rules,
+)
 from todo_compile.errors import PassError
 from todo_compile.options import TokenGrid
 from todo_compile.passes import ops
@@ -180,12 +186,20 @@ class GraphContext:
         return self._constants.get(node.name) if node.op == "placeholder" else None
 
     def number(self, size: Size) -> int:
-        """A size for figures: a dynamic one counts as one, or as at the `batch` of this graph."""
+        """A size for figures; a dynamic one is 1, or the example inputs' where `batch` is known."""
         if isinstance(size, int):
             return size
         if self.batch is None:
             return 1
-        return int(size.subs(dict.fromkeys(size.free_symbols, self.batch)))
+        return int(size.subs({s: self._hints.get(s, self.batch) for s in size.free_symbols}))
+
+    @cached_property
+    def _hints(self) -> dict[Any, int]:
+        """Symbol → its size in the example inputs."""
+        values = [self.value(n) for n in self.graph.nodes if n.op == "placeholder"]
+        sizes = [s for v in values if isinstance(v, torch.Tensor) for s in v.shape]
+        found = {size_expression(s): size_hint(s) for s in sizes if isinstance(s, torch.SymInt)}
+        return {symbol: hint for symbol, hint in found.items() if hint is not None}
 
     @property
     def is_dynamic(self) -> bool:

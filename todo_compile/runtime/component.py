@@ -21,6 +21,7 @@ from todo_compile.runtime.finite import check_finite
 from todo_compile.runtime.session import dtype_named
 
 if TYPE_CHECKING:
+    from todo_compile.bundle.tensors import Tensor as Spec
     from todo_compile.runtime.files import Origin
     from todo_compile.runtime.session import Session
 
@@ -73,14 +74,19 @@ class Component(Compiled):
         self._warned = False
         main = next(iter(session.inputs.values()))
         results = next(iter(session.outputs.values()))
-        self._least = self._most = main.shape[0]
-        if main.batches is not None:
-            self._least, self._most = main.batches.least, main.batches.most
+        self._least, self._most = self._bounds(main)
         # A text encoder's inputs are integers; its type is that of what comes out.
         self._dtype = dtype_named(main.dtype if "float" in main.dtype else results.dtype)
         # Settable, since diffusers replaces it in old checkpoints' pipelines.
         self._internal_dict = self._make_config(dict(origin.config))
         self.eval()
+
+    @staticmethod
+    def _bounds(spec: Spec) -> tuple[int, int]:
+        """The least and the most rows that an input with the batch first takes."""
+        if spec.batches is not None:
+            return spec.batches.least, spec.batches.most
+        return spec.shape[0], spec.shape[0]
 
     def _make_config(self, values: dict[str, Any]) -> Any:
         """The configuration as diffusers presents it, defaults filled in."""
@@ -198,8 +204,8 @@ class Component(Compiled):
             NotFiniteError: an output holds NaN or infinity.
         """
         feeds, back = self._casted(feeds)
-        first = next(value for name, value in feeds.items() if name not in shared)
-        count = int(first.shape[0]) if first.ndim else 0
+        first = next((value for name, value in feeds.items() if name not in shared), None)
+        count = int(first.shape[0]) if first is not None and first.ndim else 0
         if not count or self._least <= count <= self._most or self._batching == "strict":
             results = self.session.run(feeds)  # which refuses what does not fit
         else:

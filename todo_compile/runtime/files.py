@@ -66,7 +66,9 @@ class Origin:
             name=name,
             built_for=f"{name} was built for "
             + (f"{model['resolution']} px, " if model.get("resolution") else "")
-            + f"batch {model.get('batch')}, {model.get('precision')}",
+            + f"batch {model.get('batch')}, "
+            + (f"text of {model['text_tokens']} tokens, " if model.get("text_tokens") else "")
+            + f"{model.get('precision')}",
             component=str(model.get("component")),
             class_name=str(model.get("class")),
             config=dict(config),
@@ -79,7 +81,13 @@ def _is_call(call: Any) -> bool:
         return False
     parts = cast("dict[str, Any]", call)
     fixed, batched = parts.get("fixed"), parts.get("batched")
-    return isinstance(fixed, dict) and isinstance(batched, list)
+    padding: Any = parts.get("padding", {"text": "", "mask": ""})
+    return (
+        isinstance(fixed, dict)
+        and isinstance(batched, list)
+        and isinstance(padding, dict)
+        and {key: type(value) for key, value in padding.items()} == {"text": str, "mask": str}
+    )
 
 
 @dataclass(frozen=True)

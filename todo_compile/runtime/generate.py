@@ -20,6 +20,7 @@ from todo_compile.errors import ConfigError, EngineError, InputError, TodoError,
 from todo_compile.foreign import open_regular
 from todo_compile.runtime.finite import NotFiniteError, finite_modules
 from todo_compile.runtime.metrics import Fidelity, fidelity
+from todo_compile.runtime.video import draws_videos, save_frames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,8 @@ class Picture:
     """What a pipeline drew.
 
     Attributes:
-        pixels: (H, W, 3), float in [0, 1], not yet rounded to 8 bits.
+        pixels: (H, W, 3), or of a video (frames, H, W, 3); float in [0, 1], not yet rounded to 8
+            bits.
         seconds: from the prompt to the picture.
         steps: denoising steps that were run.
         step_seconds: of the denoising steps alone, from the end of the first one on (which also
@@ -112,11 +114,9 @@ def generate(
     check_settings(steps, guidance, seed)
     known = inspect.signature(type(pipeline).__call__).parameters
     name = type(pipeline).__name__
-    if "num_frames" in known:
-        raise ConfigError(
-            f"{name} draws videos, and a picture is wanted.",
-            remedy="Call it from Python: todo_compile.load_pipeline(FOLDER)(…).frames.",
-        )
+    start_from = known.get("image")
+    if start_from is not None and start_from.default is start_from.empty and "image" not in options:
+        raise ConfigError(f"{name} draws from a picture.", remedy="Give one: --image FILE.png.")
     if negative_prompt is not None and "negative_prompt" not in known:
         raise ConfigError(f"{name} takes no negative prompt.", remedy="Leave it out.")
     if "image" in options and "image" not in known:
@@ -174,7 +174,8 @@ def generate(
     except (ValueError, TypeError, AttributeError, IndexError) as error:
         # What diffusers raises where a pipeline and its call do not fit: it checks little itself.
         raise _refused(pipeline, error, steps, guidance, resolution) from error
-    pixels = np.asarray(found.images[0], dtype=np.float32)
+    drawn: Any = found.frames if draws_videos(type(pipeline)) else found.images
+    pixels = np.asarray(drawn[0], dtype=np.float32)
     if not np.isfinite(pixels).all():
         raise NotFiniteError(f"the picture of {type(pipeline).__name__}")
     return Picture(
@@ -277,12 +278,19 @@ def open_picture(path: Path) -> Any:
 
 
 def save_picture(picture: Picture, out: Path) -> None:
-    """Write a picture: whole, or not at all.
+    """Write a picture, or the frames of a video: whole, or not at all.
 
     Raises:
         BundleError: it cannot be written.
     """
-    _save(_image(picture.pixels), out)
+    frames = picture.pixels if picture.pixels.ndim == 4 else picture.pixels[None]
+    images = [_image(frame) for frame in frames]
+    with staged(out) as stage:
+        path = stage.publish(out.name)
+        if len(images) == 1:
+            images[0].save(path)
+        else:
+            save_frames(images, path)
 
 
 def save_comparison(comparison: Comparison, out: Path, lines: list[str]) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from todo_compile import packages
-from todo_compile.batches import NAME
+from todo_compile.batches import NAME, TEXT_NAME
 from todo_compile.errors import BundleError, ConfigError, EngineError, first_line
 from todo_compile.runtime.external import check_external
 from todo_compile.runtime.fused import fuse_attention
-from todo_compile.runtime.session import OutputSession, batch_of, check_feeds, dtype_named
+from todo_compile.runtime.session import OutputSession, check_feeds, dtype_named, sizes_of
 
 if TYPE_CHECKING:
     import torch
@@ -73,19 +73,19 @@ class OnnxSession(OutputSession):
         check_feeds(feeds, self._inputs, self._device, self._output.built_for)
         # Held until the run is over: a copy made by `contiguous` belongs to nobody else.
         held = {name: feeds[name].contiguous() for name in self._inputs}
-        batch = batch_of(feeds, self._inputs)
+        sizes = sizes_of(feeds, self._inputs)
         results = {
-            name: torch.empty(spec.at(batch), dtype=dtype_named(spec.dtype), device=self._device)
+            name: torch.empty(spec.at(*sizes), dtype=dtype_named(spec.dtype), device=self._device)
             for name, spec in self._outputs.items()
         }
         binding: Any = self._session.io_binding()
         place, index = self._device.type, self._device.index or 0
         for name, spec in self._inputs.items():
             number, pointer = _TYPES[spec.dtype][0], held[name].data_ptr()
-            binding.bind_input(name, place, index, number, list(spec.at(batch)), pointer)
+            binding.bind_input(name, place, index, number, list(spec.at(*sizes)), pointer)
         for name, spec in self._outputs.items():
             number, pointer = _TYPES[spec.dtype][0], results[name].data_ptr()
-            binding.bind_output(name, place, index, number, list(spec.at(batch)), pointer)
+            binding.bind_output(name, place, index, number, list(spec.at(*sizes)), pointer)
         self._execute(binding, [*held.values(), *results.values()])
         return results
 
@@ -261,5 +261,5 @@ def _check_signature(session: Any, output: Output) -> None:
 
 
 def _plain_shape(shape: list[Any]) -> list[Any]:
-    """A shape as manifests have it: -1 for the batch, if it is symbolic."""
-    return [-1 if size == NAME else size for size in shape]
+    """A shape as manifests have it: -1 for the batch and the text, if they are symbolic."""
+    return [-1 if size in (NAME, TEXT_NAME) else size for size in shape]

@@ -12,7 +12,7 @@ from todo_compile import _torch
 from todo_compile.errors import ConfigError, EngineError, first_line
 from todo_compile.export import package
 from todo_compile.runtime.files import check_library
-from todo_compile.runtime.session import OutputSession, batch_of, check_feeds, dtype_named
+from todo_compile.runtime.session import OutputSession, check_feeds, dtype_named, sizes_of
 
 if TYPE_CHECKING:
     from todo_compile.runtime.files import Output
@@ -85,8 +85,8 @@ class PackageSession(OutputSession):
                 remedy="If memory ran out: a smaller batch or resolution.",
             ) from error
         results = list(found) if isinstance(found, (tuple, list)) else [found]
-        batch = batch_of(feeds, self._inputs)
-        wanted = [(spec.at(batch), dtype_named(spec.dtype)) for spec in self._outputs.values()]
+        sizes = sizes_of(feeds, self._inputs)
+        wanted = [(spec.at(*sizes), dtype_named(spec.dtype)) for spec in self._outputs.values()]
         if [(tuple(one.shape), one.dtype) for one in results] != wanted:
             raise EngineError(
                 f"{name} returned something other than its manifest says.",

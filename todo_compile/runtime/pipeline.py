@@ -12,6 +12,7 @@ from todo_compile import packages
 from todo_compile.bundle.bundle import inside
 from todo_compile.errors import BundleError, ConfigError, ModelError, first_line, given_path
 from todo_compile.libraries import quiet_libraries
+from todo_compile.models.torch_parts import is_needed
 from todo_compile.models.trust import INDEX, check_part, read_index
 from todo_compile.runtime.compiled import Compiled
 from todo_compile.runtime.files import OpenBundle, Verify, open_bundle
@@ -35,7 +36,7 @@ def place_of(component: str) -> str:
 
 
 _DENOISERS = ("unet", "transformer")
-# What a pipeline works without.
+# What most pipelines work without.
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 
 
@@ -132,7 +133,9 @@ def assemble(
         elif name in parts or not _folder(opened, name):
             continue
         elif name.startswith("tokenizer"):
-            parts[name] = _tokenizer(opened, name)
+            parts[name] = _light_part(opened, name, "PreTrainedTokenizerBase", "CLIPTokenizer")
+        elif name == "feature_extractor" and is_needed(made_of, name):
+            parts[name] = _light_part(opened, name, "ImageProcessingMixin", "CLIPImageProcessor")
         elif name.endswith("_scheduler"):
             parts[name] = make_scheduler(None, _folder(opened, name))
     encoder = options.encoder
@@ -197,8 +200,15 @@ def _folder(opened: OpenBundle, name: str) -> Path | None:
     return inside(opened.folder, name)
 
 
-def _tokenizer(opened: OpenBundle, name: str) -> Any:
-    transformers = packages.load("transformers", "A tokenizer")
+def _light_part(opened: OpenBundle, name: str, base: str, default: str) -> Any:
+    """A tokenizer, or what prepares pictures: read by transformers from the files of the bundle.
+
+    Args:
+        opened, name: the bundle, and its folder there.
+        base: class of transformers that it must be a kind of.
+        default: its class, where the bundle does not say.
+    """
+    transformers = packages.load("transformers", "A pipeline's text and pictures")
     folder = _folder(opened, name)
     assert folder is not None
     try:
@@ -208,9 +218,9 @@ def _tokenizer(opened: OpenBundle, name: str) -> Any:
             error.message, remedy=f"Hand it over: load_pipeline(…, {name}=…)"
         ) from error
     kind = _index(opened).get(name)
-    class_name = str(kind[1]) if isinstance(kind, list) and len(kind) == 2 else "CLIPTokenizer"
+    class_name = str(kind[1]) if isinstance(kind, list) and len(kind) == 2 else default
     found: Any = getattr(transformers, class_name, None)
-    if not _is_class(found, transformers.PreTrainedTokenizerBase):
+    if not _is_class(found, getattr(transformers, base)):
         raise BundleError(
             f"The bundle's {name} is a {class_name}, which transformers does not know.",
             remedy=f"Hand it over: load_pipeline(…, {name}=…)",
@@ -250,7 +260,8 @@ def _construct(
     for name, parameter in wanted.items():
         if name in parts:
             continue
-        if name in _OPTIONAL or index.get(name) == [None, None]:
+        may_lack = name in _OPTIONAL and not is_needed(made_of, name)
+        if may_lack or index.get(name) == [None, None]:
             parts[name] = None
         elif parameter.default is inspect.Parameter.empty:
             raise BundleError(

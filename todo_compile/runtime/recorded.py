@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from todo_compile.capture.recording.call import flatten
+from todo_compile.capture.recording.padding import Padding
 from todo_compile.capture.recording.times import Times
 from todo_compile.errors import InputError
 from todo_compile.models.build import build
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from todo_compile.runtime.component import ComponentOptions
     from todo_compile.runtime.files import Origin
     from todo_compile.runtime.session import Session
+
+
+_TEXTS = ("encoder_hidden_states", "cap_feats")
+"""How the names of texts begin, of which some pipelines pass as many tokens as a prompt has."""
 
 
 class CompiledCall(Component):
@@ -45,8 +50,14 @@ class CompiledCall(Component):
 
         assert origin.call is not None
         self._fixed: Mapping[str, str] = origin.call["fixed"]
+        padding = origin.call.get("padding")
+        self._padding = None if padding is None else Padding(**padding)
         self._shared_inputs = frozenset(session.inputs) - frozenset(origin.call["batched"])
         self._times = Times.of(origin.call.get("time"))
+        for name, spec in session.inputs.items():
+            if name not in self._shared_inputs:  # lists of pictures come before it
+                self._least, self._most = self._bounds(spec)
+                break
         cls: Any = getattr(diffusers, origin.class_name)
         self._signature = inspect.signature(cls.forward)
         self._twin: Any = None
@@ -63,6 +74,8 @@ class CompiledCall(Component):
         """
         given = self._bound(args, kwargs)
         wrapped = given.get("return_dict", True)
+        if self._padding is not None:
+            given = self._padding.filled(given, self.session.inputs[self._padding.text].shape[1])
         flat = flatten(given)
         self._check(flat.fixed, flat.names)
         self._check_text(flat.by_name)
@@ -124,16 +137,17 @@ class CompiledCall(Component):
     def _check_text(self, given: Mapping[str, Tensor]) -> None:
         """Some pipelines pass a text as it is, without filling it up, and without a mask."""
         for name, value in given.items():
-            wanted = tuple(self.session.inputs[name].shape)
-            if not name.startswith("encoder_hidden_states") or value.dim() != len(wanted):
+            spec = self.session.inputs[name]
+            wanted, tokens = tuple(spec.shape)[-2:], value.shape[-2] if value.dim() > 1 else 0
+            if not name.startswith(_TEXTS) or value.dim() != len(spec.shape):
                 continue
-            if value.shape[1] != wanted[1] and value.shape[2:] == wanted[2:]:
+            known = tokens == wanted[0] if spec.texts is None else tokens in spec.texts
+            if not known and value.shape[-1] == wanted[1]:
                 raise InputError(
-                    f"The pipeline passes {value.shape[1]} tokens of text; {self.origin.built_for} "
-                    f"with {wanted[1]}.",
-                    remedy="Give another length of prompt, or compile the denoiser alone for this "
-                    f"one (--text-tokens {value.shape[1]} --out FILE.onnx) and put it into the "
-                    "torch pipeline.",
+                    f"The pipeline passes {tokens} tokens of text; {self.origin.built_for} with "
+                    f"{wanted[0] if spec.texts is None else spec.texts}.",
+                    remedy="Give another length of prompt, or build it for this one: --text-tokens "
+                    f"{tokens}.",
                 )
 
     def _fitting(self, name: str, value: Tensor) -> Tensor:

@@ -137,21 +137,24 @@ def check_feeds(
             remedy=f"Its inputs are {', '.join(specs)}.",
         )
     batches: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for name, spec in specs.items():
         value = feeds[name]
         if not spec.fits(tuple(value.shape)):
-            wanted = spec.shape if spec.batches is None else f"({spec.text})"
+            wanted = spec.shape if -1 not in spec.shape else f"({spec.text})"
             raise InputError(
                 f"{name} has the shape {tuple(value.shape)} instead of {wanted}; {built_for}.",
                 remedy=_shape_remedy(name, tuple(value.shape), spec),
             )
-        if spec.batches is not None:
-            batches.setdefault(int(value.shape[0]), name)
-            if len(batches) > 1:
-                named = " and ".join(f"{size} of {one}" for size, one in batches.items())
+        for axis, bound, seen in ((0, spec.batches, batches), (1, spec.texts, texts)):
+            if bound is None:
+                continue
+            seen.setdefault(int(value.shape[axis]), name)
+            if len(seen) > 1:
+                named = " and ".join(f"{size} of {one}" for size, one in seen.items())
                 raise InputError(
-                    f"The inputs have different batches, {named}; {built_for}.",
-                    remedy="All inputs of a call need the same batch.",
+                    f"The inputs have different {bound.many}, {named}; {built_for}.",
+                    remedy=f"All inputs of a call need the same {bound.one}.",
                 )
         if value.dtype != dtype_named(spec.dtype):
             raise InputError(
@@ -172,10 +175,14 @@ def check_feeds(
             )
 
 
-def batch_of(feeds: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> int:
-    """The batch of checked inputs; 0 where all shapes are fixed."""
-    name = next((name for name, spec in specs.items() if spec.batches is not None), None)
-    return 0 if name is None else int(feeds[name].shape[0])
+def sizes_of(feeds: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> tuple[int, int]:
+    """The batch and the tokens of text of checked inputs; 0 where they are fixed."""
+    batch = next((name for name, spec in specs.items() if spec.batches is not None), None)
+    text = next((name for name, spec in specs.items() if spec.texts is not None), None)
+    return (
+        0 if batch is None else int(feeds[batch].shape[0]),
+        0 if text is None else int(feeds[text].shape[1]),
+    )
 
 
 def _shape_remedy(name: str, got: tuple[int, ...], spec: Spec) -> str:
@@ -185,6 +192,11 @@ def _shape_remedy(name: str, got: tuple[int, ...], spec: Spec) -> str:
             "An engine serves one resolution: ask for the picture size it was built for "
             "(height=, width=), or compile one with --res of your own."
         )
+    if len(got) == len(wanted) == 3 and got[2] == wanted[2] and spec.texts is not None:
+        if got[1] not in spec.texts:
+            reaching = f"{min(spec.texts.least, got[1])}..{max(spec.texts.most, got[1])}"
+            return f"Compile with --text-tokens {reaching}."
+        wanted = (wanted[0], got[1], wanted[2])
     if len(got) == len(wanted) and got[1:] == wanted[1:]:
         return f"Compile with --batch {_reaching(spec, got[0])}, or load without batching='strict'."
     return f"Hand over {name} as ({spec.text})."

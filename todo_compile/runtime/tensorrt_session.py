@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile import packages
 from todo_compile.errors import BundleError, ConfigError, EngineError
 from todo_compile.runtime.files import check_gpu, check_library
-from todo_compile.runtime.session import OutputSession, batch_of, check_feeds, dtype_named
+from todo_compile.runtime.session import OutputSession, check_feeds, dtype_named, sizes_of
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +77,8 @@ class TensorRTSession(OutputSession):
         self._record = cuda_graph and not hasattr(self._engine, "create_runtime_config")
         self._buffered = cuda_graph
         self._fixed: dict[str, Tensor] = {}
-        self._fixed_for: int | None = None  # the batch that these buffers are for
-        self._shaped: int | None = None  # the batch that the context is set to
+        self._fixed_for: tuple[int, int] | None = None  # the sizes that these buffers are for
+        self._shaped: tuple[int, int] | None = None  # the sizes that the context is set to
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Session.run`; asynchronous, as torch's own calls on a GPU are."""
@@ -89,14 +89,14 @@ class TensorRTSession(OutputSession):
         self._stream.wait_stream(current)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             held = {name: feeds[name].contiguous() for name in self._inputs}
-            batch = batch_of(feeds, self._inputs)
-            self._shape(batch)
+            sizes = sizes_of(feeds, self._inputs)
+            self._shape(sizes)
             if not self._buffered:
-                results = {name: self._empty(spec, batch) for name, spec in self._outputs.items()}
+                results = {name: self._empty(spec, sizes) for name, spec in self._outputs.items()}
                 self._bind({**held, **results})
                 self._enqueue()
             else:
-                self._renew_buffers(batch)
+                self._renew_buffers(sizes)
                 for name, value in held.items():
                     self._fixed[name].copy_(value)
                 self._enqueue_recorded()
@@ -164,32 +164,33 @@ class TensorRTSession(OutputSession):
             raise self._refusal("TensorRT cannot prepare the engine to run")
         return context
 
-    def _shape(self, batch: int) -> None:
-        """Set the context to `batch`."""
-        if batch == self._shaped:
+    def _shape(self, sizes: tuple[int, int]) -> None:
+        """Set the context to a batch and a length of text."""
+        if sizes == self._shaped:
             return
         self._shaped = None  # a half-set context must not pass for a set one
         for name, spec in self._inputs.items():
-            if spec.batches is not None and not self._context.set_input_shape(name, spec.at(batch)):
-                raise self._refusal(f"TensorRT refuses a batch of {batch} for {name}")
-        self._shaped = batch
+            shape = spec.at(*sizes)
+            if -1 in spec.shape and not self._context.set_input_shape(name, shape):
+                raise self._refusal(f"TensorRT refuses the shape {shape} for {name}")
+        self._shaped = sizes
 
-    def _renew_buffers(self, batch: int) -> None:
-        """Buffers for `batch`; what was recorded with others is of no use any more."""
-        if batch == self._fixed_for:
+    def _renew_buffers(self, sizes: tuple[int, int]) -> None:
+        """Buffers for a call's sizes; what was recorded with others is of no use any more."""
+        if sizes == self._fixed_for:
             return
         if self._fixed_for is not None:  # the GPU may still be at work on them
             self._stream.synchronize()
         self._fixed_for = self._replay = None
         specs = {**self._inputs, **self._outputs}
-        self._fixed = {name: self._empty(spec, batch) for name, spec in specs.items()}
+        self._fixed = {name: self._empty(spec, sizes) for name, spec in specs.items()}
         self._bind(self._fixed)
-        self._fixed_for = batch
+        self._fixed_for = sizes
 
-    def _empty(self, spec: Spec, batch: int) -> Tensor:
+    def _empty(self, spec: Spec, sizes: tuple[int, int]) -> Tensor:
         import torch
 
-        return torch.empty(spec.at(batch), dtype=dtype_named(spec.dtype), device=self._device)
+        return torch.empty(spec.at(*sizes), dtype=dtype_named(spec.dtype), device=self._device)
 
     def _bind(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -309,13 +310,13 @@ def _check_signature(engine: Any, output: Output) -> None:
             remedy="Build it again with todo-compile.",
         )
     for spec in output.manifest.inputs:
-        if spec.batches is None:
+        if -1 not in spec.shape:
             continue
-        stated = [spec.at(n) for n in (spec.batches.least, spec.batches.tuned, spec.batches.most)]
+        stated = list(spec.profile)
         actual = [tuple(map(int, s)) for s in engine.get_tensor_profile_shape(spec.name, 0)]
         if stated != actual:
             raise BundleError(
-                f"The manifest of {output.path.name} states other batches of {spec.name} than the "
+                f"The manifest of {output.path.name} states other sizes of {spec.name} than the "
                 f"engine: {stated} against {actual}.",
                 remedy="Build it again with todo-compile.",
             )

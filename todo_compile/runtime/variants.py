@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from todo_compile import models
 from todo_compile.bundle.tensors import Tensor as Spec
 from todo_compile.bundle.tensors import tensors
-from todo_compile.capture.trace import capture, constants_of
+from todo_compile.capture.trace import capture, constants_of, outputs_of
 from todo_compile.drift.replay import lifted_tensors
 from todo_compile.passes.pipeline import rewrite_graph
 from todo_compile.runtime.files import Origin
@@ -75,15 +75,15 @@ class CapturedComponent:
         self.input_names = example.input_names
         self._grids, self._axes = dict(example.token_grids), dict(example.image_axes)
         self.device: torch.device = module.device
-        self.program = capture(example.wrapper, self.args)
+        self._batch = batch
+        self.program = capture(example.wrapper, self.args, texts=example.texts)
         self._constants = constants_of(self.program)
         self.held = list(lifted_tensors(self.program).values())
-        self.inputs = tensors(example.specs)
-        output = next(n for n in reversed(self.program.graph.nodes) if n.op == "output")
-        shapes = [value.meta["val"] for value in output.args[0]]
+        self.inputs = tensors(example.specs, texts=example.texts)
+        shapes = outputs_of(self.program)
         self.outputs = [
             Spec(name=name, shape=tuple(v.shape), dtype=str(v.dtype).removeprefix("torch."))
-            for name, v in zip(example.output_names, shapes, strict=True)
+            for name, v in zip(example.giving(len(shapes)).output_names, shapes, strict=True)
         ]
         facts: dict[str, Any] = {
             "component": self.source.component,
@@ -121,6 +121,7 @@ class CapturedComponent:
             token_grids=self._grids,
             image_axes=self._axes,
             constants=self._constants,
+            batch=self._batch,
         )
         return GraphSession(self, module), report
 

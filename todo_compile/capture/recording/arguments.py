@@ -48,6 +48,7 @@ def arguments(
     *,
     count: int = 1,
     length: int | None,
+    words: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Arguments of one call.
@@ -58,6 +59,7 @@ def arguments(
         size: in pixels; None for what the pipeline makes when it is not told.
         count: pictures of one text.
         length: most tokens of a text, where the pipeline is told; None for its own default.
+        words: of the text; None for more than any pipeline takes.
         seed: of its noise.
 
     Raises:
@@ -67,7 +69,7 @@ def arguments(
     found: dict[str, Any] = {}
     for name in ("prompt", "negative_prompt"):
         if name in known:
-            found[name] = prompt()
+            found[name] = prompt() if words is None else prompt(words)
     if size is not None and takes_size(pipeline):
         found |= {"height": size.height, "width": size.width}
     # Sizes near a known one would be drawn at that and resized.

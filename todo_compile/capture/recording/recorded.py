@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from todo_compile.capture.recording.arguments import count_name, takes_size
+from todo_compile.batches import Text, TextRange, largest
+from todo_compile.capture.recording.arguments import count_name, parameters, takes_size
 from todo_compile.capture.recording.call import Flat, flatten
+from todo_compile.capture.recording.lengths import Lengths
+from todo_compile.capture.recording.padding import PADDED
 from todo_compile.capture.recording.picture import Picture, cells_of, look
 from todo_compile.capture.recording.run import rehearsal
 from todo_compile.capture.recording.times import Times
@@ -43,12 +46,14 @@ class Recording:
         batched: names of those whose first size is the batch.
         picture: where the image is in them; None if the pipeline draws none.
         several: whether batches of other sizes do the same, row by row.
+        texts: names of those whose second size is the tokens of the text, where that has a range.
     """
 
     call: Flat
     batched: frozenset[str]
     picture: Picture | None
     several: bool
+    texts: frozenset[str] = frozenset()
 
     @property
     def token_grids(self) -> dict[int, TokenGrid]:
@@ -66,13 +71,14 @@ class Recording:
 class Recorder:
     """Asks a pipeline; see `recorder`."""
 
-    def __init__(self, parts: Parts, denoiser: str, length: int | None) -> None:
+    def __init__(self, parts: Parts, denoiser: str, texts: Text | None) -> None:
         self._parts = parts
         self._denoiser = denoiser
-        self._wanted = length
+        self._wanted = texts
         part = parts.parts.get(denoiser)
         assert part is not None
         self._config = part.config
+        self._padding = PADDED.get(part.name)
         self._memory: dict[Any, Any] = {}
 
     def record(self, size: Resolution, batch: int, dtype: torch.dtype) -> Recording:
@@ -97,7 +103,12 @@ class Recorder:
         `Rehearsal.sample`."""
         self._check(size)
         rehearsal(self._sized(size), self._denoiser).sample(
-            size, answer, steps=steps, seed=seed, dtype=dtype, length=self._length(size)
+            size,
+            lambda found: answer(self._masked(found)),
+            steps=steps,
+            seed=seed,
+            dtype=dtype,
+            **self._told(size),
         )
 
     def times(self, size: Resolution) -> Times | None:
@@ -105,7 +116,7 @@ class Recorder:
 
         def find() -> Times | None:
             found = rehearsal(self._sized(size), self._denoiser)
-            return found.times(size, self._length(size))
+            return found.times(size, **self._told(size))
 
         return self._once("times", find)
 
@@ -122,7 +133,7 @@ class Recorder:
         grid = sides if sides is not None else cells
         stride = 1 if sides is not None else attention_stride(self._config)
         tokens = -(-grid[0] // stride) * -(-grid[1] // stride)
-        return PipelineDefaults(Native(grid, stride, tokens), rows)
+        return PipelineDefaults(Native(grid, stride, tokens), rows, self._unfilled(default))
 
     def _record(self, size: Resolution, batch: int, dtype: torch.dtype) -> Recording:
         self._check(size)
@@ -135,17 +146,21 @@ class Recorder:
                 f"tells how it would with {batch}.",
                 remedy=f"Leave --batch out, or give {rows}.",
             )
-        length = self._length(size)
-        given = self._call(size, count=pictures, dtype=dtype, length=length)
+        given = self._call(size, count=pictures, dtype=dtype, **self._told(size))
         batched = self._batched(size)
         flat = _first(given, batch, pictures * rows, batched) if several else flatten(given)
         names = frozenset(n for n in batched if n in flat.names and _rows_of(flat, n) == batch)
         alike = several and all(_rows_of(flat, n) == batch for n in batched if n in flat.names)
-        return Recording(flat, names, self._picture(size), alike and set(names) == set(batched))
+        alike = alike and set(names) == set(batched)
+        return Recording(flat, names, self._picture(size), alike, self._texts(size))
 
     def _call(self, size: Resolution | None, **more: Any) -> Mapping[str, Any]:
         parts = self._parts if size is None else self._sized(size)
-        return rehearsal(parts, self._denoiser).call(size, **more)
+        found = rehearsal(parts, self._denoiser).call(size, **more)
+        return self._masked(found)
+
+    def _masked(self, found: Mapping[str, Any]) -> Mapping[str, Any]:
+        return found if self._padding is None else self._padding.masked(found)
 
     def _sized(self, size: Resolution) -> Parts:
         """The pipeline for pictures of `size`, where its denoiser's configuration says it alone."""
@@ -295,36 +310,42 @@ class Recorder:
 
         return self._once(("rows", size), rows)
 
-    def _length(self, size: Resolution) -> int | None:
-        """What the pipeline is told for as many tokens of text as are wanted."""
+    def _told(self, size: Resolution) -> dict[str, int]:
+        """What the pipeline is told for as many tokens of text as are wanted, at most."""
         if self._wanted is None:
-            return None
-        return self._once(("length", size), lambda: self._solved(size, cast("int", self._wanted)))
+            return {}
+        wanted = largest(self._wanted)
+        return self._once(("told", size), lambda: self._lengths(size).told(wanted))
 
-    def _solved(self, size: Resolution, wanted: int) -> int:
-        short, long = 64, 96
-        seen = [flatten(self._call(size, length=n)).by_name for n in (short, long)]
-        texts = [n for n, t in seen[0].items() if t.shape != seen[1][n].shape and t.dim() >= 2]
-        if not texts:
-            raise ConfigError(
-                f"{self._parts.pipeline} passes no text whose length could be chosen.",
-                remedy="Leave --text-tokens out.",
-            )
-        name = max(texts, key=lambda n: seen[0][n].dim())
-        axis = next(d for d, n in enumerate(seen[0][name].shape) if n != seen[1][name].shape[d])
-        first, second = (found[name].shape[axis] for found in seen)
-        length = short + Fraction((wanted - first) * (long - short), second - first)
-        if length.denominator != 1 or length < 1:
-            # The whole number that can be told and lies next, and what comes of it.
-            step = Fraction(second - first, long - short)
-            whole = max(1, round(length))
-            while (near := first + (whole - short) * step).denominator != 1:
-                whole += 1
-            raise ConfigError(
-                f"{self._parts.pipeline} cannot pass {wanted} tokens of text.",
-                remedy=f"{near} is close and works.",
-            )
-        return int(length)
+    def _texts(self, size: Resolution) -> frozenset[str]:
+        """Names of tensors whose second size is the text's, where that has a range."""
+        if not isinstance(self._wanted, TextRange):
+            return frozenset()
+        return self._once(("texts", size), lambda: self._lengths(size).ranged())
+
+    def _lengths(self, size: Resolution | None) -> Lengths:
+        def seen(**told: int) -> Mapping[str, Tensor]:
+            return flatten(self._call(size, **told)).by_name
+
+        return self._once(("lengths", size), lambda: Lengths.of(self._parts.pipeline, seen))
+
+    def _unfilled(self, size: Resolution | None) -> TextRange | None:
+        """Every text that the pipeline passes, where it fills none up and a UNet reads them.
+
+        Other denoisers join text and picture, whose tokens cannot be told apart then.
+        """
+        drawn_from = parameters(rehearsal(self._parts, self._denoiser).pipeline)
+        if self._denoiser != "unet" or "prompt" not in drawn_from:
+            return None
+        try:
+            lengths = self._lengths(size)
+        except ConfigError:  # they are all of one length
+            return None
+        whole = flatten(self._call(size)).by_name
+        if lengths.by != "words" or not (names := lengths.even(whole)):
+            return None
+        most = whole[min(names)].shape[1]
+        return TextRange(1, most, most) if most > 1 else None
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._memory:
@@ -338,11 +359,11 @@ def recorder(source: Source, parts: Parts) -> Recorder:
     Raises:
         ModelError: diffusers cannot make the pipeline.
     """
-    key = (parts.text, source.component, source.text_tokens)
+    key = (parts.text, source.component, str(source.texts))
     if key not in _recorders:
         while len(_recorders) >= 4:
             del _recorders[next(iter(_recorders))]
-        _recorders[key] = Recorder(parts, source.component, source.text_tokens)
+        _recorders[key] = Recorder(parts, source.component, source.texts)
     return _recorders[key]
 
 

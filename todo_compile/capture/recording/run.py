@@ -52,6 +52,7 @@ class Rehearsal:
         count: int = 1,
         dtype: torch.dtype = torch.float32,
         length: int | None = None,
+        words: int | None = None,
         mode: Any = None,
     ) -> Mapping[str, Any]:
         """What the denoiser is first called with, by the names of its parameters.
@@ -61,12 +62,13 @@ class Rehearsal:
             count: pictures of one text.
             dtype: of the pipeline.
             length: most tokens of a text; None for the pipeline's own default.
+            words: of the prompt; None for more than any pipeline takes.
             mode: a torch function mode around the call.
 
         Raises:
             ModelError: the pipeline stops before, or does not call its denoiser at all.
         """
-        given = arguments(self.pipeline, self.parts, size, count=count, length=length)
+        given = arguments(self.pipeline, self.parts, size, count=count, length=length, words=words)
         found = self._run(given, size, dtype, length, mode)
         if found is None:
             raise ModelError(
@@ -84,12 +86,13 @@ class Rehearsal:
         steps: int,
         seed: int,
         dtype: torch.dtype,
-        length: int | None,
+        length: int | None = None,
+        words: int | None = None,
     ) -> None:
         """Let the pipeline take `steps` steps of its loop.
 
         Args:
-            size, dtype, length: as for `call`.
+            size, dtype, length, words: as for `call`.
             answer: the denoiser: what it gives for its arguments. `Recorded` ends the loop.
             steps: of the scheduler.
             seed: of the noise.
@@ -97,7 +100,7 @@ class Rehearsal:
         Raises:
             ModelError: the pipeline stops with an error.
         """
-        given = arguments(self.pipeline, self.parts, size, length=length, seed=seed)
+        given = arguments(self.pipeline, self.parts, size, length=length, words=words, seed=seed)
         known = parameters(self.pipeline)
         wanted = {"num_inference_steps": steps, "output_type": "latent"}
         self.stage.answer = answer
@@ -107,11 +110,13 @@ class Rehearsal:
         finally:
             self.stage.answer = None
 
-    def times(self, size: Resolution | None, length: int | None) -> Times | None:
+    def times(
+        self, size: Resolution | None, *, length: int | None = None, words: int | None = None
+    ) -> Times | None:
         """How the denoiser's time follows from the scheduler's; None if that cannot be told.
 
         Args:
-            size, length: as for `call`.
+            size, length, words: as for `call`.
         """
         seen: dict[str, list[float]] = {}
 
@@ -126,7 +131,15 @@ class Rehearsal:
 
         ended = False
         try:
-            self.sample(size, answer, steps=_STEPS, seed=0, dtype=torch.float32, length=length)
+            self.sample(
+                size,
+                answer,
+                steps=_STEPS,
+                seed=0,
+                dtype=torch.float32,
+                length=length,
+                words=words,
+            )
             ended = True
         except ModelError:  # what comes after the loop may need more than shapes
             pass

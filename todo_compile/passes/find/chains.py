@@ -167,7 +167,12 @@ def _through_view(search: Search, node: Node, other: Node, axis: int) -> int | s
     if context.dtype(node) != context.dtype(other):
         return "the bits of the scores are read as another dtype"
     moved = None if shape is None or other_shape is None else kept_axis(shape, other_shape, axis)
-    return "the scores are reshaped across the key axis" if moved is None else moved
+    if moved is None:
+        return (
+            "between its product and its softmax the scores take another shape, in which no axis "
+            "is that of the keys alone, so it is not known which scores belong to one key"
+        )
+    return moved
 
 
 def _scores_of(search: Search, node: Node, axis: int) -> Node | None:

@@ -28,6 +28,9 @@ from todo_compile.passes.plan.masks import MaskProof, mask_obstacle, prove_mask
 
 log = logging.getLogger("todo_compile")
 
+TEXT_UNKNOWN = "the text beside the image is dynamic: its length is"
+"""How the reason begins why joint attention with a text of any length stays as it is."""
+
 Kind = Literal["self", "cross", "joint", "unknown"]
 
 
@@ -171,18 +174,18 @@ def _sized(
     # The text of a joint sequence may come after the image, where no offset tells its length.
     numbers = (rows, columns, frames, offset, shape[site.key.tokens])
     if unknown := tuple(n for n in numbers if not isinstance(n, int)):
-        what = "grid is dynamic: its sides are"
+        what = "the grid is dynamic: its sides are"
         if isinstance(rows, int) and isinstance(columns, int) and not isinstance(frames, int):
-            what = "number of frames is dynamic: it is"
+            what = "the number of frames is dynamic: it is"
         elif isinstance(rows, int) and isinstance(columns, int):
-            what = "text beside the image is dynamic: its length is"
+            what = TEXT_UNKNOWN
         why = "not known when the plan is made"
         symbols = {s for n in unknown for s in getattr(n, "free_symbols", ())}
         if symbols & context.keep_dynamic:
             why = "marked so by mark_dynamic, where maybe_mark_dynamic would allow a plan a size"
         return SiteGrid(
             kind,
-            obstacle=f"the {what} {why}",
+            obstacle=f"{what} {why}",
             refused=True,
             dynamic=unknown,
         )
@@ -295,9 +298,10 @@ def _other_keys(grids: GridMap, query: Dim, key: Dim, queries: Size, keys: Size)
             "grid cannot be proved from the graph; token_grids names it, if they are an image's",
             refused=True,
         )
+    counted = f"{keys} keys" if isinstance(keys, int) else "keys"
     return SiteGrid(
         "cross",
-        obstacle=f"cross-attention: its {keys} keys are not the tokens of its {queries} queries",
+        obstacle=f"cross-attention: its {counted} are not the tokens of its {queries} queries",
     )
 
 

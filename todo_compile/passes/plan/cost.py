@@ -67,7 +67,7 @@ class SiteCost:
     """Cost of one attention.
 
     Args:
-        batch: batch × heads; a dynamic batch counts as one.
+        batch: batch × heads; a dynamic batch counts as one, see `GraphContext.number`.
         query_tokens, key_tokens: sequence lengths.
         head_dim, value_dim: channels of a head in query and key, and in value.
         itemsize: bytes an element.
@@ -100,7 +100,7 @@ class SiteCost:
 
 
 def site_cost(context: GraphContext, site: AttentionSite) -> SiteCost | None:
-    """Cost of a site as the graph stands; None if its token counts are not numbers."""
+    """Cost of a site as the graph stands; None if its token counts are no numbers, nor known."""
     query_node, key_node, value_node = site.operands_now()
     query, key, value = map(context.shape, (query_node, key_node, value_node))
     dtype = context.dtype(key_node)
@@ -112,14 +112,14 @@ def site_cost(context: GraphContext, site: AttentionSite) -> SiteCost | None:
         key[site.key.channels],
         value[site.value.channels],
     )
-    if not all(isinstance(s, int) for s in named):
+    if context.batch is None and not all(isinstance(s, int) for s in named):
         return None
     rest = [s for i, s in enumerate(query) if i not in (site.query.tokens, site.query.channels)]
     return SiteCost(
         batch=_count(context, rest),
-        query_tokens=int(query[site.query.tokens]),
-        key_tokens=int(key[site.key.tokens]),
-        head_dim=int(key[site.key.channels]),
-        value_dim=int(value[site.value.channels]),
+        query_tokens=context.number(named[0]),
+        key_tokens=context.number(named[1]),
+        head_dim=context.number(named[2]),
+        value_dim=context.number(named[3]),
         itemsize=dtype.itemsize,
     )
