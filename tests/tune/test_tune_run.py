@@ -15,7 +15,8 @@ from tune_helpers import PROMPTS, Small
 from todo_compile.bundle.files import Stage
 from todo_compile.cli.app import main
 from todo_compile.errors import INTERRUPTED, ConfigError
-from todo_compile.tuning import measuring
+from todo_compile.progress import SilentProgress
+from todo_compile.tuning import measuring, run, studio
 from todo_compile.tuning.drawing import Pair
 from todo_compile.tuning.plan_file import TunedPlan
 from todo_compile.tuning.scores import Scores
@@ -106,6 +107,33 @@ def test_a_dense_last_phase_and_disabled_sites(small: Small) -> None:
     assert {n for p in points for phase in p.phases for n in phase.sites} == {
         f"down_blocks.{level}.attentions.0.transformer_blocks.0.attn1" for level in (0, 1)
     }
+
+
+def test_random_weights_say_that_they_mean_nothing(small: Small) -> None:
+    """Of a registered model; the demo's studio stands in for one of that size."""
+    told: list[str] = []
+    seeds: list[int | None] = []
+
+    class Said(SilentProgress):
+        def warn(self, text: str) -> None:
+            told.append(text)
+
+    def stand_in(*_: object, seed: int | None, **__: object) -> Any:
+        seeds.append(seed)
+        return small.drawer
+
+    with small.patched(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studio, "Studio", stand_in)
+        plan = run.tune(
+            "sd15", res=64, weights="random:3", budget="speedup=1.001", candidates="nearest:2",
+            phases=1, prompts=PROMPTS, steps=4, disable=["mid*", "up*", "down_blocks.1*"], batch=2,
+            fit=1, pairs=1, parts=1, quick=True, progress=Said(),
+        )  # fmt: skip
+    assert seeds == [3]
+    assert plan.weights.startswith("random:3:")
+    assert told[0] == plan.notes[0] == run.RANDOM
+    assert "say nothing about pictures" in run.RANDOM
+    assert (plan.settings["fit_pairs"], plan.settings["parts"]) == (2, [0.0])  # whole batches
 
 
 class Killed(Exception):
