@@ -192,7 +192,7 @@ def builds() -> str:
         f"{row['steps']['load model']:.1f} s, {row['steps']['onnx']:.1f} s | "
         f"{row['processor_seconds']:.0f} s | {row['peak_rss_bytes'] / 1e9:.1f} GB | "
         f"{row['peak_anonymous_bytes'] / 1e9:.1f} GB |"
-        for row in read("build-turns")
+        for row in (*read("build-turns"), *read("build-turns-sdxl"))
     ]
     return table(
         "model | px | commit | time | of it loading, translating | processor time | peak memory | "
