@@ -161,6 +161,15 @@ def soundness() -> str:
     return table("class | rewritten | refused | dense | wrong or crashed", rows)
 
 
+def soundness_later() -> str:
+    """The same, with choices that came later, without their classes."""
+    found: Any = json.loads((RESULTS / "soundness-later.json").read_text(encoding="utf-8"))
+    names = ("rewritten", "refused", "dense", "uncaptured", "wrong", "crash", "missing")
+    numbers = (found["cases"], *(found["outcomes"].get(name, 0) for name in names))
+    head = "cases | rewritten | refused | dense | not captured | wrong | crashed | no row"
+    return table(head, ["| " + " | ".join(f"{n:,}" for n in numbers) + " |"])
+
+
 def passes() -> str:
     """Processor time of the passes on full-size graphs, before the proofs and now."""
     rows: list[str] = []
@@ -289,6 +298,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "suites_refused": tool_tables.suites_refused,
     "large": large,
     "soundness": soundness,
+    "soundness_later": soundness_later,
     "passes": passes,
     "fuzz": fuzz,
     "plan_time": plan_time,

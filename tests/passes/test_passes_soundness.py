@@ -150,6 +150,13 @@ def test_the_long_run_found_nothing() -> None:
     assert not [name for name in RATES if not found["classes"][name]["rate"]]
 
 
+def test_nor_did_the_run_of_choices_that_came_later() -> None:
+    found = json.loads((RESULTS / "soundness-later.json").read_text(encoding="utf-8"))
+    assert sum(found["outcomes"].values()) == len(DIALECTS) * found["cases"]
+    assert (found["first_seed"], found["cases"] >= 500) == (LATER, True)
+    assert (found["wrong"], found["crash"], found["missing"]) == (0, 0, 0)
+
+
 def test_what_the_run_before_found_is_right_now() -> None:
     """All that failed in it; docs/proof.md says why."""
     found = json.loads((RESULTS / "soundness-found.json").read_text(encoding="utf-8"))
