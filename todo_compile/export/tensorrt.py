@@ -206,8 +206,8 @@ def _failure(outcome: Outcome, lines: list[str], plan: Path, log: Path) -> Excep
     if outcome.returncode == -9:
         return EngineError(
             "The builder's process was killed, most likely because memory ran out.",
-            remedy="Building takes about 3.5 times the size of the weights. Close other programs, "
-            f"or build on a machine with more memory. {see}",
+            remedy="Building takes about 1 GB and 2.4 times the size of the weights. Close other "
+            f"programs, or build on a machine with more memory. {see}",
         )
     message = telling_error(lines) or outcome.error
     if message:
