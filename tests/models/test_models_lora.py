@@ -100,6 +100,7 @@ def test_several_add_up_and_load_fuses(
     source = models.resolve_component(str(pipeline))
     weights = models.find_weights(source, models.WeightsChoice.parse("auto"), dtype=torch.float32)
     loras = [parse_lora(f"{path}:0.25"), parse_lora(f"{path}:-0.75")]
+    models.check_loras(source, loras)  # as every build does first, without weights: reads alpha
     loaded = models.load(source, weights, dtype=torch.float32, loras=loras)
     fuser(unet, [parse_lora(f"{path}:-0.5")], "unet")()
     torch.testing.assert_close(call(loaded.module), call(unet), rtol=1e-4, atol=1e-5)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from todo_compile._torch import fake_mode
 from todo_compile.errors import ModelError
 from todo_compile.models.lora import fuser, parse_lora
 
@@ -39,8 +40,11 @@ def net() -> Net:
 
 
 def fused(net: Net, path: Path, scale: str = "") -> Tensors:
-    module = copy.deepcopy(net)
-    fuser(module, [parse_lora(f"{path}{scale}")], "unet")()
+    module, loras = copy.deepcopy(net), [parse_lora(f"{path}{scale}")]
+    with fake_mode():
+        shapes = Net()
+    fuser(shapes, loras, "unet")  # as builds check them, before weights are loaded
+    fuser(module, loras, "unet")()
     return dict(module.state_dict())
 
 

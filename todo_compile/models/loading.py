@@ -141,7 +141,8 @@ def check_loras(source: Source, loras: Sequence[Lora]) -> None:
 @functools.lru_cache(maxsize=64)  # a file of builds asks for many sizes of one model
 def _check_loras(config: str, component: str, loras: tuple[Lora, ...]) -> None:
     with fake_mode():
-        fuser(build(json.loads(config), torch.float32), loras, component)
+        module = build(json.loads(config), torch.float32)
+    fuser(module, loras, component)  # outside: a LoRA's alpha is a number that is read
 
 
 def _filling(
