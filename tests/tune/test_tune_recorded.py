@@ -106,6 +106,23 @@ def test_scores_are_of_every_call_of_the_loop(tuned: TunedPlan, sd3: Path) -> No
     assert all(min(row) > 0 for rows in scores["local"].values() for row in rows.values())
 
 
+def test_accelerate_takes_it(tuned: TunedPlan, sd3: Path) -> None:
+    """The same factors in each phase, and the same picture, by torch.compile."""
+    expected = drawn(switched(tuned, sd3), "a b", 5)
+    pipeline = zoo_pipeline(sd3)
+    todo_compile.clear_reports()
+    todo_compile.accelerate(pipeline, plan=tuned, res=str(SIZE), vae=False, inner="eager")
+    np.testing.assert_allclose(drawn(pipeline, "a b", 5), expected, atol=1e-4)
+    rewritten = [
+        {site.module: site.factor[0] for site in report.sites if site.action == "rewritten"}
+        for report in todo_compile.reports()
+    ]
+    assert rewritten == [
+        {site: int(choice.removeprefix("nearest:")) for site, choice in phase.sites.items()}
+        for phase in tuned.phases
+    ]
+
+
 def test_a_bundle_and_generate_take_it(tuned: TunedPlan, sd3: Path, tmp_path: Path) -> None:
     plan = tuned.save(tmp_path / "plan.json")
     ours = drawn(switched(tuned, sd3), "a b", 5)
