@@ -120,7 +120,8 @@ def compile_bundle(
 
 
 _PLANNED = (
-    "res", "component", "batch", "text_tokens", "precision", "native_kv_tokens", "token_grids",
+    "res", "component", "batch", "text_tokens", "frames", "precision", "native_kv_tokens",
+    "token_grids",
 )  # fmt: skip
 
 
@@ -141,9 +142,9 @@ def plan(
         options: how factors are chosen; see `PlanOptions.create`.
         dump: folder for the graph before and after every pass.
         given: of a model by name ``res``, a side in pixels or ``"WIDTHxHEIGHT"``, ``component``,
-            ``batch``, ``text_tokens`` and ``precision``; of a module ``native_kv_tokens`` and
-            ``token_grids``. They mean what they do for `compile`. Of a range of batches the figures
-            are those of the largest.
+            ``batch``, ``text_tokens``, ``frames`` and ``precision``; of a module
+            ``native_kv_tokens`` and ``token_grids``. They mean what they do for `compile`. Of a
+            range of batches the figures are those of the largest.
 
     Raises:
         ConfigError: options that the model cannot follow.

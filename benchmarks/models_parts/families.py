@@ -6,12 +6,13 @@ find it by themselves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Grid = tuple[int, int]
+Grid = tuple[int, ...]
 Segment = tuple[int, Grid]
-"""(keys before it, (rows, columns))."""
+"""(keys before it, (rows, columns)); of a video (frames, rows, columns)."""
 Segments = Callable[[int, int], list[Segment]]
 """(queries, keys) of an attention → the pictures among its keys; none where it is of text."""
 
@@ -20,7 +21,7 @@ def alone(*grids: Grid) -> Segments:
     """Pictures by themselves."""
 
     def found(queries: int, keys: int) -> list[Segment]:
-        return [(0, g) for g in grids if queries == keys == g[0] * g[1]]
+        return [(0, g) for g in grids if queries == keys == math.prod(g)]
 
     return found
 
@@ -29,7 +30,7 @@ def first(grid: Grid) -> Segments:
     """The picture's tokens, then text."""
 
     def found(queries: int, keys: int) -> list[Segment]:
-        tokens = grid[0] * grid[1]
+        tokens = math.prod(grid)
         return [(0, grid)] if keys > tokens and queries in (keys, tokens) else []
 
     return found
@@ -39,7 +40,7 @@ def last(grid: Grid) -> Segments:
     """Text, then the picture's tokens."""
 
     def found(queries: int, keys: int) -> list[Segment]:
-        tokens = grid[0] * grid[1]
+        tokens = math.prod(grid)
         return [(keys - tokens, grid)] if keys > tokens and queries in (keys, tokens) else []
 
     return found
@@ -66,6 +67,7 @@ class Family:
         component: which part, as ``--component`` has it.
         factors: as ``--factors`` has them.
         controlnet: its residuals are asked for.
+        frames: of a video; None for the pipeline's own number, or a picture.
         pictured: it draws from a picture, this much smaller on each side; 0: from text alone.
     """
 
@@ -76,6 +78,7 @@ class Family:
     component: str = "unet"
     factors: str = "2"
     controlnet: bool = False
+    frames: int | None = None
     pictured: int = 0
 
     @property
@@ -86,6 +89,7 @@ class Family:
 
 GRID, PATCHED = (16, 24), (8, 12)  # cells of 192×128 pixels; patches of 2×2 cells
 SIZE = "192x128"
+SMALL, CLIP = "96x64", (3, 4, 6)  # nine frames are three of latents, of patches of 2×2 cells
 
 FAMILIES: tuple[Family, ...] = (
     Family("sd15", "Stable Diffusion 1.5", SIZE, alone(GRID)),
@@ -123,4 +127,11 @@ FAMILIES: tuple[Family, ...] = (
     Family("cascade", "Stable Cascade", "256x128", first((8, 16))),
     Family("animate_diff", "AnimateDiff", SIZE, alone(GRID)),
     Family("svd", "Stable Video Diffusion", SIZE, alone(GRID), pictured=1),
+    Family("ltx", "LTX-Video", SMALL, alone((5, 8, 12)), frames=9),
+    Family("wan", "Wan 2.1", SMALL, alone(CLIP), frames=9),
+    Family("cogvideox", "CogVideoX", SMALL, last(CLIP), frames=9),
+    Family("hunyuan_video", "HunyuanVideo", SMALL, first(CLIP), frames=9),
+    Family("mochi", "Mochi", SMALL, first((2, 4, 6)), frames=7),
+    Family("allegro", "Allegro", SMALL, alone((2, 4, 6)), frames=8),
+    Family("latte", "Latte", SMALL, alone((4, 6)), frames=2),
 )

@@ -30,6 +30,7 @@ from todo_compile.models import (
     find_weights,
     load,
     resolve_component,
+    with_frames,
 )
 from todo_compile.models.components import parse_choice
 from todo_compile.options import PlanOptions
@@ -101,7 +102,8 @@ def loaded(family: Family, folder: Path) -> tuple[LoadedModel, ExampleInputs]:
     Raises:
         TodoError: the command cannot.
     """
-    source = with_pipeline_defaults(resolve_component(str(folder), parse_choice(family.component)))
+    source = resolve_component(str(folder), parse_choice(family.component))
+    source = with_pipeline_defaults(with_frames(source, family.frames))
     weights = find_weights(source, WeightsChoice.parse("auto"), dtype=torch.float32)
     model = load(source, weights, dtype=torch.float32)
     batch = source.pipeline_defaults.batch if source.pipeline_defaults is not None else 2
@@ -198,7 +200,7 @@ def in_onnx(
                 str(folder), res=family.size, out=file, precision="fp32",
                 component=family.component,
                 batch=example.args[0].shape[0] if family.component != "unet" else None,
-                options=PlanOptions.create(factors=family.factors),
+                frames=family.frames, options=PlanOptions.create(factors=family.factors),
             )  # fmt: skip
         except TodoError as error:
             return {"built": first_line(error)[:200]}
@@ -213,7 +215,7 @@ def bundle(family: Family, folder: Path, out: Path) -> dict[str, str]:
     again as a pipeline), or "drawn" by that pipeline; with the reason why it is no more."""
     asked: dict[str, Any] = {
         "res": family.size, "format": "onnx", "precision": "fp32", "factors": family.factors,
-        "controlnet": family.controlnet,
+        "controlnet": family.controlnet, "frames": family.frames,
     }  # fmt: skip
     state = "refused"
     try:

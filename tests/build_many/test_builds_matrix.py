@@ -166,7 +166,7 @@ EVERYTHING = BuildRequest(
     sampling="blend:0.5", preset="todo-2x", vae_factors="off", lora=("a.safetensors:0.5", "-b"),
     controlnet=True, dense_after=0.7, opset=18, target="sm89", library="tensorrt_rtx",
     timing_cache=Path("t.cache"), weight_streaming=True, verify=True, force=True, dump=Path("d"),
-    masks="pool", text_tokens=256, plan="p.json", gate="drift=1e-3",
+    masks="pool", text_tokens=256, frames=9, plan="p.json", gate="drift=1e-3",
 )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ _WORDS = """
     --sampling blend:0.5 --preset todo-2x --vae-factors off --lora a.safetensors:0.5 --lora=-b
     --controlnet --dense-after 0.7 --opset 18 --target sm89 --library tensorrt_rtx
     --timing-cache t.cache --weight-streaming --verify --force --dump d
-    --masks pool --text-tokens 256 --plan p.json --gate drift=1e-3
+    --masks pool --text-tokens 256 --frames 9 --plan p.json --gate drift=1e-3
 """
 
 

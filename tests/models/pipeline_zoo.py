@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import zoo_transformers as dit
 import zoo_unets as unet
+import zoo_videos as video
 
 Make = Callable[[], Any]
 
@@ -21,6 +22,8 @@ FAMILIES: dict[str, Make] = {
         unet.deepfloyd, unet.deepfloyd_2, unet.kandinsky22, unet.karlo, unet.refiner, unet.svd,
         unet.controlled, unet.cascade, unet.sd15, unet.sdxl, unet.upscaler, unet.kandinsky3,
         unet.animate_diff, unet.kolors,
+        video.ltx, video.wan, video.cogvideox, video.hunyuan_video, video.mochi, video.allegro,
+        video.latte,
     )
 }  # fmt: skip
 

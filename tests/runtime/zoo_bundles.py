@@ -22,7 +22,10 @@ sys.path.append(str(Path(__file__).parents[1] / "models"))
 import pipeline_zoo as zoo
 
 GRID = (8, 12)  # patches of 2×2 cells of 8×8 pixels
-SIZES = {"deepfloyd": "48x32", "qwen_image": "96x64"}
+SIZES = {
+    "deepfloyd": "48x32", "qwen_image": "96x64", "ltx": "96x64", "wan": "96x64", "latte": "96x64",
+    "cogvideox": "96x64", "hunyuan_video": "96x64",
+}  # fmt: skip
 # (grid, text first) where a factor of 2 is asked for; keys are the picture's tokens and text.
 PLACES: dict[str, tuple[tuple[int, int], bool | None]] = {
     "sd3": (GRID, False),
@@ -81,8 +84,12 @@ def call(pipeline: Any, name: str) -> dict[str, Any]:
     return {"prompt": "a b a", "steps": 8 if "image" in given else 3, "resolution": size, **given}
 
 
-def made(name: str, root: Path) -> tuple[Any, Path]:
-    """The torch pipeline, and a bundle of it by the command, with factor 2 (the decoder dense)."""
+def made(name: str, root: Path, *words: object) -> tuple[Any, Path]:
+    """The torch pipeline, and a bundle of it by the command, with factor 2 (the decoder dense).
+
+    Args:
+        words: further options of the command.
+    """
     pipeline = zoo.make(name)
     for module in pipeline.components.values():
         for key, weight in module.named_parameters() if isinstance(module, torch.nn.Module) else ():
@@ -91,7 +98,8 @@ def made(name: str, root: Path) -> tuple[Any, Path]:
     folder = zoo.save(pipeline, root / "model")
     command(
         "compile", "--model", folder, "--res", SIZES.get(name, "192x128"), "--format", "onnx",
-        "--precision", "fp32", "--factors", 2, "--vae-factors", "off", "--out", f"{root}/bundle/",
+        "--precision", "fp32", "--factors", 2, "--vae-factors", "off", *words, "--out",
+        f"{root}/bundle/",
     )  # fmt: skip
     return pipeline, root / "bundle"
 

@@ -141,6 +141,7 @@ def _part(
         gate=None,  # the whole bundle's
         batch=str(_batch(name, batch, rows)),
         text_tokens=request.text_tokens if first else None,
+        frames=request.frames if first else None,
         precision=(request.vae_precision if vae else None) or request.precision,
         options=_options(name, request),
         controlnet=request.controlnet and first,

@@ -123,6 +123,15 @@ class BuildOptions(BaseModel):
             only="model",
         ),
     ] = None
+    frames: Annotated[
+        int | None,
+        Option(
+            "Of a video: how many frames it has. [default: the pipeline's own number]",
+            _WHAT,
+            metavar="N",
+            only="model",
+        ),
+    ] = None
     dynamic_batch: Annotated[
         Batch | None,
         Option(

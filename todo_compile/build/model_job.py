@@ -104,6 +104,7 @@ class ModelJob(Job):
             "resolution": str(self.resolution),
             "batch": self.identity["batch"],
             **({} if self.source.texts is None else {"text_tokens": str(self.source.texts)}),
+            **({} if self.source.frames is None else {"frames": self.source.frames}),
             "precision": self.precision,
         }
 
@@ -168,7 +169,8 @@ def prepare_component(
     resolution = models.Resolution.parse(request.res[0])
     assert request.model is not None
     source = models.resolve_component(request.model, component)
-    source = with_pipeline_defaults(models.with_text_tokens(source, request.text_tokens))
+    source = models.with_text_tokens(source, request.text_tokens)
+    source = with_pipeline_defaults(models.with_frames(source, request.frames))
     if source.component.startswith("text_encoder"):
         packages.need("transformers", "A text encoder")
     if source.file is not None and source.component == "unet":

@@ -59,7 +59,8 @@ def _plan(request: BuildRequest, alone: bool) -> Report:
 
     assert request.model is not None
     source = models.resolve_component(request.model, one_component(request.component))
-    source = with_pipeline_defaults(models.with_text_tokens(source, request.text_tokens))
+    source = models.with_text_tokens(source, request.text_tokens)
+    source = with_pipeline_defaults(models.with_frames(source, request.frames))
     return plan_source(
         source,
         models.Resolution.parse(size),

@@ -20,7 +20,9 @@ from todo_compile import packages
 from todo_compile.batches import Batch, BatchRange, TextRange, largest
 from todo_compile.capture import wrappers
 from todo_compile.capture.example import ExampleInputs
+from todo_compile.capture.recording.arguments import frames_name
 from todo_compile.capture.recording.call import wrapper
+from todo_compile.capture.recording.modules import class_of
 from todo_compile.capture.recording.padding import PADDED
 from todo_compile.capture.recording.recorded import recorder
 from todo_compile.capture.written import (
@@ -41,7 +43,7 @@ from todo_compile.models.architecture import (
 )
 from todo_compile.models.components import pipeline_class
 from todo_compile.models.loading import LoadedModel
-from todo_compile.models.parts import parts_of
+from todo_compile.models.parts import Part, parts_of
 from todo_compile.models.resolution import Resolution
 from todo_compile.models.source import DENOISERS, Source
 
@@ -174,8 +176,13 @@ def with_pipeline_defaults(source: Source) -> Source:
     """`source` with what its pipeline does by itself, where its inputs are read off that.
 
     Raises:
+        ConfigError: frames are asked of a pipeline that draws pictures.
         ModelError: nothing says which pipeline it belongs to, or that cannot be run.
     """
+    if source.frames is not None and not (is_recorded(source) and _draws_frames(source)):
+        raise ConfigError(
+            f"{source.pipeline or source.class_name} draws no video.", remedy="Leave --frames out."
+        )
     if not is_recorded(source) or source.pipeline_defaults is not None:
         return source
     return replace(source, pipeline_defaults=recorder_of(source).pipeline_defaults)
@@ -198,7 +205,14 @@ def recorder_of(source: Source) -> Recorder:
             "to todo_compile.rewrite(module, example_inputs).",
         )
 
-    return recorder(source, parts)
+    return recorder(source, replace(parts, frames=source.frames))
+
+
+def _draws_frames(source: Source) -> bool:
+    packages.need("generate", f"Running a {source.pipeline or 'pipeline'} with stand-ins")
+    if not (name := source.pipeline or pipeline_class(source)):
+        return False
+    return frames_name(class_of(Part("diffusers", name, {}))) is not None
 
 
 def _recording(

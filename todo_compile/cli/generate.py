@@ -47,6 +47,13 @@ def generate_command(
             "bundle's first; needed with --model]",
         ),
     ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a video: how many frames. \\[default: what a bundle was built for, else the "
+            "pipeline's own number]"
+        ),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="With --model: fp16, bf16 or fp32. \\[default: fp32]")
     ] = None,
@@ -129,6 +136,7 @@ def generate_command(
         "steps": steps,
         "guidance": guidance,
         "seed": seed,
+        "frames": frames,
         **({} if image is None else {"image": drawing.open_picture(image)}),
         **({} if clip_skip is None else {"clip_skip": clip_skip}),
     }
@@ -151,7 +159,7 @@ def generate_command(
             assert model is not None
             if res is None:
                 raise ConfigError("--model needs --res.", remedy="For example --res 1024")
-            source = _check_model(model, scheduler, device, steps)
+            source = _check_model(model, frames, scheduler, device, steps)
             check_video(source.pipeline, out, compare=compare)
             # What a pipeline passes, where its inputs are read off it.
             own = source.pipeline_defaults
@@ -216,10 +224,12 @@ def _check_bundle(bundle: Path, scheduler: str | None, device: str | None, steps
     return described.pipeline_class
 
 
-def _check_model(model: str, scheduler: str | None, device: str | None, steps: int) -> Source:
+def _check_model(
+    model: str, frames: int | None, scheduler: str | None, device: str | None, steps: int
+) -> Source:
     """As `_check_bundle`; what is no pipeline is refused when it is loaded."""
     from todo_compile.capture.inputs import with_pipeline_defaults
-    from todo_compile.models import resolve_component
+    from todo_compile.models import resolve_component, with_frames
     from todo_compile.models.components import pipeline_folder
     from todo_compile.runtime.in_process import torch_device
     from todo_compile.runtime.schedulers import check_steps, make_scheduler
@@ -228,7 +238,7 @@ def _check_model(model: str, scheduler: str | None, device: str | None, steps: i
     torch_device(device)
     source = resolve_component(model)
     check_one_stage(source)
-    source = with_pipeline_defaults(source)
+    source = with_pipeline_defaults(with_frames(source, frames))
     folder = pipeline_folder(source)
     if source.file is not None:
         check_steps(make_scheduler(scheduler, source.file.scheduler), steps)

@@ -33,6 +33,7 @@ _VALUES = {
     "pairs": "N",
     "batch": "N",
     "text_tokens": "N",
+    "frames": "N",
     "retries": "N",
     "precision": "fp16|bf16|fp32",
     "vae_precision": "fp16|bf16|fp32",

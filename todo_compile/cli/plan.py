@@ -10,6 +10,7 @@ import typer
 from todo_compile.cli.options import (
     Dump,
     Factors,
+    Frames,
     Json,
     KvTokens,
     Masks,
@@ -50,6 +51,7 @@ def plan_command(
         ),
     ] = None,
     text_tokens: TextTokens = None,
+    frames: Frames = None,
     precision: Precision = None,
     kv_tokens: KvTokens = None,
     factors: Factors = None,
@@ -77,7 +79,7 @@ def plan_command(
     sized: dict[str, Any] = {"res": tuple(res)} if res else {}
     request = BuildRequest(
         model=model, module=module, out="plan.onnx", component=component, batch=batch,
-        text_tokens=text_tokens, precision=precision, kv_tokens=kv_tokens,
+        text_tokens=text_tokens, frames=frames, precision=precision, kv_tokens=kv_tokens,
         factors=factors, sampling=sampling, preset=preset, masks=masks, dump=dump,
         **sized,
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from todo_compile._torch import compiled_call, set_compiled_call
+from todo_compile.capture.recording.arguments import frames_name
 from todo_compile.dynamo.backend_options import BackendOptions, patch_grid_at
 from todo_compile.dynamo.tuned import compile_phases
 from todo_compile.errors import ConfigError, ModelError
@@ -147,10 +147,7 @@ def _packed_grid(pipe: object, res: object) -> tuple[int, int] | None:
     """
     if res is None or not callable(pipe) or not hasattr(pipe, "_pack_latents"):
         return None
-    if (
-        hasattr(pipe, "_pack_latents_no_patch")
-        or "num_frames" in inspect.signature(pipe).parameters
-    ):
+    if hasattr(pipe, "_pack_latents_no_patch") or frames_name(type(pipe)) is not None:
         return None
     # A latent cell is `vae_scale_factor` pixels wide, and 2×2 of them are one token.
     return patch_grid_at(str(res), 2 * int(getattr(pipe, "vae_scale_factor", 8)))

@@ -182,7 +182,10 @@ def _root_cause(error: BaseException) -> str:
     """The innermost message: the outer ones are general advice over many lines."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    line = first_line(error, limit=240)
+    if "unbacked symbols" in line:  # and then every tensor that there is
+        return "sizes in it depend on the values of its inputs"
+    return line
 
 
 def _simplify(model: ir.Model) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from todo_compile.models.resolution import Resolution as Resolution
     from todo_compile.models.source import Source as Source
     from todo_compile.models.source import resolve as resolve
+    from todo_compile.models.source import with_frames as with_frames
     from todo_compile.models.source import with_text_tokens as with_text_tokens
     from todo_compile.models.weights import Weights as Weights
     from todo_compile.models.weights import WeightsChoice as WeightsChoice
@@ -53,6 +54,7 @@ _HOMES = {
     "Resolution": "resolution",
     "Source": "source",
     "resolve": "source",
+    "with_frames": "source",
     "with_text_tokens": "source",
     "Weights": "weights",
     "WeightsChoice": "weights",

@@ -53,11 +53,13 @@ class Parts:
         pipeline: its class in diffusers.
         settings: what else its constructor takes.
         parts: by name; None for one that this pipeline does without.
+        frames: of the video that it is asked for; None for what it draws when it is not told.
     """
 
     pipeline: str
     settings: Mapping[str, Any] = field(hash=False)
     parts: Mapping[str, Part | None] = field(hash=False)
+    frames: int | None = None
 
     @property
     def text(self) -> str:
@@ -66,7 +68,9 @@ class Parts:
             k: None if p is None else [p.library, p.name, dict(p.config)]
             for k, p in self.parts.items()
         }
-        return json.dumps([self.pipeline, dict(self.settings), parts], sort_keys=True, default=str)
+        return json.dumps(
+            [self.pipeline, dict(self.settings), parts, self.frames], sort_keys=True, default=str
+        )
 
 
 def parts_of(source: Source) -> Parts | None:

@@ -34,6 +34,8 @@ DENOISERS = (*COMPONENTS, "decoder", "prior")
 
 MAX_TEXT = 4096
 """Longest text, in tokens."""
+MAX_FRAMES = 4096
+"""Of a video."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 
@@ -56,6 +58,7 @@ class Source:
         controlnet: it takes a ControlNet's residuals as further inputs; see `controlnet`.
         file: for a checkpoint that is one file: what it was recognised as.
         text_tokens: tokens of its text, or a range; None for what its pipeline passes, see `texts`.
+        frames: of the video that its pipeline draws; None for the pipeline's own number.
         pipeline_defaults: what its pipeline showed, where it was asked (`capture.recording`).
 
     Raises:
@@ -74,6 +77,7 @@ class Source:
     controlnet: bool = False
     file: SingleFile | None = field(default=None, repr=False)
     text_tokens: Text | None = None
+    frames: int | None = None
     pipeline_defaults: PipelineDefaults | None = None
 
     def __post_init__(self) -> None:
@@ -158,6 +162,26 @@ def with_text_tokens(source: Source, tokens: TextLike | None) -> Source:
             f"A text of {largest(found)} tokens is not possible.", remedy=f"Give 1 to {MAX_TEXT}."
         )
     return replace(source, text_tokens=found)
+
+
+def with_frames(source: Source, frames: int | None) -> Source:
+    """A denoising model for a video of so many frames; None for what its pipeline draws.
+
+    Raises:
+        ConfigError: a number that is not possible, or another component.
+    """
+    if frames is None:
+        return source
+    if source.component not in DENOISERS:
+        raise ConfigError(
+            f"--frames is for denoising models; this is a {source.component}.",
+            remedy="Leave it out.",
+        )
+    if not 1 <= frames <= MAX_FRAMES:
+        raise ConfigError(
+            f"A video of {frames} frames is not possible.", remedy=f"Give 1 to {MAX_FRAMES}."
+        )
+    return replace(source, frames=frames)
 
 
 def read_config(path: Path, within: Path) -> dict[str, Any]:

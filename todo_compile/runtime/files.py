@@ -32,6 +32,7 @@ class Origin:
         class_name: of the module.
         config: of the module.
         call: of a denoiser whose inputs were read off its pipeline: see `CompiledCall`.
+        frames: of the video that it was asked for; None for its pipeline's own number.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Origin:
     class_name: str
     config: dict[str, Any] = field(repr=False)
     call: dict[str, Any] | None = field(default=None, repr=False)
+    frames: int | None = None
 
     @classmethod
     def of(cls, name: str, model: dict[str, Any]) -> Origin:
@@ -68,12 +70,18 @@ class Origin:
             + (f"{model['resolution']} px, " if model.get("resolution") else "")
             + f"batch {model.get('batch')}, "
             + (f"text of {model['text_tokens']} tokens, " if model.get("text_tokens") else "")
+            + (f"{model['frames']} frames, " if model.get("frames") else "")
             + f"{model.get('precision')}",
             component=str(model.get("component")),
             class_name=str(model.get("class")),
             config=dict(config),
             call=call,
+            frames=_frames(model.get("frames")),
         )
+
+
+def _frames(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
 
 
 def _is_call(call: Any) -> bool:

@@ -20,7 +20,7 @@ from todo_compile.errors import ConfigError, EngineError, InputError, TodoError,
 from todo_compile.foreign import open_regular
 from todo_compile.runtime.finite import NotFiniteError, finite_modules
 from todo_compile.runtime.metrics import Fidelity, fidelity
-from todo_compile.runtime.video import draws_videos, save_frames
+from todo_compile.runtime.video import asked_frames, draws_videos, let_decode, save_frames
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +87,7 @@ def generate(
     guidance: float = 7.5,
     seed: int = 0,
     resolution: Resolution | None = None,
+    frames: int | None = None,
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Picture:
@@ -99,11 +100,12 @@ def generate(
         guidance: classifier-free guidance scale; 1 or less turns it off.
         seed: of the starting noise, drawn on the CPU so that it does not depend on the device.
         resolution: in pixels; None for the pipeline's own.
+        frames: of a video; None for what a bundle was built for, else the pipeline's own number.
         on_step: called after every step.
         options: more arguments of the pipeline's call.
 
     Raises:
-        ConfigError: fewer than one step, or a number that is none.
+        ConfigError: fewer than one step, a number that is none, or frames that it cannot draw.
         InputError: the pipeline refuses the settings, or fails on them.
         EngineError: memory ran out.
         NotFiniteError: a component gave NaN or infinity; says which, and at what step.
@@ -123,6 +125,7 @@ def generate(
         raise ConfigError(f"{name} starts from no picture.", remedy="Leave --image out.")
     if foreign := [option for option in options if option not in known]:
         raise ConfigError(f"{name} takes no {foreign[0]}.", remedy="Leave it out.")
+    count = asked_frames(pipeline, frames)
     total = steps
     ends: list[float] = []
 
@@ -152,10 +155,12 @@ def generate(
         given |= {"height": resolution.height, "width": resolution.width}
         given["use_resolution_binning"] = False  # PixArt would draw another size and enlarge it
         given["max_area"] = resolution.height * resolution.width  # so would Kontext
+    given |= count
     # Pipelines differ in what they take; what the caller names himself is theirs to refuse.
     given = {name: value for name, value in given.items() if name in known} | options
     # Two bars at once would spoil each other; diffusers has no way to ask for the old setting.
     pipeline.set_progress_bar_config(disable=True)
+    let_decode(pipeline)
     start = time.perf_counter()
     try:
         with finite_modules(pipeline):

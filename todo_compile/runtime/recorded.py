@@ -113,9 +113,9 @@ class CompiledCall(Component):
             )
         return self._times.scheduled(given[self._times.name])
 
-    def cache_context(self, name: str) -> AbstractContextManager[None]:
+    def cache_context(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
         """Nothing to do: a compiled denoiser keeps nothing from one step to the next."""
-        del name
+        del args, kwargs
         return nullcontext()
 
     def _check(self, fixed: Mapping[str, str], names: tuple[str, ...]) -> None:

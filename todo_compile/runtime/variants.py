@@ -93,6 +93,7 @@ class CapturedComponent:
             "batch": batch,
             "precision": str(module.dtype).removeprefix("torch."),
         }
+        facts |= {} if source.frames is None else {"frames": source.frames}
         call = manifest_call(source, resolution, batch=batch, dtype=module.dtype)
         facts |= {} if call is None else {"call": call}
         self.origin = Origin.of(Path(source.identifier).name, facts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from todo_compile.capture.recording.arguments import FROM_TEXT
+from todo_compile.capture.recording.arguments import FRAMES, FROM_TEXT
 from todo_compile.errors import ConfigError, InputError, ModelError, TodoError, first_line
 from todo_compile.models.components import pipeline_class
 
@@ -20,7 +20,7 @@ _GIVEN = {
     "prompt", "num_inference_steps", "guidance_scale", "generator", "output_type", "height",
     "width",
 }  # fmt: skip
-_MORE = {"image", "image_embeds", "video", "control_image", "num_frames"}
+_MORE = {"image", "image_embeds", "video", "control_image", *FRAMES}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from todo_compile.models.resolution import Resolution
 
 _PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 _PICTURES = ("image", "mask_image", "control_image", "ip_adapter_image", "video", "init_image")
+FRAMES = ("num_frames", "video_length")
+"""What pipelines call the number of a video's frames."""
 FROM_TEXT = ("Flux2Pipeline", "Flux2KleinPipeline")
 """Pipelines that draw from text where they are given no picture to look at, which would be further
 tokens beside those of the one that is drawn."""
@@ -39,6 +41,12 @@ def takes_size(pipeline: Any) -> bool:
 def count_name(pipeline: Any) -> str | None:
     """The parameter that says how many pictures are made of one text."""
     return next((name for name in _PER_PROMPT if name in parameters(pipeline)), None)
+
+
+def frames_name(made: type[Any]) -> str | None:
+    """The parameter of a pipeline class that says how many frames are drawn; None for pictures."""
+    known = inspect.signature(made.__call__).parameters
+    return next((name for name in FRAMES if name in known), None)
 
 
 def arguments(
@@ -72,6 +80,8 @@ def arguments(
             found[name] = prompt() if words is None else prompt(words)
     if size is not None and takes_size(pipeline):
         found |= {"height": size.height, "width": size.width}
+    if parts.frames is not None and (frames := frames_name(type(pipeline))) is not None:
+        found[frames] = parts.frames
     # Sizes near a known one would be drawn at that and resized.
     if "use_resolution_binning" in known:
         found["use_resolution_binning"] = False

@@ -6,12 +6,14 @@ does; others pass every text as long as it is, so that the prompt decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from todo_compile.errors import ConfigError
 
@@ -111,6 +113,53 @@ class Lengths:
             "output cannot be for several.",
             remedy="Give --text-tokens one number.",
         )
+
+
+def reads_apart(
+    run: Callable[[Mapping[str, Any]], object],
+    calls: Sequence[Mapping[str, Any]],
+    tokens: Sequence[int],
+) -> bool:
+    """Whether a denoiser attends to its text by itself, never to text and others in one sequence.
+
+    Args:
+        run: the denoiser, by its shapes alone.
+        calls: with two lengths of text.
+        tokens: of both texts.
+    """
+    seen: list[list[int]] = []
+    for call in calls:
+        mode = _Keys()
+        try:
+            with mode:
+                run(call)
+        except Exception:  # noqa: BLE001  # whatever a network without values raises: unknown
+            return False
+        seen.append(mode.keys)
+    one, other = seen
+    pairs = list(zip(one, other, strict=False))
+    return len(one) == len(other) and all(a == b or [a, b] == list(tokens) for a, b in pairs)
+
+
+class _Keys(TorchFunctionMode):
+    """Keeps how many keys every fused attention has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[int] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        del types
+        given = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.keys.append((args[1] if len(args) > 1 else given["key"]).shape[-2])
+        return func(*args, **given)
 
 
 def _differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from todo_compile.batches import Text, TextRange, largest
 from todo_compile.capture.recording.arguments import count_name, parameters, takes_size
 from todo_compile.capture.recording.call import Flat, flatten
-from todo_compile.capture.recording.lengths import Lengths
+from todo_compile.capture.recording.lengths import Lengths, reads_apart
 from todo_compile.capture.recording.padding import PADDED
 from todo_compile.capture.recording.picture import Picture, cells_of, look
 from todo_compile.capture.recording.run import rehearsal
@@ -330,12 +330,12 @@ class Recorder:
         return self._once(("lengths", size), lambda: Lengths.of(self._parts.pipeline, seen))
 
     def _unfilled(self, size: Resolution | None) -> TextRange | None:
-        """Every text that the pipeline passes, where it fills none up and a UNet reads them.
+        """Every text that the pipeline passes, where it fills none up and they are read apart.
 
-        Other denoisers join text and picture, whose tokens cannot be told apart then.
+        Where text and picture are one sequence, their tokens cannot be told apart then.
         """
-        drawn_from = parameters(rehearsal(self._parts, self._denoiser).pipeline)
-        if self._denoiser != "unet" or "prompt" not in drawn_from:
+        rehearsed = rehearsal(self._parts, self._denoiser)
+        if "prompt" not in parameters(rehearsed.pipeline):
             return None
         try:
             lengths = self._lengths(size)
@@ -344,6 +344,11 @@ class Recorder:
         whole = flatten(self._call(size)).by_name
         if lengths.by != "words" or not (names := lengths.even(whole)):
             return None
+        if self._denoiser != "unet":
+            calls = [self._call(size, words=words) for words in lengths.numbers]
+            tokens = [seen[min(names)].shape[1] for seen in lengths.seen]
+            if not reads_apart(rehearsed.stage.shapes, calls, tokens):
+                return None
         most = whole[min(names)].shape[1]
         return TextRange(1, most, most) if most > 1 else None
 
