@@ -64,7 +64,7 @@ def asked_frames(pipeline: Any, wanted: int | None) -> dict[str, int]:
 def let_decode(pipeline: Any) -> None:
     """Switch on what a video's decoder cannot do without: Allegro's has no way but in tiles, and
     diffusers leaves them off."""
-    vae = getattr(pipeline, "vae", None)
+    vae: Any = getattr(pipeline, "vae", None)
     if type(vae).__name__ in _TILED:
         vae.enable_tiling()
 
