@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import sys
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 # What diffusers imports with any of its networks where it is installed: 2 of 8 seconds.
 _UNASKED = ("transformers", "peft", "accelerate", "scipy", "torchao", "bitsandbytes", "xformers")
@@ -20,15 +22,19 @@ def diffusers_alone() -> Generator[None]:
     diffusers asks of each optional package whether it could be imported, once, and imports it then
     whether it is needed or not; no setting of its own says otherwise. `None` in `sys.modules` is
     Python's own word for a module that cannot be imported. diffusers keeps the answer: for a
-    process that ends with what it was started for, never for a user's.
+    process that ends with what it was started for, never for a user's. It also reads the list of
+    files of every installed package, for the versions of a few that no network needs; it is told
+    that there are none.
 
     Nothing is done where diffusers has been imported already, as by the check of a folder's index.
     """
     absent = [] if "diffusers" in sys.modules else [n for n in _UNASKED if n not in sys.modules]
     hidden = dict.fromkeys(absent)
     sys.modules.update(hidden)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    unread = mock.patch.object(importlib.metadata, "packages_distributions", dict)
     try:
-        yield
+        with unread if hidden else nullcontext():
+            yield
     finally:
         for name in hidden:
             if sys.modules.get(name) is None:

@@ -99,3 +99,14 @@ def test_logging_variable() -> None:
     assert _log("INFO") == "INFO todo_compile: a note\n"
     assert _log("error") == ""
     assert "TODO_COMPILE_LOG=loud is none of debug, info" in _log("loud")
+
+
+def test_run_as_a_module() -> None:
+    """``python -m todo_compile`` speaks of itself by the command's name, and ends as it does."""
+    words = [sys.executable, "-m", "todo_compile", "plan"]
+    said = subprocess.run([*words, "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: todo-compile plan [OPTIONS]" in said.stdout
+    wrong = [*words, "--model", "nothing-of-that-name", "--res", "512"]
+    done = subprocess.run(wrong, capture_output=True, text=True, check=False)
+    assert done.returncode == main(wrong[3:]) != 0
+    assert "Unknown model" in done.stderr and "Traceback" not in done.stderr

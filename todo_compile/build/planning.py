@@ -36,7 +36,7 @@ def plan_request(request: BuildRequest, *, alone: bool = False) -> Report:
     Raises:
         TodoError: whatever the user can mend.
     """
-    with paused_collection():
+    with paused_collection(for_good=alone):
         return _plan(request, alone)
 
 
