@@ -64,6 +64,32 @@ def test_videos_are_pooled_within_their_frames(name: str, dialect: str) -> None:
     assert (got - truth).abs().max() <= 1e-5 * truth.abs().max()
 
 
+class _Numbers(torch.nn.Module):
+    """HunyuanVideo with its mask as numbers, 0 and 1, of which it makes the length of a text."""
+
+    def __init__(self, model: torch.nn.Module, bounded: bool) -> None:
+        super().__init__()
+        self.model, self.bounded = model, bounded
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        given = list(tensors)
+        mask = given[3] if self.bounded else given[3] * 2 - 1
+        given[3] = mask.to(torch.float32) if self.bounded else mask
+        return self.model(*given)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("bounded", [True, False])
+def test_lengths_that_are_sums_of_numbers(dialect: str, bounded: bool) -> None:
+    """Of a boolean mask no sum is below 0; of any numbers one may be, and hide the video's keys."""
+    model, inputs = make("hunyuan_video")
+    mask = inputs[3] if bounded else inputs[3].to(torch.float32)
+    given = (*inputs[:3], mask, *inputs[4:])
+    sites = capture(_Numbers(model, bounded), given, dialect).rewrite(HALF).sites
+    found = [s.action for s in sites if s.key_tokens == TOKENS + TEXT]
+    assert found == ["rewritten" if bounded else "refused"] * 2
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_frames_and_pictures_of_latte(dialect: str) -> None:
     _, graph = captured("latte", dialect)

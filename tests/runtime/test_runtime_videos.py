@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import oracle
 import pytest
+import torch
 from PIL import Image, ImageSequence
 from typer.testing import CliRunner
 from zoo_bundles import Pooled, command, made, zoo
 
 import todo_compile
 from todo_compile.bundle.bundle import read_bundle
+from todo_compile.capture.recording.call import flatten, wrapper
 from todo_compile.cli.app import app
 from todo_compile.errors import ConfigError, InputError
 from todo_compile.models import Resolution
@@ -30,24 +34,42 @@ def test_parts_that_a_pipeline_draws_from_are_kept() -> None:
     assert not is_needed("FluxPipeline", "image_encoder")
 
 
-# Frames, (keys before the video's, its grid) of the attention that is pooled.
-TEXTS: dict[str, tuple[int, int, tuple[int, ...]]] = {
-    "ltx": (9, 0, (5, 8, 12)),
-    "wan": (9, 0, (3, 4, 6)),
-    "latte": (2, 0, (4, 6)),
+# Frames, the video's grid in the attention that is pooled, keys of text after it.
+TEXTS: dict[str, tuple[int, tuple[int, ...], int]] = {
+    "ltx": (9, (5, 8, 12), 0),
+    "wan": (9, (3, 4, 6), 0),
+    "latte": (2, (4, 6), 0),
+    "hunyuan_video": (9, (3, 4, 6), 256),
 }
 SLOW = [name if name == "ltx" else pytest.param(name, marks=pytest.mark.slow) for name in TEXTS]
 
 
+@contextmanager
+def pooled_denoiser(pipeline: Any, segments: Any) -> Generator[list[int]]:
+    """The oracle in a pipeline's denoiser alone; see `oracle.pooled_fused_attention`."""
+    denoiser, seen = pipeline.transformer, []
+    forward = denoiser.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with oracle.pooled_fused_attention(segments, "nearest") as some:
+            found = forward(*args, **kwargs)
+        seen.extend(some)
+        return found
+
+    denoiser.forward = run
+    try:
+        yield seen
+    finally:
+        del denoiser.forward
+
+
 @pytest.mark.parametrize("name", SLOW)
 def test_a_video_of_a_text_is_the_torch_pipelines(name: str, tmp_path: Path) -> None:
-    frames, before, grid = TEXTS[name]
+    frames, grid, text = TEXTS[name]
     pipeline, bundle = made(name, tmp_path, "--frames", frames)
     call: dict[str, Any] = {"steps": 2, "resolution": Resolution(96, 64)}
     dense = generate(pipeline, "a b a", frames=frames, **call).pixels
-    with oracle.pooled_fused_attention(
-        {before + math.prod(grid): (before, grid, (2, 2))}, "nearest"
-    ) as pooled:
+    with pooled_denoiser(pipeline, {math.prod(grid) + text: (0, grid, (2, 2))}) as pooled:
         truth = generate(pipeline, "a b a", frames=frames, **call).pixels
     assert pooled
     loaded = todo_compile.load_pipeline(bundle)
@@ -113,3 +135,21 @@ def test_a_video_is_the_torch_pipelines(tmp_path: Path) -> None:
         assert isinstance(done.exception, ConfigError)
         assert says in str(done.exception)
     assert not (tmp_path / "x.png").exists()
+
+
+def test_masks_of_numbers_are_boolean_in_a_recorded_call() -> None:
+    counts, added = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.0, -1e4]])
+    flat = flatten({"x": torch.ones(1, 3), "mask": counts, "bias_mask": torch.zeros(1, 3)})
+    assert flat.by_name["mask"].dtype is torch.bool
+    assert flat.masks == {"mask": torch.float32}
+    seen: dict[str, torch.Tensor] = {}
+
+    class Denoiser(torch.nn.Module):
+        def forward(self, **given: torch.Tensor) -> torch.Tensor:
+            seen.update(given)
+            return given["x"]
+
+    wrapper(flat, "unet", "Denoiser")(Denoiser())(*flat.tensors)
+    assert torch.equal(seen["mask"], counts)
+    assert seen["mask"].dtype is torch.float32
+    assert flatten({"mask": added}).masks == {}

@@ -152,8 +152,18 @@ class CompiledCall(Component):
 
     def _fitting(self, name: str, value: Tensor) -> Tensor:
         """The tensor in the type of its input, where that is of numbers without fractions or mixed
-        by the pipeline: times, positions and masks."""
+        by the pipeline: times, positions and masks.
+
+        Raises:
+            InputError: a mask of other numbers than 0 and 1.
+        """
         wanted = dtype_named(self.session.inputs[name].dtype)
+        if wanted is torch.bool and not bool(((value == 0) | (value == 1)).all()):
+            raise InputError(
+                f"The pipeline passes a {name} of other numbers than 0 and 1; "
+                f"{self.origin.built_for} with those.",
+                remedy="Let it say which tokens count, or use the torch module.",
+            )
         if value.dtype == wanted or (value.is_floating_point() and value.dim() > 2):
             return value
         return value.to(wanted)

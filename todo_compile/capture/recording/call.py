@@ -5,7 +5,8 @@
 
 Tensors become inputs, in the order of the call, named after where they were; all else is fixed. A
 timestep given as a whole number becomes fp32, and one without axes gets one: the same for every
-scheduler, see `todo_compile.capture.inputs`.
+scheduler, see `todo_compile.capture.inputs`. A mask that is given as numbers, 0 and 1, becomes
+boolean, so that the graph itself says that it counts tokens.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Flat:
         tensors: as recorded, timesteps excepted.
         leaves: everything in the call, in order; None in the places of tensors.
         fixed: see `fixed`.
+        masks: types of those masks that were given as numbers, by name.
         places: of the tensors in `leaves`.
         tree: how `leaves` make up the call's arguments.
     """
@@ -43,6 +45,7 @@ class Flat:
     places: tuple[int, ...]
     tree: Any
     fixed: Mapping[str, str]
+    masks: Mapping[str, torch.dtype]
 
     @property
     def by_name(self) -> dict[str, Tensor]:
@@ -62,8 +65,13 @@ def flatten(arguments: Mapping[str, Any]) -> Flat:
     places = tuple(i for i, (_, leaf) in enumerate(pairs) if isinstance(leaf, Tensor))
     paths = [pairs[i][0] for i in places]
     tensors = tuple(_timely(pairs[i][0], cast("Tensor", pairs[i][1])) for i in places)
+    names = _names(paths)
+    masks = {n: t.dtype for n, t in zip(names, tensors, strict=True) if _is_mask(n, t)}
+    tensors = tuple(
+        t.to(torch.bool) if n in masks else t for n, t in zip(names, tensors, strict=True)
+    )
     leaves = tuple(None if i in places else leaf for i, (_, leaf) in enumerate(pairs))
-    return Flat(_names(paths), tensors, leaves, places, tree, fixed(given))
+    return Flat(names, tensors, leaves, places, tree, fixed(given), masks)
 
 
 def fixed(arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -90,8 +98,8 @@ def wrapper(flat: Flat, component: str, name: str) -> type[nn.Module]:
 
     def forward(self: nn.Module, *values: Tensor) -> Any:
         leaves = list(flat.leaves)
-        for place, value in zip(flat.places, values, strict=True):
-            leaves[place] = value
+        for key, place, value in zip(flat.names, flat.places, values, strict=True):
+            leaves[place] = value.to(flat.masks[key]) if key in flat.masks else value
         found = getattr(self, component)(**unflattened(leaves, flat.tree))
         return _plain(found)
 
@@ -115,6 +123,14 @@ def _timely(path: tuple[str, ...], tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float32)
     return tensor[None] if tensor.dim() == 0 else tensor
+
+
+def _is_mask(name: str, tensor: Tensor) -> bool:
+    """Whether it says of every token, by 1 or 0, whether it counts. What is added to scores is 0
+    for tokens that count."""
+    if "mask" not in name or tensor.dim() != 2 or tensor.dtype is torch.bool:
+        return False
+    return bool(((tensor == 0) | (tensor == 1)).all()) and bool((tensor == 1).any())
 
 
 def _names(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

@@ -44,18 +44,25 @@ def _arange(q: Question) -> Values | None:
 
 
 def _total(q: Question) -> Values | None:
-    """sum of whole numbers: as many as there are positions on the axes that are gone."""
+    """sum in whole numbers: as many as there are positions on the axes that are gone.
+
+    What has fractions is made whole first, as ``dtype=torch.int`` says, so nothing is rounded.
+    """
     source, dims = q.source, ops.arg(q.node, 1, "dim", "axis")
     before = None if source is None else q.context.shape(source)
     if source is None or before is None or q.context.dtype(q.node) not in _COUNTS:
         return None
-    if (dtype := q.context.dtype(source)) is None or dtype.is_floating_point or dtype.is_complex:
-        return None  # their sums are rounded
+    if (dtype := q.context.dtype(source)) is None or dtype.is_complex:
+        return None
     gone = (
         range(len(before)) if dims is None else dims if isinstance(dims, list | tuple) else [dims]
     )
     count: Any = math.prod(before[ops.normal_dim(d, len(before))] for d in gone)
     found = q.whole(source)
+    if dtype.is_floating_point:
+        if not max(abs(found.low), abs(found.high)) < _EXACT:
+            return None  # they may not fit into whole numbers
+        found = Values(float(math.floor(found.low)), float(math.ceil(found.high)))
     if not isinstance(count, int):
         return Values(0.0, math.inf) if found.low >= 0 else None
     return Values(count * found.low, count * found.high) if count else number(0.0)
