@@ -64,6 +64,8 @@ class Kind:
             else:  # of norms: around 1; of all others: small
                 drawn = drawn * 0.05 + float(name.endswith(("weight", "scale")))
             value.data.copy_(drawn)
+        for value in model.buffers():  # a table of positions is new memory, as weights are
+            value.copy_(0.2 * torch.randn(value.shape, generator=noise))
         return model.eval().requires_grad_(requires_grad=False)
 
     def inputs(self) -> dict[str, torch.Tensor]:
