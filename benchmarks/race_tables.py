@@ -16,10 +16,19 @@ RUNS = (
     "race-sd15-cpu",
     "race-sd15-onnx-cpu",
     "race-block-cpu",
+    "race-others-cpu",
     "race-sd15-amd-bf16",
     "race-sd15-old-fp32",
 )
-_NAMES = {"sd15": "SD1.5", "block": "one block of it"}
+_NAMES = {
+    "sd15": "SD1.5",
+    "block": "one block of it",
+    "sdxl": "SDXL",
+    "pixart": "PixArt, 4 blocks",
+    "sd3": "SD3, 4 blocks",
+    "flux": "FLUX, 3 blocks",
+    "vae-decode": "SD1.5's decoder",
+}
 _PEERED = 1024
 
 
@@ -154,6 +163,14 @@ def peers() -> str:
             f"| {about} | {'' if ratio is None else '{:.2f}×'.format(ratio['ratio']['median'])} | "
             f"{mse:.1e} [{low:.1e}, {high:.1e}] | {said[0]} | {said[1]} |"
         )
+    apart = read("race-hidiffusion")
+    assert apart["px"] == _PEERED
+    said = ["yes" if apart["fits"][way] == "yes" else "no" for way in ("fullgraph", "onnx")]
+    lines.append(
+        "| windows in the largest blocks, inner blocks at half size in the first 40 % of the steps "
+        f"(HiDiffusion, `hidiffusion`) | {apart['ratio']:.2f}× | not for this model | "
+        f"{said[0]} | {said[1]} |"
+    )
     header = "method | dense / it | squared error | one graph a step | exports to ONNX"
     return _table(header, lines)
 

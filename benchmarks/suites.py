@@ -2,11 +2,11 @@
 
     python benchmarks/suites.py CHECKOUT [--only WORD]
 
-CHECKOUT is one of diffusers at about the installed version: its ``tests`` are run with the
-installed diffusers, in two processes a file: as they are, and with every UNet compiled (dense,
-fp32, batches of 1 to 8, at one size a file). Each call is compared with the torch
-UNet. Needs no network: what asks for the hub fails in both. Writes ``results/suites.json``; with
-``--only`` the other files stay as they were.
+CHECKOUT is one of diffusers at about the installed version (its tests also need ``parameterized``
+and ``requests-mock``). Its ``tests`` are run with the installed diffusers, in two processes a file:
+as they are, and with every UNet compiled (dense, fp32, batches of 1 to 8, at one size a file). Each
+call is compared with the torch UNet. Needs no network: what asks for the hub fails in both. Writes
+``results/suites.json``; with ``--only`` the other files stay as they were.
 """
 
 from __future__ import annotations

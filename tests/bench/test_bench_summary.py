@@ -91,8 +91,21 @@ def test_the_race_is_told_as_it_was_run() -> None:
 
 def test_peers_have_all_their_columns() -> None:
     rows = race_tables.peers().splitlines()[2:]
-    assert len(rows) == len(race_tables.ABOUT) + 2
+    assert len(rows) == len(race_tables.ABOUT) + 3
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert all(cells[i][1] for i in range(len(cells) - 1)), "only the last was not timed"
+    assert all(row[1].endswith("×") for row in cells), "all were timed"
+    assert cells[-1][3:] == ["no", "no"], "HiDiffusion draws its windows at random"
     same = {row[2] for row in cells if "every 2nd key" in row[0] or row[0].startswith("factor 2")}
     assert len(same) == 1, "the paper's processor and the rewrite draw the same pictures"
+
+
+def test_what_is_said_of_sdxls_default_plan() -> None:
+    """Of the attentions that `4,2` takes, 60 are of a grid that the default plan leaves dense."""
+    rows = race_tables.read("race-others-cpu")["rows"]
+    variants = [r["variants"] for r in rows if (r["workload"], r["px"]) == ("sdxl", 2048)][-1]
+    by, default = variants["4,2"], variants["default"]
+    assert (by["factors"], default["factors"]) == ([[1, [4, 4]], [2, [2, 2]]], [[1, [2, 2]]])
+    assert by["sites"]["rewritten"] - default["sites"]["rewritten"] == 60
+    assert "leaves its 60 attentions of 4,096 tokens dense" in (
+        Path(__file__).parents[2] / "docs" / "performance.md"
+    ).read_text(encoding="utf-8").replace("\n", " ")
