@@ -20,6 +20,7 @@ from todo_compile.batches import TextRange
 from todo_compile.bundle import manifest as manifests
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.errors import CaptureError, ConfigError, InputError
+from todo_compile.models import Resolution
 from todo_compile.runtime.generate import generate
 
 
@@ -165,3 +166,30 @@ def test_an_engine_has_a_profile_of_both_ranges(model: Path, tmp_path: Path) -> 
     assert texts["encoder_hidden_states"] == f"1..2, 20..154, {tiny.TEXT}"
     spec = next(one for one in result.manifest.inputs if one.texts is not None)
     assert spec.profile == ((1, 20, 24), (2, 77, 24), (2, 154, 24))
+
+
+@pytest.mark.slow
+def test_texts_that_are_read_with_the_picture_have_one_length(tmp_path: Path) -> None:
+    """Z-Image: without guidance there is one text; with it, prompt and negative prompt differ."""
+    pipeline = zoo.make("z_image")
+    folder = zoo.save(pipeline, tmp_path / "model")
+    call: dict[str, Any] = {"steps": 2, "resolution": Resolution(192, 128)}
+
+    def built(batch: int) -> Any:
+        out = tmp_path / f"bundle{batch}"
+        todo_compile.compile_bundle(
+            str(folder), res="192x128", out=out, format="onnx", precision="fp32", factors="off",
+            batch=batch, text_tokens=4,
+        )  # fmt: skip
+        return todo_compile.load_pipeline(out)
+
+    alone = built(1)
+    truth = generate(pipeline, "a b a", guidance=0.0, **call).pixels
+    assert np.abs(generate(alone, "a b a", guidance=0.0, **call).pixels - truth).max() < 1e-3
+    with pytest.raises(InputError, match=r"passes 3 tokens of text; .* with 4") as found:
+        generate(alone, "a b", guidance=0.0, **call)
+    assert "--text-tokens 3" in str(found.value.remedy)
+    with pytest.raises(InputError, match=r"tokens of text; .* with 4") as found:
+        generate(built(2), "a b a", **call)
+    assert "a negative prompt as long as the prompt" in str(found.value.remedy)
+    assert "--batch 1 and --text-tokens" in str(found.value.remedy)

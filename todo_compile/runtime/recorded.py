@@ -81,7 +81,7 @@ class CompiledCall(Component):
         self._check_text(flat.by_name)
         feeds = {name: self._fitting(name, flat.by_name[name]) for name in self.session.inputs}
         results = list(self._run(feeds, shared=self._shared_inputs).values())
-        found: Any = results[0] if len(results) == 1 else results
+        found: Any = results if len(results) > 1 or _in_lists(given) else results[0]
         if not wrapped:
             return (found,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -143,12 +143,24 @@ class CompiledCall(Component):
                 continue
             known = tokens == wanted[0] if spec.texts is None else tokens in spec.texts
             if not known and value.shape[-1] == wanted[1]:
+                built = wanted[0] if spec.texts is None else spec.texts
                 raise InputError(
                     f"The pipeline passes {tokens} tokens of text; {self.origin.built_for} with "
-                    f"{wanted[0] if spec.texts is None else spec.texts}.",
-                    remedy="Give another length of prompt, or build it for this one: --text-tokens "
-                    f"{tokens}.",
+                    f"{built}.",
+                    remedy=self._other_text(given, tokens),
                 )
+
+    def _other_text(self, given: Mapping[str, Tensor], tokens: int) -> str:
+        """What to do about a text of another length, and about two that differ."""
+        texts = [v.shape[-2] for n, v in given.items() if n.startswith(_TEXTS) and v.dim() == 2]
+        if len(set(texts)) > 1:
+            return (
+                f"Its texts have {' and '.join(map(str, texts))} tokens, and an output has one "
+                "length: give a negative prompt as long as the prompt, or draw without guidance "
+                "(--guidance 0) with what was built so: --batch 1 and --text-tokens of the "
+                "prompt's length."
+            )
+        return f"Give another length of prompt, or build it for this one: --text-tokens {tokens}."
 
     def _fitting(self, name: str, value: Tensor) -> Tensor:
         """The tensor in the type of its input, where that is of numbers without fractions or mixed
@@ -190,3 +202,9 @@ class CompiledCall(Component):
                 # In a tuple: as a module of this one it would move with it.
                 self._twin = (build(self.origin.config, self.dtype),)
         return self._twin[0]
+
+
+def _in_lists(given: Mapping[str, Any]) -> bool:
+    """Whether pictures come in a list, one for each row, as they then are given back."""
+    pictures: Any = next((v for v in given.values() if isinstance(v, Tensor | list)), None)
+    return isinstance(pictures, list) and bool(pictures) and isinstance(pictures[0], Tensor)

@@ -65,7 +65,9 @@ class Recording:
     @property
     def image_axes(self) -> dict[str, tuple[int, int]]:
         """Input → its (row, column) axes."""
-        return {} if self.picture is None else dict(self.picture.axes)
+        axes = {} if self.picture is None else self.picture.axes
+        # Of a list with a picture for each row a smaller batch has fewer.
+        return {name: both for name, both in axes.items() if name in self.call.names}
 
 
 class Recorder:
