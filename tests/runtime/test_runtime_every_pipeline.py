@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -163,3 +164,13 @@ def test_stages_are_refused(tmp_path: Path) -> None:
     folder = zoo.save(zoo.make("karlo"), tmp_path / "karlo")
     with pytest.raises(ModelError, match="UnCLIPPipeline draws in several stages"):
         todo_compile.compile_bundle(str(folder), res=64, out=tmp_path / "bundle")
+
+
+def test_t2i_adapters_are_refused_before_any_work(tmp_path: Path) -> None:
+    folder = zoo.save(zoo.make("sd15"), tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = "StableDiffusionAdapterPipeline"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="hands its UNet what a T2I-Adapter makes"):
+        todo_compile.compile_bundle(str(folder), res=64, out=tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

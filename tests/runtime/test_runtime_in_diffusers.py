@@ -105,4 +105,6 @@ def test_ip_adapters(bundle: Path) -> None:
         CompiledError, match=r"compiled: it has no _load_ip_adapter_weights[\s\S]*torch"
     ):
         pipe.load_ip_adapter(weights, subfolder=None, weight_name=None, image_encoder_folder=None)
+    with pytest.raises(CompiledError, match=r"no encoder_hid_proj[\s\S]*IP-Adapters are layers"):
+        _ = pipe.unet.encoder_hid_proj
     assert not hasattr(unet, "_no_such_thing")

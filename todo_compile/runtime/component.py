@@ -39,6 +39,10 @@ class PaddedBatchWarning(UserWarning):
     """Part of an engine's batch was computed for nothing."""
 
 
+_MADE = ("encoder_hid_proj",)
+"""What an IP-Adapter puts into a UNet, so that its class does not have it."""
+
+
 class Component(Compiled):
     """A compiled component that looks like the diffusers module that it replaces.
 
@@ -182,13 +186,13 @@ class Component(Compiled):
             if (
                 origin is None
                 or name.startswith("__")
-                or not hasattr(_class_named(origin.class_name), name)
+                or not (name in _MADE or hasattr(_class_named(origin.class_name), name))
             ):
                 raise
         raise CompiledError(
             f"{origin.name} is compiled: it has no {name} of {origin.class_name}.",
             remedy="IP-Adapters are layers in attention: use the torch pipeline with them."
-            if "ip_adapter" in name
+            if "ip_adapter" in name or name in _MADE
             else "What changes weights or attention comes before compiling (LoRAs: --lora "
             "FILE[:SCALE]). Or load the pipeline that it was made from.",
         )

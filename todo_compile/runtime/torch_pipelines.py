@@ -69,8 +69,16 @@ def check_one_stage(main: Source) -> None:
         main: of its denoising model.
 
     Raises:
-        ModelError: it draws in several stages.
+        ModelError: it draws in several stages, or hands its UNet what a T2I-Adapter makes.
     """
+    if (main.pipeline or "").endswith("AdapterPipeline"):
+        raise ModelError(
+            f"A {main.pipeline} hands its UNet what a T2I-Adapter makes, which is no input of a "
+            "compiled pipeline's.",
+            remedy="Compile the UNet with what the pipeline passes as a module of your own "
+            "(todo_compile.compile(pipeline.unet, args=(), kwargs=…)), or let "
+            "todo_compile.accelerate(pipeline) compile diffusers' own.",
+        )
     if main.component in (*COMPONENTS, *OTHERS):
         return
     raise ModelError(
