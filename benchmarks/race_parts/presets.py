@@ -27,7 +27,7 @@ QUICK = (
     Heat("sd15", 512, "eager", variants=("dense", "2", "bound"), rounds=3),
     Heat("sd15", 1024, "eager", rounds=1, warmup=0, peers=("tomesd 0.75", "patched keys 2")),
     Heat("vae-decode", 512, "eager", variants=("dense", "2", "bound"), rounds=1, warmup=0),
-    Heat("plain", 512, "onnxruntime", "fp32", variants=("dense", "2", "bound"), rounds=2),
+    Heat("block", 512, "onnxruntime", "fp32", variants=("dense", "2", "bound"), rounds=5),
 )
 # Seconds of compiling count too: what matters most comes first, what there is no time for is named.
 CUDA = (

@@ -20,6 +20,7 @@ import todo_compile
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.cli.app import app
 from todo_compile.errors import BundleError, ConfigError, InputError, ModelError
+from todo_compile.progress import SilentProgress
 from todo_compile.runtime.generate import generate
 
 ELSEWHERE = ("sd3", "qwen_image", "kandinsky3", "svd")  # here, _texts and _videos
@@ -174,3 +175,18 @@ def test_t2i_adapters_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="hands its UNet what a T2I-Adapter makes"):
         todo_compile.compile_bundle(str(folder), res=64, out=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_controlnet_that_the_unet_cannot_hear_is_told_before_any_work(
+    tmp_path: Path, given: bool
+) -> None:
+    folder = zoo.save(zoo.make("controlled"), tmp_path / "model")
+    said: list[str] = []
+    progress = SilentProgress()
+    progress.warn = said.append  # type: ignore[method-assign]
+    out = f"{tmp_path}/bundle/"
+    todo_compile.BuildRequest(
+        model=str(folder), res=("64",), out=out, format="onnx", controlnet=given
+    ).resolve(progress)  # fmt: skip
+    assert any("--controlnet" in line for line in said) is not given

@@ -25,6 +25,7 @@ from todo_compile.bundle.description import MAX_SIZES, SIZED
 from todo_compile.bundle.files import check_target
 from todo_compile.disk import format_bytes
 from todo_compile.errors import BundleError, ConfigError, ModelError
+from todo_compile.models.architecture import UNET
 from todo_compile.models.components import (
     OTHERS,
     parse_choice,
@@ -283,6 +284,11 @@ def _torch_parts(jobs: Mapping[str, ModelJob], progress: Progress) -> dict[str, 
             progress.info(f"in torch       {named}, which is not compiled")
         else:
             progress.warn(f"not in the bundle: {named}, which is not compiled and has no weights")
+        if name == "controlnet" and not main.source.controlnet and main.source.class_name == UNET:
+            progress.warn(
+                "the UNet takes no residuals of the pipeline's ControlNet, which cannot draw with "
+                "it so: --controlnet"
+            )
     return {name: part for name, part in found.items() if part.files}
 
 

@@ -137,8 +137,10 @@ def reads_apart(
             return False
         seen.append(mode.keys)
     one, other = seen
-    pairs = list(zip(one, other, strict=False))
-    return len(one) == len(other) and all(a == b or [a, b] == list(tokens) for a, b in pairs)
+    if len(one) != len(other):
+        return False
+    grown = [[a, b] for a, b in zip(one, other, strict=True) if a != b]
+    return bool(grown) and all(pair == list(tokens) for pair in grown)
 
 
 class _Keys(TorchFunctionMode):
