@@ -313,6 +313,8 @@ MASKS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int], bool]] = {
     "padded": (lambda t: F.pad(t, (0, 105), value=True), (4, 0), True),
     "joined": (lambda t: torch.cat([t, t.new_ones(2, 105)], 1), (4, 0), True),
     "by length": (up_to(lambda t: 105 + t.sum(1)), (0, 4), True),
+    "by a sum made whole": (up_to(lambda t: 105 + t.float().sum(1, dtype=torch.int)), (0, 4), True),
+    "by a sum that is rounded": (up_to(lambda t: 105 + t.float().sum(1)), (0, 4), False),
     "by a length that is too short": (up_to(lambda t: 101 + t.sum(1)), (0, 4), False),
     "by a number of frames": (up_to(lambda t: 35 * t.sum(1)), (0, 4), False),
     "frames too": (

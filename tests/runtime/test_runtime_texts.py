@@ -19,6 +19,7 @@ import todo_compile
 from todo_compile.batches import TextRange
 from todo_compile.bundle import manifest as manifests
 from todo_compile.bundle.bundle import read_bundle
+from todo_compile.capture.recording.lengths import reads_apart
 from todo_compile.errors import CaptureError, ConfigError, InputError
 from todo_compile.models import Resolution
 from todo_compile.runtime.generate import generate
@@ -193,3 +194,26 @@ def test_texts_that_are_read_with_the_picture_have_one_length(tmp_path: Path) ->
         generate(built(2), "a b a", **call)
     assert "a negative prompt as long as the prompt" in str(found.value.remedy)
     assert "--batch 1 and --text-tokens" in str(found.value.remedy)
+
+
+def test_what_reads_its_text_apart() -> None:
+    """Keys that grow with the text by as much as it does, and attention that was seen at all."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    picture = torch.ones(1, 6, 4)
+
+    def apart(call: Any) -> object:
+        return attend(picture, call["text"], value=call["text"]), attend(picture, picture, picture)
+
+    def joined(call: Any) -> object:
+        tokens = torch.cat([picture, call["text"]], 1)
+        return attend(tokens, tokens, tokens)
+
+    def spelled_out(call: Any) -> object:
+        return (picture @ call["text"].mT).softmax(-1) @ call["text"]
+
+    def raises(call: Any) -> object:
+        return call["nothing"]
+
+    calls = [{"text": torch.ones(1, length, 4)} for length in (3, 5)]
+    found = [reads_apart(run, calls, (3, 5)) for run in (apart, joined, spelled_out, raises)]
+    assert found == [True, False, False, False]

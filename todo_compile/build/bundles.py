@@ -286,8 +286,8 @@ def _torch_parts(jobs: Mapping[str, ModelJob], progress: Progress) -> dict[str, 
             progress.warn(f"not in the bundle: {named}, which is not compiled and has no weights")
         if name == "controlnet" and not main.source.controlnet and main.source.class_name == UNET:
             progress.warn(
-                "the UNet takes no residuals of the pipeline's ControlNet, which cannot draw with "
-                "it so: --controlnet"
+                "the UNet takes no residuals of the pipeline's ControlNet, and so cannot be drawn "
+                "with beside it: add --controlnet"
             )
     return {name: part for name, part in found.items() if part.files}
 

@@ -151,11 +151,7 @@ def with_text_tokens(source: Source, tokens: TextLike | None) -> Source:
     """
     if tokens is None:
         return source
-    if source.component not in DENOISERS:
-        raise ConfigError(
-            f"--text-tokens is for denoising models; this is a {source.component}.",
-            remedy="Leave it out.",
-        )
+    _check_denoiser(source, "--text-tokens")
     found = parse_text(tokens)
     if not 1 <= largest(found) <= MAX_TEXT:
         raise ConfigError(
@@ -172,16 +168,20 @@ def with_frames(source: Source, frames: int | None) -> Source:
     """
     if frames is None:
         return source
-    if source.component not in DENOISERS:
-        raise ConfigError(
-            f"--frames is for denoising models; this is a {source.component}.",
-            remedy="Leave it out.",
-        )
+    _check_denoiser(source, "--frames")
     if not 1 <= frames <= MAX_FRAMES:
         raise ConfigError(
             f"A video of {frames} frames is not possible.", remedy=f"Give 1 to {MAX_FRAMES}."
         )
     return replace(source, frames=frames)
+
+
+def _check_denoiser(source: Source, option: str) -> None:
+    if source.component not in DENOISERS:
+        raise ConfigError(
+            f"{option} is for denoising models; this is a {source.component}.",
+            remedy="Leave it out.",
+        )
 
 
 def read_config(path: Path, within: Path) -> dict[str, Any]:

@@ -50,10 +50,13 @@ def _total(q: Question) -> Values | None:
     """
     source, dims = q.source, ops.arg(q.node, 1, "dim", "axis")
     before = None if source is None else q.context.shape(source)
-    if source is None or before is None or q.context.dtype(q.node) not in _COUNTS:
+    made = q.context.dtype(q.node)
+    if source is None or before is None or made is None or made not in _COUNTS:
         return None
     if (dtype := q.context.dtype(source)) is None or dtype.is_complex:
         return None
+    if dtype.is_floating_point and made.is_floating_point:
+        return None  # their sums are rounded
     gone = (
         range(len(before)) if dims is None else dims if isinstance(dims, list | tuple) else [dims]
     )
