@@ -142,7 +142,7 @@ class Trial:
 
     def plans(self) -> list[tuple[str, Plan, float]]:
         """(name, plan, speedup without a correction)."""
-        from todo_compile.tuning.plan_file import Phase
+        from todo_compile.bundle.plan_parts import Phase
 
         largest = max(site.rows for site in self.model.sites.values())
         top = [name for name, site in self.model.sites.items() if site.rows == largest]

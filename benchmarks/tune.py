@@ -28,19 +28,20 @@ from common import DEMO, RESULTS, machine, save
 from fidelity_parts.intervals import paired
 
 from todo_compile import models
+from todo_compile.bundle.plan_parts import Point
+from todo_compile.choices import choice_text, parse_candidates
 from todo_compile.progress import SilentProgress
 from todo_compile.runtime.metrics import mse
 from todo_compile.tuning.choosing import Problem
 from todo_compile.tuning.drawing import Pair, Sampling, make_pairs
 from todo_compile.tuning.filling import candidate_texts, fill_scores
-from todo_compile.tuning.plan_file import Point
 from todo_compile.tuning.prompts import read_prompts, split
 from todo_compile.tuning.run import QUICK, allowed, schedule_parts
 from todo_compile.tuning.scores import Scores
 from todo_compile.tuning.search import Search
 from todo_compile.tuning.statistics import measure
 from todo_compile.tuning.studio import Studio
-from todo_compile.tuning.wishes import DEFAULT_CANDIDATES, Budget, choice_text, parse_candidates
+from todo_compile.tuning.wishes import DEFAULT_CANDIDATES, Budget
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "build" / "tune"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from todo_compile import models
-from todo_compile.tuning.plan_file import Interval, Measured, Phase, Point, Site, TunedPlan
+from todo_compile.bundle.plan import TunedPlan
+from todo_compile.bundle.plan_parts import Interval, Measured, Phase, Point, Site
 
 DOWN, UP = (
     f"{block}.attentions.0.transformer_blocks.0.attn1" for block in ("down_blocks.0", "up_blocks.1")

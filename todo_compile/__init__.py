@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from todo_compile.build.bundle_job import BundleResult as BundleResult
     from todo_compile.build.compiler import CompileResult as CompileResult
     from todo_compile.build.request import BuildRequest as BuildRequest
+    from todo_compile.bundle.plan import TunedPlan as TunedPlan
     from todo_compile.dynamo.accelerate import accelerate as accelerate
     from todo_compile.dynamo.accelerate import restore as restore
     from todo_compile.dynamo.backend import clear_reports as clear_reports
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from todo_compile.passes.report import SiteReport as SiteReport
     from todo_compile.runtime.loading import load as load
     from todo_compile.runtime.pipeline import load_pipeline as load_pipeline
-    from todo_compile.tuning.plan_file import TunedPlan as TunedPlan
     from todo_compile.tuning.run import tune as tune
 
 try:
@@ -69,7 +69,7 @@ _HOMES = {
     "HoistStop": "passes.report",
     "Report": "passes.report",
     "SiteReport": "passes.report",
-    "TunedPlan": "tuning.plan_file",
+    "TunedPlan": "bundle.plan",
     "tune": "tuning.run",
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from todo_compile.tuning.wishes import parse_choice
+from todo_compile.choices import parse_choice
 
 Plan = Sequence[tuple[float, Mapping[str, str]]]
 """(share of the schedule before it, site → ``nearest:4``) for every phase."""

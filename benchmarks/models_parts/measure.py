@@ -32,7 +32,7 @@ from todo_compile.models import (
     resolve_component,
     with_frames,
 )
-from todo_compile.models.components import parse_choice
+from todo_compile.models.components import parse_component
 from todo_compile.options import PlanOptions
 from todo_compile.passes.report import Report, SiteReport
 from todo_compile.runtime.generate import generate
@@ -102,7 +102,7 @@ def loaded(family: Family, folder: Path) -> tuple[LoadedModel, ExampleInputs]:
     Raises:
         TodoError: the command cannot.
     """
-    source = resolve_component(str(folder), parse_choice(family.component))
+    source = resolve_component(str(folder), parse_component(family.component))
     source = with_pipeline_defaults(with_frames(source, family.frames))
     weights = find_weights(source, WeightsChoice.parse("auto"), dtype=torch.float32)
     model = load(source, weights, dtype=torch.float32)

@@ -21,11 +21,11 @@ from todo_compile.build import compiler
 from todo_compile.build.many.checking import check
 from todo_compile.build.planned import Planned
 from todo_compile.bundle import manifest as manifests
+from todo_compile.bundle.plan import TunedPlan
 from todo_compile.cli.app import main
 from todo_compile.errors import ConfigError, TodoError
 from todo_compile.options import PlanOptions
 from todo_compile.runtime.in_process import check_weights
-from todo_compile.tuning.plan_file import TunedPlan
 
 CHOSEN = {DOWN: "nearest:4x2", UP: "average:2"}
 

@@ -27,6 +27,7 @@ from todo_compile.build.many.document import read_document
 from todo_compile.build.many.matrix import expand
 from todo_compile.bundle.bundle import read_bundle
 from todo_compile.bundle.manifest import read
+from todo_compile.bundle.plan import TunedPlan
 from todo_compile.errors import TodoError
 from todo_compile.models import Resolution
 from todo_compile.models.lora import parse_lora
@@ -36,7 +37,6 @@ from todo_compile.models.stfile import read_header
 from todo_compile.models.trust import check_index, read_index
 from todo_compile.runtime.external import check_external
 from todo_compile.runtime.schedulers import check_steps, make_scheduler
-from todo_compile.tuning.plan_file import TunedPlan
 from todo_compile.tuning.prompts import read_prompts
 from todo_compile.tuning.scores import Scores
 

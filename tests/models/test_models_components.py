@@ -17,7 +17,7 @@ import todo_compile
 from todo_compile import PlanOptions, models
 from todo_compile.capture.inputs import ExampleInputs, example_inputs
 from todo_compile.errors import ConfigError, ModelError
-from todo_compile.models.components import overflows_in_half, parse_choice
+from todo_compile.models.components import overflows_in_half, parse_component
 from todo_compile.models.light_files import light_files
 
 VAE = {
@@ -236,9 +236,9 @@ def test_nothing_to_downsample_in_text() -> None:
 
 
 def test_choices() -> None:
-    assert parse_choice("VAE-decoder") == parse_choice("vae_decoder") == "vae_decoder"
+    assert parse_component("VAE-decoder") == parse_component("vae_decoder") == "vae_decoder"
     with pytest.raises(ConfigError, match="Unknown component"):
-        parse_choice("vae")
+        parse_component("vae")
 
 
 def test_light_files_hold_data_only(pipeline: Path, vae: AutoencoderKL) -> None:

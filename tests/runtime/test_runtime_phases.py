@@ -18,10 +18,10 @@ from todo_compile.build import compiler
 from todo_compile.build.bundle_job import BundleJob
 from todo_compile.build.phases import phases_of
 from todo_compile.bundle.bundle import check_bundle, read_bundle
+from todo_compile.bundle.plan import TunedPlan
 from todo_compile.cli.app import main
 from todo_compile.errors import BundleError, ConfigError
 from todo_compile.runtime.in_process import plan_pipeline
-from todo_compile.tuning.plan_file import TunedPlan
 
 FIRST = {DOWN: "nearest:4", UP: "average:2"}
 SECOND = {UP: "nearest:4x2"}

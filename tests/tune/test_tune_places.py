@@ -13,12 +13,12 @@ from tune_helpers import Small, with_phases
 
 import todo_compile
 from todo_compile import models
+from todo_compile.bundle.plan import TunedPlan
 from todo_compile.cli.app import main
 from todo_compile.errors import ConfigError
 from todo_compile.models.registry import DEMO
 from todo_compile.runtime.torch_pipelines import torch_pipeline
 from todo_compile.tuning.drawing import Pair
-from todo_compile.tuning.plan_file import TunedPlan
 
 DOWN, UP = (
     f"{block}.attentions.0.transformer_blocks.0.attn1" for block in ("down_blocks.0", "up_blocks.2")

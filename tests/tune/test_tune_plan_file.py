@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tune_helpers import Small, with_phases
 
+from todo_compile.bundle.plan import TunedPlan, read_plan, single_phase
+from todo_compile.bundle.plan_entry import PlanEntry
 from todo_compile.errors import ConfigError
-from todo_compile.tuning.plan_file import PlanEntry, TunedPlan, read_plan, single_phase
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import todo_compile
+from todo_compile.bundle.plan import TunedPlan
 from todo_compile.capture.inputs import recorder_of, with_pipeline_defaults
 from todo_compile.capture.recording.recorded import Recorder
 from todo_compile.capture.recording.times import Times, line
@@ -27,7 +28,6 @@ from todo_compile.runtime.switching import PhasedDenoiser
 from todo_compile.runtime.torch_pipelines import torch_pipeline
 from todo_compile.runtime.variants import CapturedComponent
 from todo_compile.tuning import run
-from todo_compile.tuning.plan_file import TunedPlan
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 

@@ -13,14 +13,14 @@ from helpers import said
 from tune_helpers import PROMPTS, Small
 
 from todo_compile.bundle.files import Stage
+from todo_compile.bundle.plan import TunedPlan
+from todo_compile.choices import parse_choice
 from todo_compile.cli.app import main
 from todo_compile.errors import INTERRUPTED, ConfigError
 from todo_compile.progress import SilentProgress
 from todo_compile.tuning import measuring, run, studio
 from todo_compile.tuning.drawing import Pair
-from todo_compile.tuning.plan_file import TunedPlan
 from todo_compile.tuning.scores import Scores
-from todo_compile.tuning.wishes import parse_choice
 
 
 def drift(point: Any) -> float:

@@ -8,16 +8,11 @@ from pathlib import Path
 import pytest
 from helpers import said
 
+from todo_compile.choices import choice_text, parse_candidates, parse_choice
 from todo_compile.cli.app import main
 from todo_compile.errors import ConfigError
 from todo_compile.models.registry import DEMO
-from todo_compile.tuning.wishes import (
-    Budget,
-    choice_text,
-    disabled,
-    parse_candidates,
-    parse_choice,
-)
+from todo_compile.tuning.wishes import Budget, disabled
 
 
 def test_budgets() -> None:

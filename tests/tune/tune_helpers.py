@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from todo_compile import models
+from todo_compile.bundle.plan import TunedPlan
+from todo_compile.bundle.plan_parts import Phase
 from todo_compile.runtime.metrics import mse
 from todo_compile.tuning import run, studio
 from todo_compile.tuning.drawing import Pair, Sampling
-from todo_compile.tuning.plan_file import Phase, TunedPlan
 from todo_compile.tuning.studio import Studio
 
 SMALL = run.Effort(fit=2, pairs=4, parts=2, curve=2, rounds=3)

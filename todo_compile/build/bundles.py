@@ -28,7 +28,7 @@ from todo_compile.errors import BundleError, ConfigError, ModelError
 from todo_compile.models.architecture import UNET
 from todo_compile.models.components import (
     OTHERS,
-    parse_choice,
+    parse_component,
     part,
     pipeline_folder,
     resolve_component,
@@ -43,9 +43,9 @@ from todo_compile.runtime.torch_pipelines import check_one_stage
 if TYPE_CHECKING:
     from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
+    from todo_compile.bundle.plan import TunedPlan
     from todo_compile.models import Resolution, Source
     from todo_compile.models.torch_parts import TorchPart
-    from todo_compile.tuning.plan_file import TunedPlan
 
 SUFFIX = {"tensorrt": ".plan", "onnx": ".onnx", "pt2": ".pt2"}
 """Formats of a bundle's outputs."""
@@ -216,7 +216,7 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
     )
 
     assert request.model is not None
-    model, choice = request.model, parse_choice(request.component or "all")
+    model, choice = request.model, parse_component(request.component or "all")
     main = resolve_component(model, "unet" if choice == "all" else choice)
     check_one_stage(main)
     if request.dense_after is not None or (request.tuned and len(request.tuned.phases) > 1):

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from todo_compile.build.job import Job
     from todo_compile.build.request import BuildRequest
     from todo_compile.bundle.manifest import Manifest
+    from todo_compile.bundle.plan import TunedPlan
     from todo_compile.progress import Progress
     from todo_compile.runtime.files import Output
-    from todo_compile.tuning.plan_file import TunedPlan
 
 _SEED = 20_000
 """First seed; tuning draws with others."""

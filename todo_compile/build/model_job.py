@@ -22,11 +22,11 @@ from todo_compile.build.job import (
 )
 from todo_compile.build.planned import Planned
 from todo_compile.errors import ConfigError, ModelError
-from todo_compile.models.components import OTHERS, one_component, overflows_in_half
+from todo_compile.models.components import OTHERS, overflows_in_half
 from todo_compile.models.controlnet import with_controlnet
 from todo_compile.options import PlanOptions, TokenGrid
 from todo_compile.precision import dtype_of
-from todo_compile.progress import Progress, SilentProgress, Step
+from todo_compile.progress import Progress, Step
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -119,28 +119,6 @@ class ModelJob(Job):
     @property
     def token_grids(self) -> dict[int, TokenGrid]:
         return {}
-
-
-def prepare(
-    request: BuildRequest, progress: Progress | None = None, *, look: bool = False
-) -> ModelJob:
-    """The job of a request for a file; see `BuildRequest.resolve`."""
-    from todo_compile.build.gate import check_gate
-
-    check_output(request)
-    tuned = request.tuned
-    loras = [models.parse_lora(text) for text in request.lora]
-    job = prepare_component(
-        request,
-        one_component(request.component),
-        loras,
-        progress or SilentProgress(),
-        look=look,
-        planned=None if tuned is None else Planned.whole(tuned),
-    )
-    check_used(loras, [job])
-    check_gate(request, tuned, [job])
-    return job
 
 
 def prepare_component(

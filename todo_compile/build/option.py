@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, InstanceOf
 
 from todo_compile.batches import BatchRange, TextRange, parse_batch, parse_text
+from todo_compile.bundle.plan import TunedPlan
 from todo_compile.errors import given_path
-from todo_compile.tuning.plan_file import TunedPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from todo_compile.options import PlanOptions
 if TYPE_CHECKING:
     from todo_compile.build.model_job import ModelJob
     from todo_compile.build.request import BuildRequest
-    from todo_compile.tuning.plan_file import TunedPlan
+    from todo_compile.bundle.plan import TunedPlan
 
 DENSE = ".dense"
 """Ends the name of an output for a dense phase after the first."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from todo_compile.bundle.plan import TunedPlan, single_phase
+from todo_compile.bundle.plan_entry import PlanEntry
 from todo_compile.errors import ConfigError
-from todo_compile.tuning.plan_file import PlanEntry, TunedPlan, single_phase
 
 if TYPE_CHECKING:
     from todo_compile.models import Resolution, Source

@@ -24,8 +24,8 @@ from todo_compile.options import PlanOptions
 if TYPE_CHECKING:
     from todo_compile.build.bundle_job import BundleJob
     from todo_compile.build.job import Job
+    from todo_compile.bundle.plan import TunedPlan
     from todo_compile.progress import Progress
-    from todo_compile.tuning.plan_file import TunedPlan
 
 
 class BuildRequest(BuildOptions):
@@ -84,7 +84,7 @@ class BuildRequest(BuildOptions):
                 "A plan says nothing of a model with a LoRA: its drift was measured without.",
                 remedy="Leave --lora or --plan out.",
             )
-        from todo_compile.tuning.plan_file import read_plan
+        from todo_compile.bundle.plan import read_plan
 
         return read_plan(self.plan)
 
@@ -188,7 +188,7 @@ class BuildRequest(BuildOptions):
             from todo_compile.build.bundles import prepare_bundle
 
             return prepare_bundle(self, progress, look=look)
-        from todo_compile.build.model_job import prepare
+        from todo_compile.build.prepare import prepare
 
         return prepare(self, progress, look=look)
 

@@ -15,9 +15,9 @@ from todo_compile.bundle.entries import (
     plain_name,
     relative_name,
 )
+from todo_compile.bundle.plan_parts import MAX_PHASES
 from todo_compile.bundle.verdict import Verdict
 from todo_compile.disk import format_bytes
-from todo_compile.tuning.plan_file import MAX_PHASES
 
 ComponentName = Literal["unet", "transformer", "vae_decoder", "text_encoder", "text_encoder_2"]
 COMPONENTS: tuple[ComponentName, ...] = get_args(ComponentName)

@@ -19,11 +19,11 @@ from pydantic import Field
 from todo_compile.bundle import entries
 from todo_compile.bundle.entries import FORMAT, FileEntry, Frozen, read_small, wrong_files
 from todo_compile.bundle.files import finish_moves
+from todo_compile.bundle.plan_entry import PlanEntry
 from todo_compile.bundle.tensors import Tensor
 from todo_compile.bundle.verdict import Verdict
 from todo_compile.disk import format_bytes
 from todo_compile.errors import BundleError
-from todo_compile.tuning.plan_file import PlanEntry
 
 MAX_BYTES = 16 * 2**20  # SDXL's is 60 kB
 _REBUILD = "Build the output again with todo-compile."

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from todo_compile.bundle.entries import Frozen
-from todo_compile.tuning.plan_file import Measured
+from todo_compile.bundle.plan_parts import Measured
 
 
 class Verdict(Frozen):

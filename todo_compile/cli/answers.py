@@ -7,6 +7,7 @@ reference is made of these models, so nothing is documented twice. A plan of `tu
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -14,7 +15,13 @@ from pydantic import BaseModel, ConfigDict
 from todo_compile.bundle.description import Bundle
 from todo_compile.bundle.manifest import Manifest
 from todo_compile.drift.report import SiteDrift
+from todo_compile.foreign import printable
 from todo_compile.passes.report import PassReport, SiteReport, Totals
+
+
+def print_json(data: Any) -> None:
+    """JSON on standard output, for programs."""
+    print(printable(json.dumps(data, indent=2, ensure_ascii=False, default=str)))
 
 
 class Answer(BaseModel):
@@ -24,8 +31,6 @@ class Answer(BaseModel):
 
     def print(self) -> None:
         """Print it on standard output, for programs."""
-        from todo_compile.cli.console import print_json
-
         print_json(self.model_dump(mode="json"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
@@ -94,10 +94,3 @@ class ConsoleProgress:
             console=self.console,
             transient=True,
         )
-
-
-def print_json(data: Any) -> None:
-    """JSON on standard output, for programs."""
-    import json
-
-    print(printable(json.dumps(data, indent=2, ensure_ascii=False, default=str)))

@@ -308,11 +308,11 @@ def _from_model(
     plan: Path | None,
     shared: dict[str, Any],
 ) -> tuple[Any, Any, Resolution]:
+    from todo_compile.bundle.plan import TunedPlan
     from todo_compile.models import Resolution
     from todo_compile.precision import dtype_of
     from todo_compile.runtime.in_process import check_plan, plan_pipeline, rewrite_pipeline
     from todo_compile.runtime.torch_pipelines import torch_pipeline
-    from todo_compile.tuning.plan_file import TunedPlan
 
     size = Resolution.parse(res)
     tuned = None if plan is None else TunedPlan.load(plan)

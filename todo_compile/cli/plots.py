@@ -14,9 +14,9 @@ from todo_compile.errors import BundleError, ConfigError, first_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from todo_compile.bundle.plan import TunedPlan
     from todo_compile.drift.report import Drift, SiteDrift
     from todo_compile.passes.report import Report, SiteReport
-    from todo_compile.tuning.plan_file import TunedPlan
 
 _EDGE = "#c9a227"  # of what is saved
 _NAMED = 12  # sites in a plot of drift

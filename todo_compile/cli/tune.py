@@ -20,7 +20,8 @@ from todo_compile.cli.options import (
 from todo_compile.cli.screen import stderr, stdout
 
 if TYPE_CHECKING:
-    from todo_compile.tuning.plan_file import Point, TunedPlan
+    from todo_compile.bundle.plan import TunedPlan
+    from todo_compile.bundle.plan_parts import Point
 
 
 def tune_command(
@@ -162,7 +163,7 @@ def tune_command(
     the plan that is written.
     """
     from todo_compile.bundle.files import check_target
-    from todo_compile.cli.console import print_json
+    from todo_compile.cli.answers import print_json
     from todo_compile.tuning.run import tune
 
     check_target(out)

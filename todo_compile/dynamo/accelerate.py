@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from todo_compile._torch import compiled_call, set_compiled_call
+from todo_compile.bundle.plan import read_plan, single_phase
 from todo_compile.capture.recording.arguments import frames_name
 from todo_compile.dynamo.backend_options import BackendOptions, patch_grid_at
 from todo_compile.dynamo.tuned import compile_phases
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models import Resolution, native
 from todo_compile.options import check_token_grids, parse_factors
-from todo_compile.tuning.plan_file import read_plan, single_phase
 
 if TYPE_CHECKING:
-    from todo_compile.tuning.plan_file import TunedPlan
+    from todo_compile.bundle.plan import TunedPlan
 
 Pipeline = TypeVar("Pipeline")
 _DENOISERS = ("unet", "transformer", "transformer_2")

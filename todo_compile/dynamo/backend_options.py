@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from todo_compile._torch import inductor_mode, inductor_options
+from todo_compile.bundle.plan import read_plan, single_phase
 from todo_compile.errors import ConfigError
 from todo_compile.models import Resolution
 from todo_compile.options import PlanOptions, TokenGrid, check_token_grids
-from todo_compile.tuning.plan_file import read_plan, single_phase
 
 if TYPE_CHECKING:
-    from todo_compile.tuning.plan_file import TunedPlan
+    from todo_compile.bundle.plan import TunedPlan
 
 OPTIONS = (
     "kv_tokens",

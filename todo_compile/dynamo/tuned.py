@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from todo_compile._torch import set_compiled_call
+from todo_compile.bundle.plan import TunedPlan
 from todo_compile.capture.recording.times import Times
 from todo_compile.errors import ConfigError, InputError
 from todo_compile.passes.report import Report
 from todo_compile.runtime.switching import PhasedDenoiser
-from todo_compile.tuning.plan_file import TunedPlan
 
 
 def check_graph(plan: TunedPlan, reports: Sequence[Report]) -> None:

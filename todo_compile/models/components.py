@@ -42,7 +42,7 @@ _SDXL_SCALING = 0.13025
 _SUBFOLDERS = {"vae_decoder": "vae"}
 
 
-def parse_choice(text: str) -> str:
+def parse_component(text: str) -> str:
     """Read ``--component``: the component's name (``vae-decoder`` → ``vae_decoder``), or ``all``.
 
     Raises:
@@ -55,12 +55,12 @@ def parse_choice(text: str) -> str:
 
 
 def one_component(text: str | None) -> str:
-    """The component that one output holds: as `parse_choice`; None is what denoises.
+    """The component that one output holds: as `parse_component`; None is what denoises.
 
     Raises:
         ConfigError: unknown, or ``all``.
     """
-    choice = "unet" if text is None else parse_choice(text)
+    choice = "unet" if text is None else parse_component(text)
     if choice == "all":
         raise ConfigError(
             "All components together are several outputs.",

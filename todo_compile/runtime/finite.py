@@ -6,12 +6,10 @@ They come from weights that are damaged or from a component that leaves the rang
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from todo_compile.errors import EngineError
 
@@ -47,33 +45,3 @@ def check_finite(values: Iterable[Tensor], where: str) -> None:
     for value in values:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NotFiniteError(where)
-
-
-@contextmanager
-def finite_modules(pipeline: Any) -> Generator[None]:
-    """Check what a pipeline's torch modules give while it draws; compiled ones do so themselves."""
-    from todo_compile.runtime.component import Component
-
-    parts: dict[str, Any] = dict(getattr(pipeline, "components", {}))
-    vae = parts.pop("vae", None)
-    parts["vae decoder"] = getattr(vae, "decoder", None)  # `decode` calls it, and not `forward`
-    handles = [
-        part.register_forward_hook(_hook(name))
-        for name, part in parts.items()
-        if isinstance(part, nn.Module) and not isinstance(part, Component)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hook(name: str) -> Any:
-    def check(module: nn.Module, _: object, output: Any) -> None:
-        values: Any = output.values() if isinstance(output, dict) else output
-        found: Any = (values,) if isinstance(values, Tensor) else values
-        tensors = [value for value in found if isinstance(value, Tensor)]
-        check_finite(tensors, f"{name} ({type(module).__name__})")
-
-    return check

@@ -18,7 +18,8 @@ from todo_compile import packages, style
 from todo_compile.bundle.files import check_target, staged
 from todo_compile.errors import ConfigError, EngineError, InputError, TodoError, first_line
 from todo_compile.foreign import open_regular
-from todo_compile.runtime.finite import NotFiniteError, finite_modules
+from todo_compile.runtime.finite import NotFiniteError
+from todo_compile.runtime.finite_modules import finite_modules
 from todo_compile.runtime.metrics import Fidelity, fidelity
 from todo_compile.runtime.video import asked_frames, draws_videos, let_decode, save_frames
 

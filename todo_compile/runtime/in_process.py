@@ -13,10 +13,10 @@ from todo_compile.runtime.switching import PhasedDenoiser
 from todo_compile.runtime.variants import CapturedComponent
 
 if TYPE_CHECKING:
+    from todo_compile.bundle.plan import TunedPlan
     from todo_compile.models import Resolution, Source, WeightsChoice
     from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
-    from todo_compile.tuning.plan_file import TunedPlan
 
 
 def torch_device(device: str | None) -> torch.device:

@@ -11,10 +11,10 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from todo_compile.bundle.plan_parts import Phase, merged
+from todo_compile.choices import DENSE, choice_text
 from todo_compile.options import SiteChoice
-from todo_compile.tuning.plan_file import Phase, merged
 from todo_compile.tuning.solve import choose
-from todo_compile.tuning.wishes import DENSE, choice_text
 
 MAX_CUTS = 400
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from todo_compile.choices import choice_text
 from todo_compile.options import SiteChoice
 from todo_compile.tuning.measuring import measure_local, measure_uniform
 from todo_compile.tuning.scores import Scores
-from todo_compile.tuning.wishes import choice_text
 
 if TYPE_CHECKING:
     from todo_compile.progress import Progress
     from todo_compile.tuning.drawing import Pair
-    from todo_compile.tuning.run import Effort
     from todo_compile.tuning.studio import Studio
+    from todo_compile.tuning.wishes import Effort
 
 _LONG = 3600
 """Seconds from which the ways to make a run shorter are named."""

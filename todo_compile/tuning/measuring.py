@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from todo_compile.bundle.plan_parts import Phase
+from todo_compile.choices import choice_text
 from todo_compile.options import PlanOptions, SiteChoice
 from todo_compile.runtime.metrics import mse
 from todo_compile.tuning.drawing import Pair
-from todo_compile.tuning.plan_file import Phase
 from todo_compile.tuning.scores import Scores
 from todo_compile.tuning.studio import Studio
-from todo_compile.tuning.wishes import choice_text
 
 Tick = Callable[[float], None]
 """Told what was done since it was last told, in units of what is counted."""

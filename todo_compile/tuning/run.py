@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from todo_compile import models
 from todo_compile.bundle.files import check_target
+from todo_compile.bundle.plan import TunedPlan
+from todo_compile.choices import choice_text, parse_candidates
 from todo_compile.errors import ConfigError, ModelError, given_path
 from todo_compile.models.components import pipeline_folder
 from todo_compile.models.trust import INDEX
@@ -19,16 +21,15 @@ from todo_compile.precision import dtype_of
 from todo_compile.progress import Progress, SilentProgress
 from todo_compile.runtime.torch_pipelines import check_one_stage, random_scheduler
 from todo_compile.tuning.choosing import Problem
-from todo_compile.tuning.plan_file import TunedPlan
 from todo_compile.tuning.prompts import read_prompts, split
 from todo_compile.tuning.scores import Scores
 from todo_compile.tuning.wishes import (
     DEFAULT_CANDIDATES,
+    MAX_PARTS,
     QUICK_CANDIDATES,
     Budget,
-    choice_text,
+    Effort,
     disabled,
-    parse_candidates,
 )
 
 if TYPE_CHECKING:
@@ -36,31 +37,10 @@ if TYPE_CHECKING:
     from todo_compile.models.weights import WeightsChoice
     from todo_compile.tuning.studio import Studio
 
-MAX_PARTS = 8
-"""Finest parts of the schedule that scores tell apart."""
 RANDOM = (
     "The weights are random: scores, drift and the choice between factors say nothing about "
     "pictures. What is real is the time, the memory and the FLOPs."
 )
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is drawn.
-
-    Args:
-        fit: pairs of prompt and seed that scores are measured with.
-        pairs: held-out pairs that plans are verified with.
-        parts: of the schedule that scores tell apart, at most.
-        curve: plans of the curve.
-        rounds: of the search for a drift.
-    """
-
-    fit: int = 8
-    pairs: int = 16
-    parts: int = MAX_PARTS
-    curve: int = 8
-    rounds: int = 6
 
 
 QUICK = Effort(fit=4, pairs=6, parts=4, curve=4, rounds=4)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from todo_compile.bundle.plan_parts import Measured, Phase, Point, merged
 from todo_compile.errors import ConfigError
 from todo_compile.progress import Progress, Step
 from todo_compile.tuning.choosing import Choice, Problem, mean_flops
 from todo_compile.tuning.drawing import Pair
-from todo_compile.tuning.plan_file import Measured, Phase, Point, merged
 from todo_compile.tuning.statistics import measure
 from todo_compile.tuning.studio import Studio
 from todo_compile.tuning.wishes import Budget

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from todo_compile.bundle.plan_parts import Interval, Measured
 from todo_compile.runtime.metrics import fidelity
-from todo_compile.tuning.plan_file import Interval, Measured
 
 _SAMPLES = 4000
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from todo_compile.bundle.plan_parts import Phase, Site
 from todo_compile.drift.meter import DriftMeter
 from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions
@@ -22,7 +23,6 @@ from todo_compile.runtime.torch_pipelines import random_pipeline, torch_pipeline
 from todo_compile.runtime.variants import CapturedComponent
 from todo_compile.tuning.drawing import Pair, Sampling, call_pipeline, for_measuring
 from todo_compile.tuning.memory import KeptPictures, RememberedSession
-from todo_compile.tuning.plan_file import Phase, Site
 
 if TYPE_CHECKING:
     from todo_compile.models import Resolution, Source

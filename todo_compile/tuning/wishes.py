@@ -1,4 +1,4 @@
-"""What a user asks of `tune`: budgets, candidates and sites as text, checked."""
+"""What a user asks of `tune`: budgets and sites as text, checked, and how much is drawn."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from todo_compile.errors import ConfigError
-from todo_compile.options import Factor, SiteChoice, check_sampling, parse_factors
 
 Kind = Literal["drift", "speedup"]
-DENSE: Factor = (1, 1)
 DEFAULT_CANDIDATES = "nearest:2,3,4,8"
 QUICK_CANDIDATES = "nearest:2,4,8"
+MAX_PARTS = 8
+"""Finest parts of the schedule that scores tell apart."""
 _BUDGETS = "Give drift=1e-3 (mean squared error of the pictures, values 0 to 1) or speedup=2.5."
-_CANDIDATES = "Give a sampling and its factors: nearest:2,3,4,8 or average:2,4x2 (WIDTHxHEIGHT)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,51 +66,23 @@ class Budget:
         return f"{self.kind}={self.value:.6g}"
 
 
-def choice_text(choice: SiteChoice) -> str:
-    """``dense``, ``nearest:2`` or ``average:4x2`` (width×height)."""
-    rows, columns = choice[:2]
-    if (rows, columns) == DENSE:
-        return "dense"
-    sampling = choice[2] if len(choice) == 3 else "nearest"
-    return f"{sampling}:{columns}" + ("" if rows == columns else f"x{rows}")
+@dataclass(frozen=True)
+class Effort:
+    """How much is drawn.
 
-
-def parse_choice(text: str) -> SiteChoice:
-    """The inverse of `choice_text`.
-
-    Raises:
-        ConfigError: it is none.
+    Args:
+        fit: pairs of prompt and seed that scores are measured with.
+        pairs: held-out pairs that plans are verified with.
+        parts: of the schedule that scores tell apart, at most.
+        curve: plans of the curve.
+        rounds: of the search for a drift.
     """
-    if text == "dense":
-        return DENSE
-    found = parse_candidates([text])
-    if len(found) != 1:
-        raise ConfigError(f"{text!r:.60} is no single factor.", remedy=_CANDIDATES)
-    return found[0]
 
-
-def parse_candidates(texts: Sequence[str]) -> tuple[SiteChoice, ...]:
-    """``["nearest:2,4", "average:2"]`` → three choices in the order given, each once.
-
-    Raises:
-        ConfigError: there is none, or one is no sampling with factors above 1.
-    """
-    found: dict[SiteChoice, None] = {}
-    for part in (p for text in texts for p in text.split()):
-        sampling, colon, factors = part.rpartition(":")
-        if not colon or not factors:
-            raise ConfigError(f"{part!r:.60} is no candidate.", remedy=_CANDIDATES)
-        checked = check_sampling(sampling)
-        for rows, columns in parse_factors(factors) or ():
-            if (rows, columns) == DENSE:
-                raise ConfigError(
-                    f"Factor 1 of {part!r:.60} changes nothing.",
-                    remedy="Every site may stay dense anyway: leave it out.",
-                )
-            found[rows, columns, checked] = None
-    if not found:
-        raise ConfigError("There are no candidates to choose from.", remedy=_CANDIDATES)
-    return tuple(found)
+    fit: int = 8
+    pairs: int = 16
+    parts: int = MAX_PARTS
+    curve: int = 8
+    rounds: int = 6
 
 
 def disabled(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:

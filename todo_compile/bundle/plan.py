@@ -12,187 +12,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from todo_compile.bundle.files import staged
+from todo_compile.bundle.plan_entry import PlanEntry
+from todo_compile.bundle.plan_parts import Name, Phase, PlanPart, Point, Site
+from todo_compile.choices import parse_choice
 from todo_compile.errors import ConfigError, given_path
 from todo_compile.foreign import ForeignError, read_object
 from todo_compile.options import PlanOptions
-from todo_compile.tuning.wishes import parse_choice
 
 FORMAT = "todo-compile plan"
-MAX_PHASES = 16
 _MAX_SITES = 4096
 _MAX_POINTS = 1024
+_MAX_BYTES = 2**24
+"""A curve of hundreds of plans for hundreds of sites fits."""
 _DRAWN = ("precision", "steps", "guidance", "scheduler")
 """Settings of the drawings that a reader of a manifest must know."""
 _TUNE = "Run `todo-compile tune` for this model and size, or leave the plan out."
 
-Name = Annotated[str, Field(min_length=1, max_length=500)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), strict=True)
-
-
-class Site(_Part):
-    """An attention site that a factor can be given to.
-
-    Attributes:
-        name: path of its module in the denoiser; ``path#2`` for its module's second attention.
-        rows, columns: grid of its key tokens.
-    """
-
-    name: Name
-    rows: Annotated[int, Field(ge=1)]
-    columns: Annotated[int, Field(ge=1)]
-
-
-class Phase(_Part):
-    """A part of the schedule.
-
-    Attributes:
-        start: share of the schedule's steps before it.
-        sites: site → ``nearest:2``, ``average:4x2`` (width×height); sites that are absent are
-            dense.
-        flops: of one call of the denoiser.
-    """
-
-    start: Share
-    sites: dict[Name, Annotated[str, Field(max_length=40)]]
-    flops: Annotated[int, Field(ge=0)]
-
-    @field_validator("sites")
-    @classmethod
-    def _choices(cls, value: dict[str, str]) -> dict[str, str]:
-        for text in value.values():
-            try:
-                parse_choice(text)
-            except ConfigError as error:
-                raise ValueError(error.message) from error
-        return value
-
-    @property
-    def dense(self) -> bool:
-        """Whether no site is downsampled."""
-        return all(text == "dense" for text in self.sites.values())
-
-    @property
-    def options(self) -> PlanOptions:
-        """The phase for the passes."""
-        chosen = tuple((name, parse_choice(text)) for name, text in self.sites.items())
-        return PlanOptions(factors=(), sites=chosen)
-
-
-class Interval(_Part):
-    """A mean over pairs of prompt and seed with its 95 % interval, prompts resampled.
-
-    Attributes:
-        mean: over all pairs.
-        low, high: ends of the interval.
-    """
-
-    mean: Number
-    low: Number
-    high: Number
-
-
-class Measured(_Part):
-    """What drawing gave: dense against a plan, from the same seeds.
-
-    Attributes:
-        pairs: of prompt and seed.
-        prompts: different ones among them.
-        drift: mean squared error of pixel values from 0 to 1.
-        psnr: of the mean drift, in dB; None for equal pictures.
-        hpf, hpf_dense: mean sharpness, see `runtime.metrics`.
-    """
-
-    pairs: Annotated[int, Field(ge=1)]
-    prompts: Annotated[int, Field(ge=1)]
-    drift: Interval
-    psnr: float | None
-    hpf: Number
-    hpf_dense: Number
-
-
-class Point(_Part):
-    """A plan among those that were compared.
-
-    Attributes:
-        name: what it is: ``tuned``, ``uniform nearest:4, level 1``, …
-        speedup: FLOPs of the dense denoiser over its own, all steps.
-        predicted: drift as the scores add up; None where none was predicted.
-        measured: drift on the held-out pairs; None where it was not drawn.
-        phases: the plan.
-    """
-
-    name: Annotated[str, Field(max_length=200)]
-    speedup: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    predicted: Number | None
-    measured: Measured | None
-    phases: Annotated[tuple[Phase, ...], Field(min_length=1, max_length=MAX_PHASES)]
-
-
-class PlanEntry(_Part):
-    """What a manifest says of the plan that its output was built by.
-
-    Attributes:
-        digest: of the plan, see `TunedPlan.digest`.
-        budget, resolution, weights, cost, speedup: the plan's.
-        predicted: drift as the scores add up.
-        measured: drift as it was drawn, before anything was compiled.
-        settings: how it was drawn: precision, steps, guidance, scheduler.
-        starts: for each phase of the plan the share of the schedule before it.
-        phases: those that the output runs in, counted from 1.
-    """
-
-    digest: Annotated[str, Field(max_length=100)]
-    budget: Annotated[str, Field(max_length=60)]
-    resolution: Annotated[str, Field(max_length=20)]
-    weights: Name
-    cost: Annotated[str, Field(max_length=200)]
-    speedup: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    predicted: Number | None
-    measured: Measured | None
-    settings: dict[str, str | int | float | None]
-    starts: Annotated[list[Share], Field(min_length=1, max_length=MAX_PHASES)]
-    phases: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if max(self.phases) > len(self.starts):
-            raise ValueError("there is no such phase")
-        return self
-
-    def lines(self, phases: Sequence[int] | None = None) -> list[str]:
-        """For people.
-
-        Args:
-            phases: those that are spoken of; None for the output's own.
-        """
-        count, shown = len(self.starts), self.phases if phases is None else list(phases)
-        ends = [*self.starts[1:], 1.0]
-        parts = [f"{self.starts[n - 1]:.0%} – {ends[n - 1]:.0%}" for n in shown]
-        which = ", ".join(map(str, shown))
-        here = f"; phase {which} of {count} ({', '.join(parts)} of the steps)"
-        here = here if len(shown) < count else f"; {count} phases" if count > 1 else ""
-        predicted = "" if self.predicted is None else f"; {self.predicted:.1e} predicted"
-        found = self.measured
-        drift = (
-            "not measured"
-            if found is None
-            else f"{found.drift.mean:.1e} [{found.drift.low:.1e}, {found.drift.high:.1e}] when it "
-            f"was tuned, {found.pairs} pairs of {found.prompts} prompts"
-        )
-        return [
-            f"plan           tuned for {self.budget}: {self.speedup:.3f}× ({self.cost}){here}",
-            f"drift          {drift}{predicted}",
-        ]
-
-
-class TunedPlan(_Part):
+class TunedPlan(PlanPart):
     """A plan that was chosen for a budget, with everything that was compared on the way.
 
     Attributes:
@@ -317,8 +157,6 @@ class TunedPlan(_Part):
         Raises:
             BundleError: it cannot be written.
         """
-        from todo_compile.bundle.files import staged
-
         target = given_path(path, "path")
         text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
         with staged(target) as stage:
@@ -359,10 +197,6 @@ class TunedPlan(_Part):
             ) from error
 
 
-_MAX_BYTES = 2**24
-"""A curve of hundreds of plans for hundreds of sites fits."""
-
-
 def read_plan(plan: TunedPlan | str | Path) -> TunedPlan:
     """The plan, or the one in the file.
 
@@ -389,12 +223,3 @@ def single_phase(plan: TunedPlan, what: str) -> PlanOptions:
             "(compile --out FOLDER/), generate --model … --plan, accelerate(pipe, plan=…).",
         )
     return plan.options[0]
-
-
-def merged(phases: Sequence[Phase]) -> tuple[Phase, ...]:
-    """The phases, neighbours that do the same as one."""
-    found: list[Phase] = []
-    for phase in phases:
-        if not found or found[-1].sites != phase.sites:
-            found.append(phase)
-    return tuple(found)
