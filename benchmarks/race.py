@@ -135,7 +135,7 @@ class Race:
         variants: list[Variant] = [variant(name, work) for name in heat.variants]
         if heat.peers:
             variants += [one for one in PEERS if heat.peers is True or one.name in heat.peers]
-        rules = Rules(heat.rounds, heat.warmup, self.begun + self.budget)
+        rules = Rules(heat.rounds, heat.warmup, self.begun + self.budget, heat.alone)
         when = machine()["when"]
         return run(
             work,
@@ -166,6 +166,11 @@ def described(row: dict[str, Any]) -> list[str]:
             text += f"  {ratio['median']:.2f}x [{ratio['q1']:.2f}, {ratio['q3']:.2f}]"
             text += f"  {removed['median']:.0%} of what can be removed" if removed else ""
         lines.append(text)
+    for name, found in row["ours"].items():
+        lines.append(
+            f"{name}: {found['ratio']['median']:.3f} of the bound and its attentions "
+            f"({found['attentions']['median']:.4g} s)"
+        )
     lines += [f"{name}: nothing to measure, the plan changes nothing new" for name in row["idle"]]
     return lines
 
@@ -208,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--warmup", type=int, default=1, help="calls after the first, not timed")
     made.add_argument("--threads", type=int, default=None)
     made.add_argument("--budget", type=float, default=540, help="seconds; none begins after them")
+    made.add_argument("--alone", action="store_true", help="time a plan's attentions alone too")
     made.add_argument("--quick", action="store_true")
     made.add_argument("--add", action="store_true", help="keep the file's other heats")
     made.add_argument("--out", default=None, help="name in benchmarks/results")
@@ -240,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         heats = [
             Heat(
                 name, px, runtime, chosen.dtype, batch, tuple(chosen.variants), chosen.rounds,
-                chosen.warmup, runtime == "eager" and peers,
+                chosen.warmup, runtime == "eager" and peers, chosen.alone,
             )
             for name, runtime, batch, px in sizes
         ]  # fmt: skip

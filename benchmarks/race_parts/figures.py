@@ -39,6 +39,30 @@ def ratios(samples: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, Any]]
     return found
 
 
+def ours(
+    samples: Mapping[str, Sequence[Sample]], alone: Mapping[str, Sequence[Sample]]
+) -> dict[str, dict[str, Any]]:
+    """What the compiler itself costs: a plan over the bound and the plan's attentions together.
+
+    1 is a plan that costs nothing beyond the attentions that it leaves. One ratio a round.
+    """
+    bound = samples.get(BOUND)
+    if bound is None:
+        return {}
+    return {
+        name: {
+            "attentions": quartiles([a.cost for a in own]),
+            "ratio": quartiles(
+                [
+                    s.cost / (b.cost + a.cost)
+                    for s, b, a in zip(samples[name], bound, own, strict=False)
+                ]
+            ),
+        }
+        for name, own in alone.items()
+    }
+
+
 def cost_of(facts: Mapping[str, Any]) -> float | None:
     """Median seconds of a variant: the processor's on a CPU, the clock's on a GPU."""
     taken = facts["processor_seconds"] or facts["seconds"]

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 import todo_compile
+from race_parts.alone import ready
 from race_parts.clock import Sample, load_average, quartiles, sample
-from race_parts.figures import ratios
+from race_parts.figures import ours, ratios
 from race_parts.runtimes import RUNTIMES, Prepared
-from race_parts.variants import BOUND, DENSE, Variant, planned
+from race_parts.variants import BOUND, DENSE, Planned, Variant, planned
 from race_parts.workloads import Workload
 from todo_compile.passes.report import Report
 
@@ -30,11 +31,13 @@ class Rules:
             for the measurement, for machines that take minutes for one.
         warmup: calls of each after the first, not timed.
         deadline: of `time.monotonic`: no round but the first is begun after it.
+        alone: time each plan's pooled attentions by themselves too, see `race_parts.alone`.
     """
 
     rounds: int = 3
     warmup: int = 1
     deadline: float = float("inf")
+    alone: bool = False
 
 
 @dataclass
@@ -43,7 +46,9 @@ class _Lane:
 
     variant: Variant
     prepared: Prepared
+    attentions: Callable[[], Tensor] | None = None
     samples: list[Sample] = field(default_factory=list[Sample])
+    alone: list[Sample] = field(default_factory=list[Sample])
 
 
 @torch.no_grad()
@@ -66,22 +71,24 @@ def run(
     """
     torch.compiler.reset()
     todo_compile.clear_reports()
-    plans, idle = planned(work, variants)
+    plans = planned(work, variants)
     lanes: dict[str, _Lane] = {}
     loads = [load_average()]
     device = work.inputs[0].device.type
     row: dict[str, Any] = {}
 
     def now() -> dict[str, Any]:
-        return _row(work, runtime, lanes, plans, idle, loads)
+        return _row(work, runtime, lanes, plans, loads)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for one in variants:
-            if one.name in idle:
+            if one.name in plans.idle:
                 continue
             prepared = RUNTIMES[runtime](work, one, Path(folder))
-            _check(one, prepared, plans.get(one.name), lanes)
-            lanes[one.name] = _Lane(one, prepared)
+            _check(one, prepared, plans.reports.get(one.name), lanes)
+            lane = lanes[one.name] = _Lane(one, prepared)
+            if rules.alone and plans.attentions.get(one.name):
+                lane.attentions = ready(plans.attentions[one.name], device)
             say(
                 f"  {one.name}: ready in {prepared.prepare_seconds:.1f} s, "
                 f"first run {prepared.first.cost:.4g} s"
@@ -99,6 +106,8 @@ def run(
             loads.append(load_average())
             for lane in list(lanes.values())[:: 1 if index % 2 == 0 else -1]:
                 lane.samples.append(_sample(lane, device))
+                if lane.attentions is not None:
+                    lane.alone.append(sample(lane.attentions, device))
             row = now()
             keep(row)
             latest = ", ".join(f"{n} {lane.samples[-1].cost:.4g}" for n, lane in lanes.items())
@@ -157,8 +166,7 @@ def _row(
     work: Workload,
     runtime: str,
     lanes: dict[str, _Lane],
-    plans: dict[str, Report],
-    idle: Sequence[str],
+    plans: Planned,
     loads: Sequence[float | None],
 ) -> dict[str, Any]:
     samples = {name: lane.samples for name, lane in lanes.items() if lane.samples}
@@ -171,9 +179,12 @@ def _row(
         "runtime": runtime,
         "device": work.inputs[0].device.type,
         "threads": torch.get_num_threads(),
-        "variants": {name: _facts(lane, plans.get(name), lanes) for name, lane in lanes.items()},
+        "variants": {
+            name: _facts(lane, plans.reports.get(name), lanes) for name, lane in lanes.items()
+        },
         "dense_over": ratios(samples) if samples else {},
-        "idle": list(idle),
+        "ours": ours(samples, {name: lane.alone for name, lane in lanes.items() if lane.alone}),
+        "idle": plans.idle,
         "load_average": list(loads),
     }
 

@@ -20,6 +20,7 @@ class Heat:
     rounds: int = 3
     warmup: int = 1
     peers: tuple[str, ...] | bool = False
+    alone: bool = False
 
 
 # Meant for five minutes of two cores with bf16 units.

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
+from race_parts.alone import attentions_beyond
 from race_parts.workloads import Workload
 from todo_compile.capture.trace import capture, constants_of
 from todo_compile.options import PlanOptions
@@ -57,30 +58,48 @@ def variant(name: str, work: Workload) -> Variant:
     return Variant(name, {"kv_tokens": 1} if name == BOUND else {"factors": name})
 
 
-def planned(work: Workload, variants: Sequence[Variant]) -> tuple[dict[str, Report], list[str]]:
-    """What each plan does to the graph, and the names of those that there is no point in running.
+@dataclass(frozen=True)
+class Planned:
+    """What plans do to a workload's graph.
 
-    The graph is captured once. A plan that leaves everything dense, or does what an earlier one
-    does, is named: measuring it would show noise.
+    Attributes:
+        reports: plan → what it does.
+        idle: plans that leave everything dense, or do what an earlier one does: measuring them
+            would show noise.
+        attentions: plan → arguments of the attentions that the bound cuts, see `alone`; none
+            without the bound.
     """
+
+    reports: dict[str, Report]
+    idle: list[str]
+    attentions: dict[str, list[dict[str, Any]]]
+
+
+def planned(work: Workload, variants: Sequence[Variant]) -> Planned:
+    """Capture the graph once, and let each plan rewrite a copy."""
     program = capture(work.module, work.inputs)
     reports: dict[str, Report] = {}
+    graphs: dict[str, Graph] = {}
     idle: list[str] = []
     seen: list[Any] = []
     for one in variants:
         if one.plan is None:
             continue
         held = program.graph_module
+        copied = GraphModule(held, copy.deepcopy(held.graph))
         report = rewrite_graph(
-            GraphModule(held, copy.deepcopy(held.graph)),
+            copied,
             one.options,
             token_grids=dict(work.token_grids),
             constants=constants_of(program),
         )
         done = [(s.name, s.factor) for s in report.sites if s.action == "rewritten"]
-        if not done or done in seen:
+        if not done or (one.change is None and done in seen):
             idle.append(one.name)
             continue
         seen.append(done)
         reports[one.name] = report
-    return reports, idle
+        graphs[one.name] = copied.graph
+    bound = graphs.pop(BOUND, None)
+    found = {} if bound is None else {n: attentions_beyond(g, bound) for n, g in graphs.items()}
+    return Planned(reports, idle, found)
