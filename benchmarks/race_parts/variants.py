@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from torch.fx import Graph, GraphModule
 
+from race_parts import quantised
 from race_parts.alone import attentions_beyond
 from race_parts.workloads import Workload
 from todo_compile.capture.trace import capture, constants_of
@@ -50,7 +51,10 @@ class Variant:
 
 
 def variant(name: str, work: Workload) -> Variant:
-    """A variant of ours by its name."""
+    """A variant of ours by its name; ``torchao int8; 4,2`` is both of them."""
+    method, _, plan = name.partition("; ")
+    if method == quantised.NAME:
+        return replace(variant(plan or DENSE, work), name=name, change=quantised.quantised)
     if name == DENSE:
         return Variant(name)
     if name == DEFAULT:

@@ -13,10 +13,11 @@ import torch
 from graphs import ImageAttention, image
 from plain_unet import PlainUNet
 from race_parts import presets, runtimes, truth, workloads
+from race_parts.alone import ready
 from race_parts.clock import Sample, sample
-from race_parts.figures import exponents, ratios
+from race_parts.figures import exponents, ours, ratios
 from race_parts.heat import Rules, run
-from race_parts.variants import Variant, variant
+from race_parts.variants import Variant, planned, variant
 from race_parts.workloads import Workload
 
 ONCE = Rules(rounds=1, warmup=0)
@@ -104,6 +105,30 @@ def test_ratios_are_of_the_processor_and_shares_of_the_bound() -> None:
     assert ratios({"2": [Sample(1, 1.0)]}) == {}, "nothing to compare with"
     on_gpu = ratios({"dense": [Sample(3)], "2": [Sample(2)]})
     assert on_gpu["2"]["ratio"]["median"] == 1.5
+
+
+def test_what_is_ours_is_beyond_the_bound_and_the_attentions() -> None:
+    samples = {"2": [Sample(9, 6.0), Sample(9, 4.2)], "bound": [Sample(1, 3.0), Sample(1, 2.0)]}
+    found = ours(samples, {"2": [Sample(1, 2.0), Sample(1, 2.0)]})
+    assert found["2"]["ratio"]["median"] == pytest.approx((6 / 5 + 4.2 / 4) / 2)
+    assert found["2"]["attentions"]["median"] == 2.0
+    assert ours({"2": samples["2"]}, {"2": [Sample(1, 2.0)]}) == {}, "without the bound"
+
+
+def test_attentions_alone_are_those_of_the_plan_that_the_bound_cuts(small: Workload) -> None:
+    every = planned(small, named(small, "dense", "default", "bound")).attentions
+    (call,) = every["default"]
+    assert call["query"].shape[-2] == 24, "of a grid of 6 by 4, all"
+    assert call["key"].shape[-2] == call["value"].shape[-2] == 6
+    result = ready(every["default"], "cpu")()
+    assert result.shape == call["query"].shape
+    assert planned(small, named(small, "default")).attentions == {}, "without the bound"
+    row = run(
+        small, named(small, "default", "bound"), "eager", replace(ONCE, alone=True),
+        say=lambda _: None,
+    )  # fmt: skip
+    assert set(row["ours"]) == {"default"}
+    assert row["ours"]["default"]["attentions"]["median"] > 0
 
 
 def test_exponents_are_of_pixels() -> None:
