@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -91,14 +92,29 @@ def _site_choice(given: Any) -> Any:
     return (*given[:2], *(check_sampling(one) for one in given[2:]))
 
 
-TokenGrid = tuple[int, int] | tuple[int, int, int]
-"""(rows, columns) of packed tokens, or (frames, rows, columns)."""
+Grid = tuple[int, int] | tuple[int, int, int]
+"""(rows, columns) of a picture's tokens, or (frames, rows, columns) of a video's."""
+
+TokenGrid = Grid | tuple[Grid, ...]
+"""The grid of packed tokens, or those of several pictures whose tokens follow each other."""
+
+
+def grids_of(grid: TokenGrid) -> tuple[Grid, ...]:
+    """The grids of all pictures, in their order."""
+    several = isinstance(grid[0], tuple)
+    return cast("tuple[Grid, ...]", grid if several else (grid,))
+
+
+def grid_tokens(grid: TokenGrid) -> int:
+    """How many tokens the pictures have together."""
+    return sum(math.prod(one) for one in grids_of(grid))
 
 
 def check_token_grids(given: object) -> dict[int, TokenGrid]:
     """A number of tokens → the (rows, columns) that they come from; None is an empty mapping.
 
-    A video's are (frames, rows, columns), frame after frame.
+    A video's are (frames, rows, columns), frame after frame. A list of such grids is for several
+    pictures whose tokens follow each other, as those of a reference follow what is drawn.
 
     It is the caller's word: text of such a length, where no larger image goes in beside it, is
     taken for the image. Name the grids of images only.
@@ -108,24 +124,33 @@ def check_token_grids(given: object) -> dict[int, TokenGrid]:
     """
     if given is None:
         return {}
-    remedy = "Give tokens → (rows, columns), or (frames, rows, columns), e.g. {4096: (64, 64)}."
+    remedy = (
+        "Give tokens → (rows, columns), or (frames, rows, columns), e.g. {4096: (64, 64)}; of "
+        "several pictures in a row a list, e.g. {8192: [(64, 64), (64, 64)]}."
+    )
     if not isinstance(given, Mapping):
         raise ConfigError(f"token_grids must be a mapping, not {given!r}.", remedy=remedy)
     checked: dict[int, TokenGrid] = {}
     for tokens, grid in cast("Mapping[Any, Any]", given).items():
-        video = isinstance(grid, (tuple, list)) and len(cast("list[Any]", grid)) == 3
-        sides: Any = cast("list[Any]", grid)[1:] if video else grid
-        frames: Any = cast("list[Any]", grid)[0] if video else 1
-        if (
-            not _is_pair(sides)
-            or not _is_pair((frames, 1))
-            or frames * sides[0] * sides[1] != tokens
-        ):
+        listed = isinstance(grid, (tuple, list)) and bool(grid)
+        first: Any = cast("list[Any]", grid)[0] if listed else None
+        several: Any = grid if isinstance(first, (tuple, list)) else (grid,)
+        found = tuple(_grid(one) for one in several)
+        if None in found or sum(math.prod(one) for one in found if one) != tokens:
             raise ConfigError(
                 f"token_grids says that {tokens!r} tokens are a grid of {grid!r}.", remedy=remedy
             )
-        checked[tokens] = (frames, sides[0], sides[1]) if video else (sides[0], sides[1])
+        checked[tokens] = cast("TokenGrid", found[0] if len(found) == 1 else found)
     return checked
+
+
+def _grid(given: Any) -> Grid | None:
+    """A grid of whole numbers above zero, as a tuple; None if it is none."""
+    if not isinstance(given, (tuple, list)):
+        return None
+    sides = tuple(cast("list[Any]", given))
+    whole = all(one is not None and _positive_or_none(one) for one in sides)
+    return cast("Grid", sides) if len(sides) in (2, 3) and whole else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -300,7 +300,7 @@ def test_subsampling_is_that_of_the_tests(
     tokens = torch.randn(2, grid[0] * grid[1], 4)
     text, rest = torch.randn(2, 3, 4), torch.randn(2, 2, 4)
     own = tokens.unflatten(1, grid).transpose(1, 2).flatten(1, 2) if column_major else tokens
-    found = stand_ins.subsample(torch.cat([text, own, rest], 1), 1, given)
+    found = stand_ins.subsample(torch.cat([text, own, rest], 1), 1, [given])
     expected = oracle.subsample(tokens, 1, grid, (2, 3), sampling, start=phase)
     if column_major:
         expected = expected.unflatten(1, given.cells).transpose(1, 2).flatten(1, 2)
@@ -310,7 +310,7 @@ def test_subsampling_is_that_of_the_tests(
 def test_each_token_gets_what_stands_for_it() -> None:
     given = stand_ins.Image(1, (3, 5), (2, 3), (0, 0), False, "nearest")
     numbers = torch.arange(17.0)[None]
-    found = stand_ins.spread(stand_ins.subsample(numbers, 1, given), 1, given)
+    found = stand_ins.spread(stand_ins.subsample(numbers, 1, [given]), 1, [given])
     assert found.int().tolist() == [
         [0, 1, 1, 1, 4, 4, 1, 1, 1, 4, 4, 11, 11, 11, 14, 14, 16]
     ]  # fmt: skip

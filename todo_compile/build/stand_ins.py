@@ -6,6 +6,7 @@ It shares nothing with the passes, which make static slices, reshapes and means.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,14 +38,21 @@ class Image:
     frames: int = 1
 
     @staticmethod
-    def of(row: SiteReport) -> Image:
-        """Of a rewritten site."""
-        assert row.grid is not None and row.image is not None
-        image = row.image
-        return Image(
-            image.offset, row.grid, row.factor, image.phase, image.column_major, image.sampling,
-            row.frames,
+    def of(row: SiteReport) -> tuple[Image, ...]:
+        """All of a rewritten site."""
+        return tuple(
+            Image(
+                one.image.offset, one.grid, one.factor, one.image.phase, one.image.column_major,
+                one.image.sampling, one.frames,
+            )
+            for one in (row, *row.beside)
+            if one.grid is not None and one.image is not None
         )  # fmt: skip
+
+    @property
+    def tokens(self) -> int:
+        """Before subsampling."""
+        return self.frames * self.grid[0] * self.grid[1]
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -64,14 +72,18 @@ class Image:
         return [min(start + index * factor, side - 1) for index in range(count)]
 
 
-def subsample(x: torch.Tensor, axis: int, image: Image) -> torch.Tensor:
-    """(…, N, …) with fewer of the image's tokens on `axis`; the others stay."""
-    return _replaced(x, axis, image, image.grid, _picture)
+def subsample(x: torch.Tensor, axis: int, images: Sequence[Image]) -> torch.Tensor:
+    """(…, N, …) with fewer of the images' tokens on `axis`; the others stay."""
+    for image in reversed(images):  # those before it keep their places
+        x = _replaced(x, axis, image, image.grid, _picture)
+    return x
 
 
-def spread(x: torch.Tensor, axis: int, image: Image) -> torch.Tensor:
+def spread(x: torch.Tensor, axis: int, images: Sequence[Image]) -> torch.Tensor:
     """Back to N tokens: each has what stands for it."""
-    return _replaced(x, axis, image, image.cells, _repeated)
+    for image in images:
+        x = _replaced(x, axis, image, image.cells, _repeated)
+    return x
 
 
 def every(x: torch.Tensor, axis: int, step: int) -> torch.Tensor:

@@ -65,9 +65,10 @@ class TrueSite:
 
         It is not where pooled keys weigh less against the text than the tokens that they stand for.
         """
-        row, grid = self.row, self.row.grid
-        assert row.image is not None and grid is not None
-        alone = row.image.offset == 0 and row.key_tokens == row.frames * grid[0] * grid[1]
+        row, images = self.row, stand_ins.Image.of(self.row)
+        assert row.image is not None
+        same = len({image.factor for image in images}) == 1
+        alone = same and row.key_tokens == sum(image.tokens for image in images)
         fits = self.site.score is None or 2 * 4 * row.score_elements <= budget
         return fits and (alone or row.image.keeps_mass)
 
@@ -103,11 +104,11 @@ def _replace(
     context: GraphContext, site: AttentionSite, row: SiteReport, step: int
 ) -> tuple[Node, Node]:
     """Let a site read what stands for its keys and values; returns the subsampled ones."""
-    image, graph = stand_ins.Image.of(row), context.graph
+    images, graph = stand_ins.Image.of(row), context.graph
 
     def made(source: Node, axis: int, before: Node) -> tuple[Node, Node]:
-        subsample = partial(stand_ins.subsample, axis=axis, image=image)
-        spread = partial(stand_ins.spread, axis=axis, image=image)
+        subsample = partial(stand_ins.subsample, axis=axis, images=images)
+        spread = partial(stand_ins.spread, axis=axis, images=images)
         with graph.inserting_before(before):
             pooled = graph.create_node("call_function", subsample, (source,), name="pooled")
             every = graph.create_node("call_function", spread, (pooled,), name="stand_in")

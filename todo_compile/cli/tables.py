@@ -211,10 +211,10 @@ def _site(site: SiteReport) -> Row:
     return Row(
         (
             str(site.level or ""),
-            grid_text(site.grid, site.frames),
+            " + ".join(grid_text(one.grid, one.frames) for one in (site, *site.beside)),
             f"{site.heads}×{site.head_dim}",
             tokens,
-            factor_text(site.factor),
+            " + ".join(dict.fromkeys(factor_text(one.factor) for one in (site, *site.beside))),
             f"{site.share:.1%}",
             site.action,
         ),

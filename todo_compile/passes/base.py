@@ -62,7 +62,7 @@ class State:
     @property
     def pooled(self) -> list[Decision]:
         """Decisions that rewrite their site."""
-        return [d for d in self.decisions if d.pooling is not None]
+        return [d for d in self.decisions if d.poolings]
 
 
 @dataclass(frozen=True, slots=True)

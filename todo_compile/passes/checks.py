@@ -20,10 +20,9 @@ def no_pools(state: State) -> None:
 def planned_keys(state: State) -> None:
     """Every rewritten site reads the planned number of keys and values, and its own query."""
     for decision in state.pooled:
-        assert decision.pooling is not None
         site, context = decision.site, state.context
         query, key, value = site.operands_now()
-        planned = decision.pooling.length_after(decision.keys)
+        planned = decision.keys_after
         if query is not site.query.node:
             raise NodeError(site.anchor, f"site {site.name} lost its query")
         for node, operand in ((key, site.key), (value, site.value)):

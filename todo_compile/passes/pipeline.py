@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,17 @@ from todo_compile.passes.graph import GraphContext, NodeError
 from todo_compile.passes.grid.axes import Axes
 from todo_compile.passes.plan import cost
 from todo_compile.passes.plan.choose import Decision
+from todo_compile.passes.plan.classify import SiteGrid
 from todo_compile.passes.plan.levels import LevelsOf
-from todo_compile.passes.report import ImageKeys, PassReport, Report, SiteReport, Totals
+from todo_compile.passes.report import (
+    FurtherImage,
+    ImageKeys,
+    PassReport,
+    Report,
+    SiteReport,
+    Totals,
+)
+from todo_compile.passes.rewrite.pooling import Pooling
 from todo_compile.passes.steps import PASSES, sites_behind
 
 log = logging.getLogger("todo_compile")
@@ -243,41 +253,49 @@ def _report(run: _Run) -> Report:
     )
 
 
-def _factor(decision: Decision) -> tuple[int, int]:
-    """(row, column) factor of the image, whatever order its tokens are in."""
-    if decision.pooling is None:
-        return 1, 1
-    pair = decision.pooling.row_factor, decision.pooling.column_factor
-    return (pair[1], pair[0]) if decision.grid.column_major else pair
+def _upright(decision: Decision) -> list[Pooling]:
+    """The poolings of all images with rows and columns as in the picture, whatever their order."""
+    return [
+        pooling.transposed() if image.column_major else pooling
+        for pooling, image in zip(decision.poolings, decision.grid.images, strict=False)
+    ]
 
 
-def _image(decision: Decision) -> ImageKeys | None:
-    """The image's keys, rows and columns as in the picture."""
-    if decision.pooling is None:
-        return None
-    turned = decision.grid.column_major
-    pooling = decision.pooling.transposed() if turned else decision.pooling
+def _image(pooling: Pooling, image: SiteGrid, keeps_mass: bool) -> ImageKeys:
+    """An image's keys, rows and columns as in the picture."""
     return ImageKeys(
         pooling.offset,
-        turned,
+        image.column_major,
         pooling.sampling,
         (pooling.row_phase, pooling.column_phase),
-        decision.keeps_mass,
+        keeps_mass,
     )
 
 
-def _sampling(decision: Decision) -> str:
+def _beside(decision: Decision, found: Sequence[Pooling]) -> tuple[FurtherImage, ...]:
+    """All images but the first."""
+    return tuple(
+        FurtherImage(
+            (grid.rows, grid.columns),
+            grid.frames,
+            (1, 1) if one is None else (one.row_factor, one.column_factor),
+            None if one is None else _image(one, grid, decision.keeps_mass),
+        )
+        for grid, one in list(zip_longest(decision.grid.images, found))[1:]
+    )
+
+
+def _sampling(decision: Decision, found: Sequence[Pooling]) -> str:
     """The sampling with the phase of the image's rows and columns, and whether mass is kept."""
-    if decision.pooling is None:
-        return ""
-    turned = decision.grid.column_major
-    said = (decision.pooling.transposed() if turned else decision.pooling).description
+    said = next((pooling.description for pooling in found if pooling.pools), "")
     return f"{said}, mass kept" if decision.keeps_mass else said
 
 
 def _row(state: State, decision: Decision, before: cost.SiteCost | None) -> SiteReport:
     site, context, graph_flops = decision.site, state.context, state.dense_flops
     after = cost.site_cost(context, site)
+    found = _upright(decision)
+    first = found[0] if found else None
     return SiteReport(
         name=site.name,
         module=context.module_path(site.anchor),
@@ -290,9 +308,10 @@ def _row(state: State, decision: Decision, before: cost.SiteCost | None) -> Site
         query_tokens=before.query_tokens if before else 0,
         key_tokens=before.key_tokens if before else 0,
         key_tokens_after=after.key_tokens if after else 0,
-        factor=_factor(decision),
-        image=_image(decision),
+        factor=(first.row_factor, first.column_factor) if first else (1, 1),
+        image=_image(first, decision.grid, decision.keeps_mass) if first else None,
         frames=decision.grid.frames,
+        beside=_beside(decision, found),
         action=decision.action,
         reason="; ".join(filter(None, (decision.reason, decision.grid.evidence))),
         flops=before.flops if before else 0,
@@ -302,6 +321,6 @@ def _row(state: State, decision: Decision, before: cost.SiteCost | None) -> Site
         score_elements_after=after.score_elements if after else 0,
         attention_bytes=before.operand_bytes if before else 0,
         attention_bytes_after=after.operand_bytes if after else 0,
-        sampling=_sampling(decision),
+        sampling=_sampling(decision, found),
         stops=tuple(state.stops.get(site.name, ())),
     )

@@ -48,6 +48,21 @@ class ImageKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class FurtherImage:
+    """Another image among the keys, a reference say.
+
+    Args:
+        grid, frames, factor: as for the first, see `SiteReport`.
+        image: its keys; None where the site was left alone.
+    """
+
+    grid: tuple[int, int]
+    frames: int
+    factor: tuple[int, int]
+    image: ImageKeys | None
+
+
+@dataclass(frozen=True, slots=True)
 class SiteReport:
     """One attention site.
 
@@ -74,6 +89,8 @@ class SiteReport:
         stops: where the poolings of its operands ended, and why; empty where nothing was pooled.
         image: the image's keys; None where left alone.
         frames: grids that follow each other: a video's, else 1.
+        beside: further images among the keys; `grid`, `factor`, `image` and `frames` are the
+            first's.
     """
 
     name: str
@@ -101,6 +118,7 @@ class SiteReport:
     stops: tuple[HoistStop, ...] = ()
     image: ImageKeys | None = None
     frames: int = 1
+    beside: tuple[FurtherImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from todo_compile.passes.report import HoistStop
 from todo_compile.passes.rewrite.hoist import hoist_pools
 from todo_compile.passes.rewrite.lower import lower_pools
 from todo_compile.passes.rewrite.pool import insert_pools, reads_of
-from todo_compile.passes.rewrite.pooling import Pooling
+from todo_compile.passes.rewrite.pooling import Pooling, is_pool
 from todo_compile.passes.rewrite.stops import extra_flops
 
 
@@ -73,7 +73,7 @@ class Plan(Pass):
         )
         for decision in state.decisions:
             if (reason := state.failed.get(decision.site.name)) is not None:
-                decision.action, decision.reason, decision.pooling = "refused", reason, None
+                decision.action, decision.reason, decision.poolings = "refused", reason, ()
         state.dense_flops = cost.graph_flops(state.context)
         state.dense_costs = [cost.site_cost(state.context, s) for s in state.sites]
         return Outcome(len(state.pooled))
@@ -104,6 +104,8 @@ class Hoist(Pass):
         state.pools = list(hoisted.stops)
         for pool, reason in hoisted.stops.items():
             source = Pooling.of(pool)[0]
+            if is_pool(source):  # it stays where that one does
+                continue
             for site, operand in reads_of(pool):
                 stop = HoistStop(operand, source.name, reason, extra_flops(state.context, pool))
                 state.stops.setdefault(site, []).append(stop)

@@ -57,6 +57,8 @@ class Stage:
         memory: results of earlier calls.
         answer: what the denoiser does with the arguments of a call; None ends the run with it.
         shapes: what the denoiser gives for them by its shapes alone: seeded numbers.
+        encoded: (how many pictures were encoded before, latent picture) → what an autoencoder
+            gives instead; None leaves what it is.
     """
 
     dtype: torch.dtype = torch.float32
@@ -64,6 +66,8 @@ class Stage:
     answer: Callable[[Mapping[str, Any]], Any] | None = field(default=None, repr=False)
     shapes: Callable[[Mapping[str, Any]], Any] = field(default=dict, repr=False)
     inside: bool = False
+    encoded: Callable[[int, torch.Tensor], torch.Tensor] | None = field(default=None, repr=False)
+    encodings: int = 0
 
 
 def stand_in(name: str, part: Part, stage: Stage, *, denoiser: bool = False) -> nn.Module:
@@ -174,7 +178,10 @@ def _on_meta(method: Callable[..., Any], name: str, stage: Stage) -> Callable[..
             seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
             generator = torch.Generator().manual_seed(seed)
             stage.memory[key] = _filled(found, generator, stage.dtype)
-        return _copied(stage.memory[key])
+        given_back = _copied(stage.memory[key])
+        if method.__name__ == "encode" and stage.encoded is not None:
+            given_back = _encoded(given_back, stage)
+        return given_back
 
     call.__name__ = method.__name__
     call.__signature__ = inspect.signature(method)  # pyright: ignore[reportFunctionMemberAccess]
@@ -211,6 +218,24 @@ def _filled(value: Any, generator: torch.Generator, dtype: torch.dtype) -> Any:
     if type(value) is tuple:
         return tuple(_filled(one, generator, dtype) for one in cast("tuple[Any, ...]", value))
     return map_tensors(fill, value)
+
+
+def _encoded(value: Any, stage: Stage) -> Any:
+    """What an autoencoder gives, with another latent picture in it, of no variance."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    number, stage.encodings = stage.encodings, stage.encodings + 1
+    change = stage.encoded
+    assert change is not None
+    for name in ("latent_dist", "latents", "latent"):
+        found: Any = getattr(value, name, None)
+        if isinstance(found, torch.Tensor) and found.dim() >= 4:
+            return type(value)(**{name: change(number, found)})
+        if isinstance(found, DiagonalGaussianDistribution):
+            mean = change(number, found.mean)
+            parameters = torch.cat([mean, torch.full_like(mean, -30.0)], 1)
+            return type(value)(**{name: DiagonalGaussianDistribution(parameters)})
+    return value
 
 
 def _copied(value: Any) -> Any:

@@ -9,20 +9,27 @@ element which row it is in; so with columns::
 a and b are what noise of ones and of zeros give in the same place: whatever the pipeline does is
 linear in the noise. So a grid has evidence about position, for packed tokens too, and never rests
 on a number of tokens.
+
+Where other tokens lie beside the noise's, each picture that the pipeline lets its autoencoder
+encode (a reference) is replaced in the same way: its tokens have evidence of their own then::
+
+    hidden_states[0, n, :]       n < 96: the noise's, 8×12       n ≥ 96: the picture's, 52×78
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from todo_compile.options import TokenGrid
+from todo_compile.options import Grid, TokenGrid
 
 _EXACT = 0.05  # of a row; noise is in fp32, and images have thousands of them at most
+_MOST_PICTURES = 16
 
 
 @dataclass(frozen=True)
@@ -34,17 +41,38 @@ class Picture:
         axes: tensor by name → its (row, column) axes.
         packed: tensor by name → (rows, columns) of tokens on its last axis but one, in the order of
             rows, and nothing else there; (frames, rows, columns) where each frame's follow those of
-            the one before.
+            the one before. Where other pictures follow or come before, those of each, in order.
         partly: tensors whose tokens are the image's in part only, or in another order.
+        drawn: what the noise alone has of `packed`.
     """
 
     cells: tuple[int, int]
     axes: Mapping[str, tuple[int, int]]
     packed: Mapping[str, TokenGrid]
     partly: tuple[str, ...] = ()
+    drawn: Grid | None = None
 
 
-def look(run: Callable[[Any], Mapping[str, torch.Tensor]]) -> Picture | None:
+@dataclass(frozen=True)
+class _Places:
+    """Where a source, noise or a picture, is in the denoiser's tensors.
+
+    Args:
+        cells: its (rows, columns).
+        rows, columns: tensor by name → row and column of every element; NaN where it is not.
+        pictures: that were encoded.
+    """
+
+    cells: tuple[int, int] | None
+    rows: Mapping[str, torch.Tensor]
+    columns: Mapping[str, torch.Tensor]
+    pictures: int
+
+
+Run = Callable[[Any], Mapping[str, torch.Tensor]]
+
+
+def look(run: Run) -> Picture | None:
     """Find the image.
 
     Args:
@@ -54,15 +82,42 @@ def look(run: Callable[[Any], Mapping[str, torch.Tensor]]) -> Picture | None:
     Returns:
         None if the pipeline draws no noise of rows and columns.
     """
-    kinds: tuple[_Kind, ...] = ("zeros", "ones", "rows", "columns")
-    modes = {kind: _Noise(kind) for kind in kinds}
-    found = {kind: run(mode) for kind, mode in modes.items()}
-    cells = modes["rows"].cells
-    if cells is None:
+    noise = _places(run, None)
+    if noise.cells is None:
         return None
     axes: dict[str, tuple[int, int]] = {}
     packed: dict[str, TokenGrid] = {}
+    others: list[str] = []
+    drawn: list[Grid] = []
+    for name, rows in noise.rows.items():
+        columns = noise.columns[name]
+        if (sides := _separate(rows, columns, noise.cells)) is not None:
+            axes[name] = sides
+        elif (grid := _packed(rows, columns, noise.cells)) is not None:
+            packed[name] = grid
+            drawn.append(grid)
+        else:
+            others.append(name)
     partly: list[str] = []
+    number = min(noise.pictures, _MOST_PICTURES) if others else 0
+    sources = [noise, *(_places(run, index) for index in range(number))]
+    for name in others:
+        found = _in_a_row(name, sources)
+        if found is None:
+            partly.append(name)
+            continue
+        packed[name] = tuple(grid for _, grid in found)
+        drawn += [grid for source, grid in found if source is noise]
+    return Picture(noise.cells, axes, packed, tuple(partly), next(iter(drawn), None))
+
+
+def _places(run: Run, picture: int | None) -> _Places:
+    """Where the noise is, or the `picture`-th that the pipeline encodes."""
+    kinds: tuple[_Kind, ...] = ("zeros", "ones", "rows", "columns")
+    modes = {kind: _Noise(kind, picture) for kind in kinds}
+    found = {kind: run(mode) for kind, mode in modes.items()}
+    rows: dict[str, torch.Tensor] = {}
+    columns: dict[str, torch.Tensor] = {}
     for name, zero in found["zeros"].items():
         if not zero.is_floating_point() or zero.dim() < 3:
             continue
@@ -70,15 +125,37 @@ def look(run: Callable[[Any], Mapping[str, torch.Tensor]]) -> Picture | None:
         there = scale.abs() > scale.abs().max() * 1e-3
         if not bool(there.any()):
             continue
-        rows = torch.where(there, (found["rows"][name] - zero) / scale, torch.nan)
-        columns = torch.where(there, (found["columns"][name] - zero) / scale, torch.nan)
-        if (sides := _separate(rows, columns, cells)) is not None:
-            axes[name] = sides
-        elif (grid := _packed(rows, columns, cells)) is not None:
-            packed[name] = grid
-        else:
-            partly.append(name)
-    return Picture(cells, axes, packed, tuple(partly))
+        rows[name] = torch.where(there, (found["rows"][name] - zero) / scale, torch.nan)
+        columns[name] = torch.where(there, (found["columns"][name] - zero) / scale, torch.nan)
+    mode = modes["rows"]
+    cells = mode.cells if picture is None else mode.pictures.get(picture)
+    return _Places(cells, rows, columns, len(mode.pictures))
+
+
+def _in_a_row(name: str, sources: list[_Places]) -> list[tuple[_Places, Grid]] | None:
+    """Grids of the pictures whose tokens make up a tensor, one after the other; None if not so."""
+    there: list[tuple[_Places, torch.Tensor]] = []
+    for source in sources:
+        if name in source.rows:
+            seen = ~source.rows[name].isnan()
+            there.append((source, seen.movedim(-2, 0).flatten(1)))
+    if not all(torch.equal(seen.all(1), seen.any(1)) for _, seen in there):
+        return None  # part of a token's channels are something else's
+    owners = torch.stack([seen.any(1) for _, seen in there]).long()
+    if not bool((owners.sum(0) == 1).all()):
+        return None
+    found: list[tuple[_Places, Grid]] = []
+    start = 0
+    for index, run in groupby(owners.argmax(0).tolist()):
+        source, tokens = there[index][0], len(list(run))
+        part = slice(start, start + tokens)
+        rows, columns = (t[name][..., part, :] for t in (source.rows, source.columns))
+        grid = None if source.cells is None else _packed(rows, columns, source.cells)
+        if grid is None:
+            return None
+        found.append((source, grid))
+        start += tokens
+    return found
 
 
 def cells_of(run: Callable[[Any], object]) -> tuple[int, int] | None:
@@ -92,12 +169,24 @@ _Kind = Literal["zeros", "ones", "rows", "columns"]
 
 
 class _Noise(TorchFunctionMode):
-    """Replaces normal noise of an image's shape by what says where it is."""
+    """Replaces normal noise of an image's shape by what says where it is.
 
-    def __init__(self, kind: _Kind) -> None:
+    Args:
+        kind: what by.
+        picture: the encoded picture that is replaced instead; noise is zero then.
+    """
+
+    def __init__(self, kind: _Kind, picture: int | None = None) -> None:
         super().__init__()
-        self._kind = kind
+        self._kind: _Kind = kind
+        self._picture = picture
         self.cells: tuple[int, int] | None = None
+        self.pictures: dict[int, tuple[int, int]] = {}
+
+    def encoded(self, number: int, latent: torch.Tensor) -> torch.Tensor:
+        """What the autoencoder gives for the picture that it encodes after `number` others."""
+        self.pictures[number] = latent.shape[-2], latent.shape[-1]
+        return _coded(latent, self._kind) if number == self._picture else latent
 
     def __torch_function__(
         self,
@@ -111,17 +200,23 @@ class _Noise(TorchFunctionMode):
         if func is not torch.randn or value.dim() < 4:
             return value
         # Of several draws (an image that is noised first) the last is what is denoised.
-        rows, columns = self.cells = (value.shape[-2], value.shape[-1])
-        match self._kind:
-            case "zeros":
-                return torch.zeros_like(value)
-            case "ones":
-                return torch.ones_like(value)
-            case "rows":
-                place = torch.arange(rows, dtype=value.dtype)[:, None]
-            case _:
-                place = torch.arange(columns, dtype=value.dtype)[None]
-        return place.expand(value.shape).clone()
+        self.cells = (value.shape[-2], value.shape[-1])
+        return _coded(value, self._kind if self._picture is None else "zeros")
+
+
+def _coded(value: torch.Tensor, kind: _Kind) -> torch.Tensor:
+    """A tensor of the same shape that says where its elements are."""
+    rows, columns = value.shape[-2:]
+    match kind:
+        case "zeros":
+            return torch.zeros_like(value)
+        case "ones":
+            return torch.ones_like(value)
+        case "rows":
+            place = torch.arange(rows, dtype=value.dtype)[:, None]
+        case "columns":
+            place = torch.arange(columns, dtype=value.dtype)[None]
+    return place.expand(value.shape).clone()
 
 
 def _separate(
@@ -148,7 +243,7 @@ def _counts(place: torch.Tensor, dim: int, side: int) -> bool:
     return everywhere and bool(((place - wanted).abs().nan_to_num() < _EXACT).all())
 
 
-def _packed(rows: torch.Tensor, columns: torch.Tensor, cells: tuple[int, int]) -> TokenGrid | None:
+def _packed(rows: torch.Tensor, columns: torch.Tensor, cells: tuple[int, int]) -> Grid | None:
     """Grid of tokens on the last axis but one, if they are patches of the image and all of it."""
     tokens = rows.shape[-2]
     if bool(rows.isnan().any()):

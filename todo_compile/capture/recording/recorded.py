@@ -7,7 +7,6 @@ text. Nothing is derived from names.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -30,7 +29,7 @@ from todo_compile.models.architecture import Native, PipelineDefaults, attention
 from todo_compile.models.parts import Part, Parts
 from todo_compile.models.resolution import Resolution
 from todo_compile.models.source import Source
-from todo_compile.options import TokenGrid
+from todo_compile.options import TokenGrid, grid_tokens
 
 _REFERENCE = 1024  # pixels; whole cells for every scale that there is
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -57,10 +56,11 @@ class Recording:
 
     @property
     def token_grids(self) -> dict[int, TokenGrid]:
-        """Number of packed tokens → (rows, columns), or (frames, rows, columns)."""
+        """Number of packed tokens → (rows, columns), or (frames, rows, columns); of each picture
+        where they are several pictures'."""
         if self.picture is None or self.picture.partly:
             return {}
-        return {math.prod(grid): grid for grid in self.picture.packed.values()}
+        return {grid_tokens(grid): grid for grid in self.picture.packed.values()}
 
     @property
     def image_axes(self) -> dict[str, tuple[int, int]]:
@@ -237,7 +237,7 @@ class Recorder:
     def _sides(self, size: Resolution | None) -> tuple[int, int] | None:
         """(rows, columns) of packed tokens, of each frame of a video."""
         picture = self._picture(size)
-        grid = None if picture is None else next(iter(picture.packed.values()), None)
+        grid = None if picture is None else picture.drawn
         return None if grid is None else (grid[-2], grid[-1])
 
     @cached_property

@@ -171,7 +171,7 @@ class Rehearsal:
                 if mode is None:
                     self.pipeline(**given)
                 else:
-                    with mode:
+                    with mode, self._encoding(mode):
                         self.pipeline(**given)
         except Recorded as found:
             return found.arguments
@@ -180,6 +180,15 @@ class Rehearsal:
         except Exception as error:  # anything that a pipeline's own code raises
             raise self._stopped(error, size) from error
         return None
+
+    @contextmanager
+    def _encoding(self, mode: Any) -> Generator[None]:
+        """Pictures that are encoded are what `mode` says."""
+        self.stage.encoded, self.stage.encodings = mode.encoded, 0
+        try:
+            yield
+        finally:
+            self.stage.encoded = None
 
     @contextmanager
     def _tokens(self, most: int | None) -> Generator[None]:

@@ -189,16 +189,12 @@ def frames_of(dim: Dim) -> Size:
     return dim_size(dim[:-2])
 
 
-def image_segment(dim: Dim) -> tuple[Size, Dim] | None:
-    """(offset, segment) of the only image segment in a concatenated dimension, else None."""
-    if len(dim) != 1 or not dim[0].segments:
-        return None
-    found: tuple[Size, Dim] | None = None
+def image_segments(dim: Dim) -> list[tuple[Size, Dim]]:
+    """(offset, segment) of every image in a concatenated dimension, in order."""
+    found: list[tuple[Size, Dim]] = []
     position: Size = 0
-    for segment in dim[0].segments:
+    for segment in dim[0].segments if len(dim) == 1 else ():
         if grid_of(segment) is not None:
-            if found is not None:
-                return None
-            found = (position, segment)
+            found.append((position, segment))
         position = position + dim_size(segment)
     return found

@@ -22,6 +22,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from todo_compile._torch import is_same_view
+from todo_compile.options import Grid, grids_of
 from todo_compile.passes import ops
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid import effects, spatial
@@ -29,6 +30,7 @@ from todo_compile.passes.grid.axes import (
     Axes,
     Dim,
     Unifier,
+    concatenated,
     fresh,
     fresh_dim,
     has_roles,
@@ -204,9 +206,8 @@ class GridMap:
         axes = tuple(fresh_dim(size) for size in shape)
         grid = self._packed.grids.get(node)
         if grid is not None and isinstance(shape[1], int):
-            *frames, rows, columns = grid
-            ahead = tuple(fresh(number) for number in frames)
-            return axes[0], (*ahead, fresh(rows, "H"), fresh(columns, "W")), axes[2]
+            parts = [_named_tokens(one) for one in grids_of(grid)]
+            return axes[0], parts[0] if len(parts) == 1 else concatenated(parts), axes[2]
         return axes
 
     def _by_rule(self, node: Node, shape: Shape) -> Axes | None:
@@ -224,6 +225,12 @@ class GridMap:
         except Exception:  # as above
             log.debug("no grid is followed through %s", node.format_node(), exc_info=True)
             return None
+
+
+def _named_tokens(grid: Grid) -> Dim:
+    """Rows and columns of the tokens of one picture, or of a video's frames."""
+    *frames, rows, columns = grid
+    return (*(fresh(number) for number in frames), fresh(rows, "H"), fresh(columns, "W"))
 
 
 def _packed(context: GraphContext) -> Packed:

@@ -1,7 +1,8 @@
 """Image tokens that arrive packed, as (B, N, C): on a grid by the caller's word, or by dataflow.
 
-    token_grids {4096: (64, 64), 256: (16, 16), 12288: (3, 64, 64)}
+    token_grids {4096: (64, 64), 256: (16, 16), 12288: (3, 64, 64), 5120: [(64, 64), (32, 32)]}
     image (B, 4096, C)     on 64×64: the caller named it; 12288 are three frames of it
+    image (B, 5120, C)     two pictures, one after the other: what is drawn, and a reference
     text  (B, 256, C)      stays text: the image is larger
 
     patch grid (64, 64), from a resolution
@@ -44,7 +45,8 @@ class Packed:
     """Inputs of packed image tokens.
 
     Args:
-        grids: input → (rows, columns) of its tokens, or (frames, rows, columns).
+        grids: input → (rows, columns) of its tokens, or (frames, rows, columns); those of several
+            pictures in a row.
         evidence: what says so where the caller did not; else "".
     """
 

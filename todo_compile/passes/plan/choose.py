@@ -3,8 +3,9 @@
 The default policy bounds the key/value tokens of every site by the number that the model saw in
 training at its highest attention level: an attention then never meets more keys than it learned to
 weigh, whatever the resolution. Of a video the bound is one of each frame, so that a clip of native
-length keeps the native number. Explicit factors go by level: level 1 is the largest grid; factors
-of single sites go before both.
+length keeps the native number; of several pictures in a row it is one of each. Explicit factors go
+by level: level 1 is the largest grid; factors of single sites go before both. They are for all
+pictures in a row.
 
 With ``staggered`` the n-th site of a level gets the n-th phase of `stagger_pattern`, whether the
 sites before it are rewritten or not: a site's phase does not depend on the factors of others. It is
@@ -42,13 +43,19 @@ class Decision:
     action: Action
     reason: str
     level: int = 0
-    pooling: Pooling | None = None
+    poolings: tuple[Pooling, ...] = ()
+    """One for every image among the keys (`SiteGrid.images`), if any of them is pooled."""
     keys: int = 0
     """Key tokens before the rewrite, text included."""
     keeps_mass: bool = False
     """Pooled keys weigh as the tokens that they stand for against the text, see `mass`."""
     weighs_keys: bool = False
     """Keys have weights at all: against the text, or because cells differ in size."""
+
+    @property
+    def keys_after(self) -> int:
+        """Key tokens after the rewrite, text included."""
+        return self.keys - sum(p.tokens - p.pooled_tokens for p in self.poolings)
 
 
 def smallest_factors(rows: int, columns: int, bound: int) -> Factor:
@@ -113,17 +120,19 @@ def make_plan(
         decision = _decide(context, site, grid, level, options, bound, own.get(site.anchor), levels)
         if grid.obstacle is None:
             seen[grid.frames, grid.rows, grid.columns] += 1
-        if decision.pooling is not None and decision.pooling.sampling == "staggered":
-            before = seen[grid.frames, grid.rows, grid.columns] - 1
-            decision.pooling = _staggered(decision, before)
+        before = seen[grid.frames, grid.rows, grid.columns] - 1
+        decision.poolings = tuple(
+            _staggered(pooling, image.column_major, before)
+            if pooling.sampling == "staggered"
+            else pooling
+            for pooling, image in zip(decision.poolings, grid.images, strict=False)
+        )
         decisions.append(decision)
     return decisions
 
 
-def _staggered(decision: Decision, index: int) -> Pooling:
+def _staggered(pooling: Pooling, turned: bool, index: int) -> Pooling:
     """The pooling with the phase of the `index`-th site of its grid."""
-    assert decision.pooling is not None
-    pooling, turned = decision.pooling, decision.grid.column_major
     upright = pooling.transposed() if turned else pooling
     pattern = stagger_pattern(upright.row_factor, upright.column_factor, index + 1)
     upright = replace(upright, row_phase=pattern[index][0], column_phase=pattern[index][1])
@@ -143,24 +152,25 @@ def _decide(
     if grid.obstacle is not None:
         action: Action = "refused" if grid.refused else "dense"
         return Decision(site, grid, action, grid.obstacle, level if grid.kind != "cross" else 0)
-    tokens = grid.rows * grid.columns
-    each = f" in each of {grid.frames} frames" if grid.frames > 1 else ""
     if own is not None:
-        factor, because = own[:2], "factor given for this site"
+        factors, because = [own[:2] for _ in grid.images], "factor given for this site"
     elif options.factors is None:
-        factor = smallest_factors(grid.rows, grid.columns, bound)
-        because = f"{tokens:,} tokens{each}, bound {bound:,}"
+        factors = [smallest_factors(one.rows, one.columns, bound) for one in grid.images]
+        because = f"{', '.join(_counted(one) for one in grid.images)}, bound {bound:,}"
     else:
         factor = options.factors[level - 1] if level <= len(options.factors) else (1, 1)
+        factors = [factor for _ in grid.images]
         because = f"factor given for level {level}{levels.scope}"
         if level > len(options.factors):
             because = f"no factor was given for level {level}{levels.scope}"
         if not options.factors:
             because = "factors are off"
-    if factor[0] > grid.rows or factor[1] > grid.columns:
+    for factor, image in zip(factors, grid.images, strict=True):
+        if factor[0] <= image.rows and factor[1] <= image.columns:
+            continue
         reason = (
             f"factor {factor[1]}x{factor[0]} (width×height) for level {level}{levels.scope} "
-            f"exceeds its grid of {grid.columns}×{grid.rows} tokens"
+            f"exceeds its grid of {image.columns}×{image.rows} tokens"
         )
         if not levels.strict:
             return Decision(site, grid, "refused", reason, level)
@@ -168,27 +178,39 @@ def _decide(
             f"{reason[0].upper()}{reason[1:]}.",
             remedy="Take a factor of at most the grid's side; `todo-compile plan` shows the grids.",
         )
-    if factor == (1, 1):
+    if set(factors) == {(1, 1)}:
         return Decision(site, grid, "dense", because, level)
-    rows, columns = factor
     sampling = own[2] if own is not None and len(own) == 3 else options.sampling
-    pooling = Pooling(
-        grid.rows, grid.columns, rows, columns, sampling, grid.offset, frames=grid.frames
+    poolings = tuple(
+        _pooling(image, factor, sampling)
+        for image, factor in zip(grid.images, factors, strict=True)
     )
-    if grid.column_major:  # slow and fast side change places, and their factors with them
-        pooling = pooling.transposed()
     if site.mask_axis is not None:
         proof = grid.mask or ("asked" if options.masks == "pool" else None)
         if proof is None:
             return Decision(site, grid, "refused", HIDES, level)
-        if proof != "uniform" and not pooling.picks_tokens:
+        if proof != "uniform" and not poolings[0].picks_tokens:
             reason = "a mask that differs from key to key cannot be averaged"
             return Decision(site, grid, "refused", reason, level)
         if proof == "asked":
             because += '; masks="pool": that its mask hides no key is not proved'
-    mass = grid.kind == "joint" and options.keep_mass
     shape = context.shape(site.key.node)
     assert shape is not None
     keys = int(shape[site.key.tokens])  # a number: see `_sized`
-    weighs = mass or pooling.is_ragged
-    return Decision(site, grid, "rewritten", because, level, pooling, keys, mass, weighs)
+    alike = keys == grid.tokens and len(set(factors)) == 1  # the same addend for all keys cancels
+    mass = grid.kind == "joint" and options.keep_mass and not alike
+    weighs = mass or any(pooling.is_ragged for pooling in poolings)
+    return Decision(site, grid, "rewritten", because, level, poolings, keys, mass, weighs)
+
+
+def _counted(image: SiteGrid) -> str:
+    each = f" in each of {image.frames} frames" if image.frames > 1 else ""
+    return f"{image.rows * image.columns:,} tokens{each}"
+
+
+def _pooling(image: SiteGrid, factor: Factor, sampling: str) -> Pooling:
+    pooling = Pooling(
+        image.rows, image.columns, *factor, sampling, image.offset, frames=image.frames
+    )
+    # Slow and fast side change places, and their factors with them.
+    return pooling.transposed() if image.column_major else pooling

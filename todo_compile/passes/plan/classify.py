@@ -1,8 +1,9 @@
 """What dataflow proves of a site: its kind of attention, and the grid of its keys.
 
 Self-attention has queries and keys of one grid; joint attention has text in front of, or after, the
-image's tokens in both; cross-attention has keys that are not the queries' image. What cannot be
-proved is refused: the number of tokens alone says nothing of the grid's sides.
+image's tokens in both, or several images in a row; cross-attention has keys that are not the
+queries' image. What cannot be proved is refused: the number of tokens alone says nothing of the
+grid's sides.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from todo_compile.passes.grid.axes import (
     dim_size,
     frames_of,
     grid_of,
-    image_segment,
+    image_segments,
     same,
 )
 from todo_compile.passes.grid.grids import GridMap
@@ -43,6 +44,7 @@ class SiteGrid:
         rows, columns: sides of the key tokens' grid (H, W); 0 where there is none.
         frames: how many such grids follow each other: a video's, 1 of a picture.
         offset: tokens before the image's in a joint sequence.
+        beside: further images among the keys of a joint sequence, each on a grid of its own.
         obstacle: why the site cannot or need not be rewritten; None if it can.
         refused: the obstacle is a lack of proof rather than a property of the model.
     """
@@ -62,11 +64,18 @@ class SiteGrid:
     evidence: str = ""
     """What says that it is a grid, where neither the graph alone nor the caller does."""
     frames: int = 1
+    beside: tuple[SiteGrid, ...] = ()
+
+    @property
+    def images(self) -> tuple[SiteGrid, ...]:
+        """Every image among the keys by itself."""
+        return (replace(self, beside=()), *self.beside)
 
     @property
     def tokens(self) -> int:
-        """Keys that are an image's."""
-        return self.frames * self.rows * self.columns
+        """Keys that are an image's, of all images."""
+        own = self.frames * self.rows * self.columns
+        return own + sum(image.tokens for image in self.beside)
 
 
 def classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> SiteGrid:
@@ -97,27 +106,47 @@ def _classify(context: GraphContext, grids: GridMap, site: AttentionSite) -> Sit
         if found is not None:
             return found
         return _sized("self", context, grids, site, key, value, 0)
-    if len(key) == 1 and sum(grid_of(s) is not None for s in key[0].segments) > 1:
-        return SiteGrid(
-            "unknown", obstacle="its keys join the tokens of several images", refused=True
-        )
-    segment = image_segment(key)
-    if segment is not None:
-        offset, image = segment
-        mine = query_grid is not None and _all_of(grids, site, query, image)
-        inside = image_segment(query)
-        shared = inside is not None and grids.unifier.same_range(inside[1], image)
-        if not mine and not shared:
-            return SiteGrid(
-                "cross", obstacle="cross-attention: the keys are another image's tokens"
-            )
-        other = image_segment(value)
-        if other is None or not same(other[0], offset):
-            return SiteGrid(
-                "joint", obstacle="keys and values order text and image differently", refused=True
-            )
-        return _sized("joint", context, grids, site, image, other[1], offset)
+    if images := image_segments(key):
+        return _joint(context, grids, site, images, query, value)
     return _without_grid(context, grids, site, query, key)
+
+
+def _joint(
+    context: GraphContext,
+    grids: GridMap,
+    site: AttentionSite,
+    images: Sequence[tuple[Size, Dim]],
+    query: Dim,
+    value: Dim,
+) -> SiteGrid:
+    """Keys with images among others: those that the queries are of are pooled, one by one."""
+    inside = [segment for _, segment in image_segments(query)]
+    alone = grid_of(query) is not None
+    own = [
+        (alone and _all_of(grids, site, query, image))
+        or any(grids.unifier.same_range(segment, image) for segment in inside)
+        for _, image in images
+    ]
+    if not any(own):
+        return SiteGrid("cross", obstacle="cross-attention: the keys are another image's tokens")
+    others = image_segments(value)
+    if len(others) != len(images) or not all(
+        same(one[0], other[0]) for one, other in zip(images, others, strict=True)
+    ):
+        return SiteGrid(
+            "joint", obstacle="keys and values order text and image differently", refused=True
+        )
+    sized = [
+        _sized("joint", context, grids, site, image, other, offset)
+        for mine, (offset, image), (_, other) in zip(own, images, others, strict=True)
+        if mine
+    ]
+    first = next((one for one in sized if one.obstacle is not None), None)
+    if first is not None:
+        return first
+    proofs = {one.mask for one in sized}
+    mask = None if None in proofs else next((p for p in proofs if p != "uniform"), sized[0].mask)
+    return replace(sized[0], beside=tuple(sized[1:]), mask=mask)
 
 
 def _self_or_other(

@@ -23,6 +23,9 @@ from todo_compile.passes.rewrite.merge import merge_pools
 from todo_compile.passes.rewrite.pool import new_pool, reads_of, span
 from todo_compile.passes.rewrite.pooling import Pooling, is_pool
 
+WAITS = "another image of the same tokens is pooled right above it"
+"""Why a pooling stays below another: it moves when, and as far as, that one does."""
+
 
 @dataclass(slots=True)
 class HoistResult:
@@ -57,7 +60,13 @@ def hoist_pools(
                 if isinstance(move, str):
                     result.stops[pool] = move
                     continue
+                above = Pooling.of(pool)[0]
                 pending += apply_move(context, pool, move)
+                # What pools another image of the same tokens waited below this one.
+                waiting = [user for user in above.users if user in result.stops]
+                pending += waiting
+                for other in waiting:
+                    del result.stops[other]
             result.moves[move.rule] = result.moves.get(move.rule, 0) + 1
         # Two poolings of one tensor become one reader of it, which may free the next step.
         merged = merge_pools(context, list(result.stops))
@@ -73,7 +82,9 @@ def find_move(
 ) -> Move | str:
     """The exchange of a pooling with the node above it, or why there is none."""
     source, axis, pooling = Pooling.of(pool)
-    if source.op not in ("call_function", "call_method") or is_pool(source):
+    if is_pool(source):
+        return WAITS
+    if source.op not in ("call_function", "call_method"):
         return f"{source.name} is where the tokens come from"
     if context.memory.writes(source):
         return f"{source.name} writes into memory"

@@ -142,12 +142,20 @@ def _through_cat(context: GraphContext, node: Node, effect: Effect, pooling: Poo
               cat(1) ─ P of the image   →               cat(1)
         image ┘                              image ─ P ─┘
 
-    P leaves every other token alone. One part must be the image exactly.
+    P leaves every other token alone. The image must lie in one part.
     """
     start: Size = 0
     for source in effect.sources:
         length = (context.shape(source.node) or ())[effect.joined]
-        if same(start, pooling.offset) and same(length, pooling.tokens):
-            return Move(effect.rule, ((source.node, effect.joined, pooling.at(0)),))
+        if _holds(start, length, pooling):
+            inside = pooling.at(pooling.offset - start)
+            return Move(effect.rule, ((source.node, effect.joined, inside),))
         start = start + length
-    return f"no part of {node.name} is exactly the image"
+    return f"no part of {node.name} has the whole image"
+
+
+def _holds(start: Size, length: Size, pooling: Pooling) -> bool:
+    """Whether the image lies within `length` tokens from `start`."""
+    if isinstance(start, int) and isinstance(length, int):
+        return start <= pooling.offset and pooling.offset + pooling.tokens <= start + length
+    return same(start, pooling.offset) and same(length, pooling.tokens)

@@ -19,26 +19,36 @@ from todo_compile.passes.rewrite.pooling import Pooling, is_pool, lowering_steps
 def lower_pools(context: GraphContext, nodes: Sequence[Node] | None = None) -> int:
     """Lower the poolings among `nodes` (default: all in the graph); returns how many."""
     pools = [n for n in (context.graph.nodes if nodes is None else nodes) if is_pool(n)]
-    for pool in pools:
-        _lower(context, pool)
+    for pool in reversed(pools):
+        if pool.users:  # else it was lowered with the one below it
+            _lower(context, pool)
+        context.forget(pool)
     return len(pools)
 
 
 def _lower(context: GraphContext, pool: Node) -> None:
+    """Poolings of several images right above each other are one join of their parts."""
     source, axis, pooling = Pooling.of(pool)
+    poolings = [pooling]
+    while is_pool(source) and len(source.users) == 1 and Pooling.of(source)[1] == axis:
+        below = poolings[-1]
+        above, _, pooling = Pooling.of(source)
+        if pooling.offset < below.offset + below.tokens:
+            break
+        source = above
+        poolings.append(pooling)
     shape = context.shape(source)
     assert shape is not None
     values: list[Any] = [source]
     rule = str(pool.meta.get("todo_rule", "pool"))
     sites = pool.meta["todo_sites"]
     with context.graph.inserting_before(pool), context.working_on(*sites):
-        for target, arguments, result in lowering_steps(list(shape), axis, pooling):
+        for target, arguments, result in lowering_steps(list(shape), axis, poolings):
             concrete = tuple(_concrete(context, resolve(a, values)) for a in arguments)
             values.append(
                 context.call(target, concrete, like=pool, shape=result, rule=rule, name="todo_pool")
             )
     pool.replace_all_uses_with(values[-1])
-    context.forget(pool)
 
 
 def _concrete(context: GraphContext, argument: Any) -> Any:

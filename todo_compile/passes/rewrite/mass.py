@@ -31,14 +31,20 @@ RULE = "weigh-keys"
 
 
 def weigh_keys(
-    context: GraphContext, site: AttentionSite, pooling: Pooling, keys: int, *, against_text: bool
+    context: GraphContext,
+    site: AttentionSite,
+    poolings: Sequence[Pooling],
+    keys: int,
+    *,
+    against_text: bool,
 ) -> None:
     """Add the weights to the scores of a site whose keys were pooled to `keys`, text included.
 
     Args:
+        poolings: of every image among the keys, in their order.
         against_text: cells weigh as their tokens; otherwise whole cells weigh as one key.
     """
-    weights = _Weights(context, pooling, keys, 0.0 if against_text else _whole_cell(pooling))
+    weights = _Weights(context, poolings, keys, against_text)
     if site.score is None:
         _in_mask(context, site, weights)
     else:
@@ -95,30 +101,46 @@ def _added(context: GraphContext, to: Node, axis: int, weights: _Weights) -> Nod
 
 
 class _Weights:
-    """log(tokens that a key stands for) − `unit`, and 0 for text: one number for each key."""
+    """log(tokens that a key stands for), and 0 for text: one number for each key.
 
-    def __init__(self, context: GraphContext, pooling: Pooling, keys: int, unit: float) -> None:
-        self._context, self._pooling, self._unit, self.keys = context, pooling, unit, keys
+    Not `against_text` a whole cell counts as one token.
+    """
+
+    def __init__(
+        self, context: GraphContext, poolings: Sequence[Pooling], keys: int, against_text: bool
+    ) -> None:
+        self._context, self._poolings, self.keys = context, poolings, keys
+        self._against_text = against_text
 
     def on_axis(self, like: Node, axis: int, rank: int) -> Node:
         """The weights on one of `rank` axes, with the type and device of `like`."""
-        pooling, context = self._pooling, self._context
+        parts: list[Node] = []
+        tokens = keys = 0  # of the sequence before and after pooling, up to here
+        for pooling in self._poolings:
+            if gap := pooling.offset - tokens:
+                parts.append(self._full(like, [gap], 0.0))
+            parts.append(self._cells(like, pooling))
+            keys += gap + pooling.pooled_tokens
+            tokens = pooling.offset + pooling.tokens
+        if rest := self.keys - keys:
+            parts.append(self._full(like, [rest], 0.0))
+        line = self._joined(parts, 0, [self.keys])
+        return self._reshaped(line, [1] * axis + [self.keys] + [1] * (rank - axis - 1))
+
+    def _cells(self, like: Node, pooling: Pooling) -> Node:
+        """The weights of one image's cells, in their order."""
+        context, unit = self._context, 0.0 if self._against_text else _whole_cell(pooling)
+        if not pooling.pools:
+            return self._full(like, [pooling.tokens], 0.0)
         rows, columns = pooling.pooled_rows, pooling.pooled_columns
-        down = self._side(like, pooling.rows, pooling.row_factor, 0, self._unit)
+        down = self._side(like, pooling.rows, pooling.row_factor, 0, unit)
         across = self._side(like, pooling.columns, pooling.column_factor, 1, 0.0)
         cells = context.call(ops.ADD, (down, across), like=like, shape=[rows, columns], rule=RULE)
         if pooling.frames > 1:
             frames = self._full(like, [pooling.frames, 1, 1], 0.0)
             shape = [pooling.frames, rows, columns]
             cells = context.call(ops.ADD, (frames, cells), like=like, shape=shape, rule=RULE)
-        parts = [self._reshaped(cells, [pooling.pooled_tokens])]
-        if pooling.offset:
-            parts.insert(0, self._full(like, [pooling.offset], 0.0))
-        rest = self.keys - pooling.offset - pooling.pooled_tokens
-        if rest:
-            parts.append(self._full(like, [rest], 0.0))
-        line = self._joined(parts, 0, [self.keys])
-        return self._reshaped(line, [1] * axis + [self.keys] + [1] * (rank - axis - 1))
+        return self._reshaped(cells, [pooling.pooled_tokens])
 
     def _side(self, like: Node, length: int, factor: int, dim: int, unit: float) -> Node:
         count = pooled_size(length, factor)

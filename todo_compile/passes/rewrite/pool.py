@@ -32,9 +32,9 @@ def insert_pools(context: GraphContext, decisions: Sequence[Decision]) -> list[N
     """Pool keys and values of every site that the plan rewrites; returns the new nodes."""
     pools: list[Node] = []
     for decision in decisions:
-        if decision.pooling is not None:
+        if decision.poolings:
             with context.working_on(decision.site.name):
-                pools += _pool_site(context, decision, decision.pooling)
+                pools += _pool_site(context, decision)
     return pools
 
 
@@ -81,37 +81,40 @@ def span(pool: Node) -> tuple[int, int]:
     return pool.meta["todo_span"]
 
 
-def _pool_site(context: GraphContext, decision: Decision, pooling: Pooling) -> list[Node]:
+def _pool_site(context: GraphContext, decision: Decision) -> list[Node]:
+    """Of several images the last is pooled first, so that those before it stay where they are."""
     site = decision.site
     score = site.anchor if site.score is None else site.score.node
     pools: list[Node] = []
     until = context.memory.position(site.output)
 
-    def pooled(what: str, source: Node, axis: int, user: Node, how: Pooling = pooling) -> Node:
-        reads = ((site.name, what),)
-        pool = new_pool(
-            context, source, axis, how, before=user, until=until, reads=reads, rule=RULE
-        )
-        pools.append(pool)
-        return pool
+    def pooled(what: str, source: Node, axis: int, user: Node) -> Node:
+        for pooling in reversed(decision.poolings):
+            if not pooling.pools:
+                continue
+            # Only masks that are the same for all image keys, or picked as they are, come here.
+            other = what == "mask" and not pooling.picks_tokens
+            how = replace(pooling, sampling="nearest") if other else pooling
+            source = new_pool(
+                context, source, axis, how,
+                before=user, until=until, reads=((site.name, what),), rule=RULE,
+            )  # fmt: skip
+            pools.append(source)
+        return source
 
     site.replace_key(pooled("key", site.key.node, site.key.tokens, score))
     site.replace_value(pooled("value", site.value.node, site.value.tokens, site.output))
     if site.mask is not None and site.mask_axis is not None:
         assert site.mask_user is not None
-        # Only what is the same for all image keys, or is picked as they are, comes here.
-        picked = pooling if pooling.picks_tokens else replace(pooling, sampling="nearest")
-        mask = pooled("mask", site.mask, site.mask_axis, site.mask_user, picked)
+        mask = pooled("mask", site.mask, site.mask_axis, site.mask_user)
         site.mask_user.replace_input_with(site.mask, mask)
-    key_shape = context.shape(site.key.node)
-    assert key_shape is not None
-    keys = pooling.length_after(int(key_shape[site.key.tokens]))
+    keys = decision.keys_after
     if site.placeholder is not None:
         _shrink_placeholder(context, site, keys)
     for node, axis in site.scores:
         _shrink(context, node, axis, keys)
     if decision.weighs_keys:
-        weigh_keys(context, site, pooling, keys, against_text=decision.keeps_mass)
+        weigh_keys(context, site, decision.poolings, keys, against_text=decision.keeps_mass)
     context.mark(site.output)
     return pools
 

@@ -27,6 +27,7 @@ keeps the last row of the side where its phase lies beyond it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -123,6 +124,11 @@ class Pooling:
         return any(side % factor and side > factor for side, factor in sides)
 
     @property
+    def pools(self) -> bool:
+        """Whether it changes anything."""
+        return (self.row_factor, self.column_factor) != (1, 1)
+
+    @property
     def picks_tokens(self) -> bool:
         """Whether pooling only selects tokens, so that it commutes with any token-wise function."""
         return self.sampling in ("nearest", "nearest-exact", "staggered")
@@ -195,7 +201,7 @@ def pool_tokens(
     pooling = Pooling(
         rows, columns, row_factor, column_factor, sampling, offset, row_phase, column_phase, frames
     )
-    steps = lowering_steps(list(x.shape), dim, pooling)
+    steps = lowering_steps(list(x.shape), dim, [pooling])
     values: list[torch.Tensor] = [x]
     for target, arguments, _ in steps:
         values.append(target(*(resolve(a, values) for a in arguments)))
@@ -313,22 +319,29 @@ def _pool_grid(steps: _Steps, grid: Ref, dim: int, pooling: Pooling) -> Ref:
     return steps.blend(picked, averaged, blend_weight(pooling.sampling))
 
 
-def lowering_steps(shape: list[Any], dim: int, pooling: Pooling) -> list[Step]:
-    """The static ATen calls that pool axis `dim` of a tensor of `shape`."""
+def lowering_steps(shape: list[Any], dim: int, poolings: Sequence[Pooling]) -> list[Step]:
+    """The static ATen calls that pool axis `dim` of a tensor of `shape`.
+
+    Args:
+        poolings: of several images on the axis, in their order; offsets count its tokens.
+    """
     steps = _Steps(list(shape))
     x = Ref(0)
     length = shape[dim]
-    before, after = pooling.offset, pooling.offset + pooling.tokens
-    image = steps.cut(x, dim, before, after)
-    ahead = [pooling.frames] if pooling.frames > 1 else []
-    sides = [*ahead, pooling.rows, pooling.columns]
-    grid = steps.view(image, [*shape[:dim], *sides, *shape[dim + 1 :]])
-    grid = _pool_grid(steps, grid, dim + len(ahead), pooling)
-    tokens = steps.view(grid, [*shape[:dim], pooling.pooled_tokens, *shape[dim + 1 :]])
-    parts = [tokens]
-    if before:
-        parts.insert(0, steps.cut(x, dim, 0, before))
-    if after != length:
-        parts.append(steps.cut(x, dim, after, length))
+    parts: list[Ref] = []
+    done = 0
+    for pooling in poolings:
+        before, after = pooling.offset, pooling.offset + pooling.tokens
+        if before > done:
+            parts.append(steps.cut(x, dim, done, before))
+        image = steps.cut(x, dim, before, after)
+        ahead = [pooling.frames] if pooling.frames > 1 else []
+        sides = [*ahead, pooling.rows, pooling.columns]
+        grid = steps.view(image, [*shape[:dim], *sides, *shape[dim + 1 :]])
+        grid = _pool_grid(steps, grid, dim + len(ahead), pooling)
+        parts.append(steps.view(grid, [*shape[:dim], pooling.pooled_tokens, *shape[dim + 1 :]]))
+        done = after
+    if done != length:
+        parts.append(steps.cut(x, dim, done, length))
     steps.join(parts, dim)
     return steps.steps

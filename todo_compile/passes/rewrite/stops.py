@@ -10,6 +10,7 @@ part counts. Where two poolings share a projection neither counts it: the sum is
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch.fx import Node
 
@@ -17,7 +18,7 @@ from todo_compile.passes import ops
 from todo_compile.passes.families import LINEAR
 from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.plan import cost
-from todo_compile.passes.rewrite.pooling import Pooling
+from todo_compile.passes.rewrite.pooling import Pooling, is_pool
 
 _PARTS = frozenset({"getitem", "slice", "narrow", "select"})
 _SPLITS = frozenset({"chunk", "split", "unbind"})
@@ -28,9 +29,14 @@ def extra_flops(context: GraphContext, pool: Node) -> int:
 
     Args:
         context: of the graph, with the pooling not yet lowered.
-        pool: a ``pool_tokens`` node that stays where it is.
+        pool: a ``pool_tokens`` node that stays where it is, with those right below it.
     """
     source, axis, pooling = Pooling.of(pool)
+    poolings = [pooling]
+    below = pool
+    while len(below.users) == 1 and is_pool(below := next(iter(below.users))):
+        poolings.append(Pooling.of(below)[2])  # of another image of the same tokens
+    images = [sum(p.tokens for p in poolings), sum(p.pooled_tokens for p in poolings)]
     length = (context.shape(source) or ())[axis]
     if not isinstance(length, int):
         return 0
@@ -48,7 +54,7 @@ def extra_flops(context: GraphContext, pool: Node) -> int:
         work = cost.flops(context, node)
         if work and not _is_projection(context, node):
             continue  # attention or a spatial convolution: nothing there is one token's alone
-        total += work * part * _dropped(context, node, pooling, length)
+        total += work * part * _dropped(context, node, images, length)
         for operand in node.all_input_nodes:
             share = _share(context, node, operand) if name in _PARTS else 1.0
             pending.append((operand, part * share))
@@ -88,14 +94,20 @@ def _is_projection(context: GraphContext, node: Node) -> bool:
     return name in LINEAR or name == "addmm"
 
 
-def _dropped(context: GraphContext, node: Node, pooling: Pooling, length: int) -> float:
-    """Share of a projection's rows that pooling above it would save."""
+def _dropped(context: GraphContext, node: Node, images: Sequence[int], length: int) -> float:
+    """Share of a projection's rows that pooling above it would save.
+
+    Args:
+        images: tokens that are pooled, and those that are left of them.
+        length: of the whole axis.
+    """
+    before, after = images
     shape = context.shape(node) or ()
     channels = 1 if ops.op(node) == "conv1d" else len(shape) - 1
     rows = [context.number(size) for i, size in enumerate(shape) if i != channels]
     for tokens, kept in (
-        (length, pooling.length_after(length)),
-        (pooling.tokens, pooling.pooled_tokens),
+        (length, length - before + after),
+        (before, after),
     ):
         # Batch and tokens may be one axis, as in front of addmm.
         if tokens in rows or (len(rows) == 1 and rows[0] % tokens == 0):
