@@ -229,14 +229,19 @@ class OracleProcessor:
         return out / attn.rescale_output_factor
 
 
+Segment = tuple[int, Sides, Pair]
+"""(tokens before the image's, its grid, its factors)."""
+
+
 @contextmanager
 def pooled_fused_attention(
-    segments: Mapping[int, tuple[int, Sides, Pair]], sampling: str, *, keep_mass: bool = True
+    segments: Mapping[int, Segment | list[Segment]], sampling: str, *, keep_mass: bool = True
 ) -> Generator[list[int]]:
     """Every fused attention in eager mode, with keys and values subsampled where they enter it.
 
     Args:
-        segments: number of keys → (tokens before the image's, grid, factors); others stay dense.
+        segments: number of keys → (tokens before the image's, grid, factors), those of each image
+            where several follow each other; others stay dense.
         sampling: which token stands for a cell.
         keep_mass: pooled keys beside text weigh as the tokens that they stand for.
 
@@ -262,15 +267,18 @@ def pooled_fused_attention(
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, -math.inf)
         if keys in segments and query.shape[-2] != 1:
-            offset, grid, factors = segments[keys]
-            rest = keys - offset - math.prod(grid)
-            joint = bool(offset or rest)
+            found = segments[keys]
+            images = found if isinstance(found, list) else [found]
+            joint = keys != math.prod(images[0][1])
             pooled = stand_ins if keep_mass or not joint else subsample
-            key, value = (
-                pooled(t, t.dim() - 2, grid, factors, sampling, offset) for t in (key, value)
-            )
-            if attn_mask is not None and attn_mask.shape[-1] == keys:
-                attn_mask = pooled(attn_mask, attn_mask.dim() - 1, grid, factors, "nearest", offset)
+            masked = attn_mask is not None and attn_mask.shape[-1] == keys
+            for offset, grid, factors in reversed(images):  # what comes before keeps its place
+                key, value = (
+                    pooled(t, t.dim() - 2, grid, factors, sampling, offset) for t in (key, value)
+                )
+                if attn_mask is not None and masked:
+                    axis = attn_mask.dim() - 1
+                    attn_mask = pooled(attn_mask, axis, grid, factors, "nearest", offset)
             seen.append(keys)
         return attention(query, key, value, scale=scale, bias=attn_mask)
 

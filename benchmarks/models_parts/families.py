@@ -36,12 +36,15 @@ def first(grid: Grid) -> Segments:
     return found
 
 
-def last(grid: Grid) -> Segments:
-    """Text, then the picture's tokens."""
+def last(*grids: Grid) -> Segments:
+    """Text, then the picture's tokens, then those of pictures to look at."""
+    each = [math.prod(grid) for grid in grids]
+    tokens = sum(each)
 
     def found(queries: int, keys: int) -> list[Segment]:
-        tokens = math.prod(grid)
-        return [(keys - tokens, grid)] if keys > tokens and queries in (keys, tokens) else []
+        if keys <= tokens or queries not in (keys, tokens):
+            return []
+        return [(keys - tokens + sum(each[:i]), grid) for i, grid in enumerate(grids)]
 
     return found
 
@@ -89,6 +92,7 @@ class Family:
 
 GRID, PATCHED = (16, 24), (8, 12)  # cells of 192×128 pixels; patches of 2×2 cells
 SIZE = "192x128"
+REFERENCE = (52, 78)  # Kontext looks at pictures of 3:2 in 1248×832 pixels
 SMALL, CLIP = "96x64", (3, 4, 6)  # nine frames are three of latents, of patches of 2×2 cells
 
 FAMILIES: tuple[Family, ...] = (
@@ -108,7 +112,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("sd35", "Stable Diffusion 3.5", SIZE, any_of(alone(PATCHED), first(PATCHED))),
     Family("flux", "FLUX.1 dev", SIZE, last(PATCHED)),
     Family("schnell", "FLUX.1 schnell", SIZE, last(PATCHED)),
-    Family("kontext", "FLUX.1 Kontext", SIZE, last(PATCHED), pictured=1),
+    Family("kontext", "FLUX.1 Kontext", SIZE, last(PATCHED, REFERENCE), pictured=1),
+    Family("flux_fill", "FLUX.1 Fill", SIZE, last(PATCHED), pictured=1),
+    Family("flux_control", "FLUX.1 Control", SIZE, last(PATCHED), pictured=1),
     Family("flux2", "FLUX.2 klein", SIZE, last(PATCHED)),
     Family("chroma", "Chroma", SIZE, last(PATCHED)),
     Family("qwen_image", "Qwen-Image", "96x64", last(PATCHED)),

@@ -245,7 +245,7 @@ def draw(family: Family, pipeline: Any) -> None:
     }  # fmt: skip
     if family.pictured:
         sides = (size.width // family.pictured, size.height // family.pictured)
-        for name in ("image", "control_image"):
+        for name in ("image", "control_image", "mask_image"):
             given[name] = Image.new("RGB", sides, (128, 90, 30))
     known = inspect.signature(type(pipeline).__call__).parameters
     more = {name: value for name, value in given.items() if name in known}

@@ -143,11 +143,16 @@ def test_the_image_is_found_by_where_its_noise_is(folders: Any) -> None:
     assert flux.token_grids == {96: (8, 12)}  # 128×192 pixels, 8 a cell, 2×2 cells a token
 
 
-@pytest.mark.slow
-def test_several_images_in_one_sequence_are_not_guessed(folders: Any) -> None:
+def test_several_pictures_in_one_sequence_each_have_their_grid(folders: Any) -> None:
     found = recorded(folders("kontext"), "kontext")
-    assert found.token_grids == {}
+    # Kontext scales a picture of 3:2 that it is to look at to 1248×832: 78×52 tokens of 16 pixels.
+    assert found.token_grids == {96 + 4056: ((8, 12), (52, 78))}
     assert found.image_axes == {}
+    ids = found.args[found.input_names.index("img_ids")]
+    for part, number, grid in ((ids[:96], 0, (8, 12)), (ids[96:], 1, (52, 78))):
+        places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).float()
+        assert torch.equal(part[:, 1:], places), "the tables of positions say the same"
+        assert part[:, 0].eq(number).all()
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -54,6 +54,21 @@ def kontext() -> Any:
     return flux(cls=d.FluxKontextPipeline)
 
 
+def flux_fill() -> Any:
+    """A masked picture and the mask's pixels, beside the channels of what is drawn."""
+    return _wider(flux(cls=d.FluxFillPipeline), 16 + 16 + 8 * 8 * 4)
+
+
+def flux_control() -> Any:
+    return _wider(flux(cls=d.FluxControlPipeline), 16 + 16)
+
+
+def _wider(pipeline: Any, channels: int) -> Any:
+    config = {**pipeline.transformer.config, "in_channels": channels, "out_channels": 16}
+    pipeline.register_modules(transformer=d.FluxTransformer2DModel.from_config(config))
+    return pipeline
+
+
 def flux2() -> Any:
     """The small one: states of three layers of a language model are its text."""
     return d.Flux2KleinPipeline(

@@ -18,7 +18,7 @@ from torch import nn
 from todo_compile.errors import ConfigError
 from todo_compile.options import PRESETS, SAMPLINGS, PlanOptions, Sampling, parse_factors
 from todo_compile.passes.grid import axes
-from todo_compile.passes.grid.axes import grid_of, image_segment
+from todo_compile.passes.grid.axes import grid_of, image_segments
 from todo_compile.passes.grid.reshapes import reshape
 from todo_compile.passes.plan.choose import smallest_factors
 from todo_compile.passes.rewrite.pooling import Pooling, pool_tokens
@@ -86,10 +86,10 @@ def test_segments_of_a_concatenation() -> None:
     grid = (axes.fresh(4, "H"), axes.fresh(5, "W"))
     joined = axes.concatenated([text, grid])
     assert axes.dim_size(joined) == 23
-    assert image_segment(joined) == (3, grid)
-    assert image_segment(axes.concatenated([grid, text])) == (0, grid)
-    assert image_segment(axes.concatenated([grid, grid])) is None, "which of the two?"
-    assert image_segment(axes.concatenated([joined, text])) == (3, grid)
+    assert image_segments(joined) == [(3, grid)]
+    assert image_segments(axes.concatenated([grid, text])) == [(0, grid)]
+    assert image_segments(axes.concatenated([grid, text, grid])) == [(0, grid), (23, grid)]
+    assert image_segments(axes.concatenated([joined, text])) == [(3, grid)]
 
 
 # Factors ------------------------------------------------------------------------------------------

@@ -62,6 +62,19 @@ def test_the_picture_is_the_torch_pipelines_of(name: str, tmp_path: Path) -> Non
     check(name, *made(name, tmp_path), tmp_path / "picture.png")
 
 
+@pytest.mark.slow
+def test_a_picture_to_look_at_of_another_shape(tmp_path: Path) -> None:
+    pipeline, bundle = made("kontext", tmp_path)
+    given = call(pipeline, "kontext")
+    ours = todo_compile.load_pipeline(bundle)
+    with pytest.raises(InputError, match=r"4192 tokens of pictures.*with 12×8 \+ 78×52"):
+        generate(ours, **{**given, "image": Image.new("RGB", (128, 128))})
+    del given["image"]
+    with pytest.raises(InputError, match="96 tokens of pictures") as refused:
+        generate(ours, **given)
+    assert "as many pictures to look at" in str(refused.value)
+
+
 def test_what_stays_in_torch_is_in_the_bundle_and_said(sd3: tuple[Any, Path]) -> None:
     bundle = read_bundle(sd3[1])
     assert set(bundle.components) == {

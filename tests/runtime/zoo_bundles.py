@@ -26,10 +26,12 @@ SIZES = {
     "deepfloyd": "48x32", "qwen_image": "96x64", "ltx": "96x64", "wan": "96x64", "latte": "96x64",
     "cogvideox": "96x64", "hunyuan_video": "96x64",
 }  # fmt: skip
-# (grid, text first) where a factor of 2 is asked for; keys are the picture's tokens and text.
-PLACES: dict[str, tuple[tuple[int, int], bool | None]] = {
+# (grid, text first) where a factor of 2 is asked for; keys are the picture's tokens and text. Of
+# pictures that follow each other the first is drawn.
+PLACES: dict[str, tuple[Any, bool | None]] = {
     "sd3": (GRID, False),
     "flux": (GRID, True),
+    "kontext": ([GRID, (52, 78)], True),  # pictures of 3:2 are looked at in 1248×832 pixels
     "pixart": (GRID, None),
     "deepfloyd": ((16, 24), True),
     "kandinsky22": (GRID, True),
@@ -45,7 +47,8 @@ class Pooled(TorchFunctionMode):
 
     def __init__(self, pipeline: Any, name: str) -> None:
         super().__init__()
-        self.grid, self.text_first = PLACES[name]
+        places, self.text_first = PLACES[name]
+        self.grids = places if isinstance(places, list) else [places]
         self.sites, self.inside = 0, False
         denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
         denoiser.register_forward_pre_hook(lambda *_: setattr(self, "inside", True))
@@ -57,17 +60,21 @@ class Pooled(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and self.inside:
             given = {**dict(zip(("query", "key", "value"), args, strict=False)), **(kwargs or {})}
             query, key, value = (given.pop(name) for name in ("query", "key", "value"))
-            tokens, keys = self.grid[0] * self.grid[1], key.shape[-2]
+            each = [rows * columns for rows, columns in self.grids]
+            tokens, keys = sum(each), key.shape[-2]
             text = keys - tokens
             if query.shape[-2] in (keys, tokens) and (
                 text == 0 if self.text_first is None else text > 0
             ):
                 self.sites += 1
                 offset = text if self.text_first else 0
-                key, value = (
-                    oracle.stand_ins(t, t.dim() - 2, self.grid, (2, 2), "nearest", offset)
-                    for t in (key, value)
-                )
+                for index, grid in enumerate(self.grids):  # stand-ins keep the length
+                    key, value = (
+                        oracle.stand_ins(
+                            t, t.dim() - 2, grid, (2, 2), "nearest", offset + sum(each[:index])
+                        )
+                        for t in (key, value)
+                    )
             args, kwargs = (query, key, value), given
         return func(*args, **(kwargs or {}))
 

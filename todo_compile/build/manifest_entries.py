@@ -20,7 +20,8 @@ def manifest_site(site: dict[str, Any]) -> dict[str, Any]:
         "module", "kind", "grid", "level", "heads", "head_dim", "query_tokens", "key_tokens",
         "key_tokens_after", "factor", "action", "reason", "stops",
     )  # fmt: skip
-    return {key: site[key] for key in kept}
+    more = {"beside": site["beside"]} if site["beside"] else {}  # further images among the keys
+    return {key: site[key] for key in kept} | more
 
 
 def output_tensors(job: Job, program: ExportedProgram, names: tuple[str, ...]) -> list[Tensor]:

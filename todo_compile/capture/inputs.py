@@ -123,8 +123,8 @@ def manifest_call(
     source: Source, resolution: Resolution, *, batch: Batch = 2, dtype: torch.dtype
 ) -> dict[str, Any] | None:
     """What a recorded call fixes, which inputs have the batch, how its time follows from the
-    scheduler's (`Times`), if that can be told, and how a shorter text is filled up, if it is; None
-    if it is not recorded."""
+    scheduler's (`Times`), if that can be told, how a shorter text is filled up, if it is, and the
+    grids of several pictures in one sequence; None if it is not recorded."""
     if not is_recorded(source):
         return None
     recording = _recording(source, resolution, batch, dtype)
@@ -135,6 +135,7 @@ def manifest_call(
         "batched": sorted(recording.batched),
         **({} if times is None else {"time": times.plain}),
         **({} if padding is None else {"padding": padding.described}),
+        **({} if not (rows := recording.in_a_row) else {"pictures": rows}),
     }
 
 

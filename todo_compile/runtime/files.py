@@ -90,11 +90,25 @@ def _is_call(call: Any) -> bool:
     parts = cast("dict[str, Any]", call)
     fixed, batched = parts.get("fixed"), parts.get("batched")
     padding: Any = parts.get("padding", {"text": "", "mask": ""})
+    pictures: Any = parts.get("pictures", {})
+    if not isinstance(pictures, dict) or not all(
+        isinstance(grids, list) and all(_is_grid(one) for one in cast("list[Any]", grids))
+        for grids in cast("dict[str, Any]", pictures).values()
+    ):
+        return False
     return (
         isinstance(fixed, dict)
         and isinstance(batched, list)
         and isinstance(padding, dict)
         and {key: type(value) for key, value in padding.items()} == {"text": str, "mask": str}
+    )
+
+
+def _is_grid(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(cast("list[Any]", value)) in (2, 3)
+        and all(type(side) is int and side > 0 for side in cast("list[Any]", value))
     )
 
 

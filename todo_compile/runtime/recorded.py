@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
@@ -52,6 +53,7 @@ class CompiledCall(Component):
         self._fixed: Mapping[str, str] = origin.call["fixed"]
         padding = origin.call.get("padding")
         self._padding = None if padding is None else Padding(**padding)
+        self._pictures: Mapping[str, list[list[int]]] = origin.call.get("pictures", {})
         self._shared_inputs = frozenset(session.inputs) - frozenset(origin.call["batched"])
         self._times = Times.of(origin.call.get("time"))
         for name, spec in session.inputs.items():
@@ -79,6 +81,7 @@ class CompiledCall(Component):
         flat = flatten(given)
         self._check(flat.fixed, flat.names)
         self._check_text(flat.by_name)
+        self._check_pictures(flat.by_name)
         feeds = {name: self._fitting(name, flat.by_name[name]) for name in self.session.inputs}
         results = list(self._run(feeds, shared=self._shared_inputs).values())
         found: Any = results if len(results) > 1 or _in_lists(given) else results[0]
@@ -149,6 +152,20 @@ class CompiledCall(Component):
                     f"{built}.",
                     remedy=self._other_text(given, tokens),
                 )
+
+    def _check_pictures(self, given: Mapping[str, Tensor]) -> None:
+        """How many tokens pictures to look at have is fixed when an output is built."""
+        for name, grids in self._pictures.items():
+            tokens = given[name].shape[-2] if given[name].dim() > 1 else 0
+            if tokens == sum(math.prod(grid) for grid in grids):
+                continue
+            sides = " + ".join("×".join(map(str, reversed(grid))) for grid in grids)
+            raise InputError(
+                f"The pipeline passes {tokens} tokens of pictures; {self.origin.built_for} with "
+                f"{sides} (width×height: what is drawn, then each picture to look at).",
+                remedy="Give as many pictures to look at, each with the sides' ratio that is in "
+                "these numbers, in the size that it was built for; or build it anew.",
+            )
 
     def _other_text(self, given: Mapping[str, Tensor], tokens: int) -> str:
         """What to do about a text of another length, and about two that differ."""

@@ -19,6 +19,8 @@ from todo_compile.models.resolution import Resolution
 
 _PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 _PICTURES = ("image", "mask_image", "control_image", "ip_adapter_image", "video", "init_image")
+_WELCOME = ("image", "mask_image", "control_image", "image_embeds", "negative_image_embeds")
+"""What pipelines may do without by their signatures, but not in their code, or draw less well."""
 FRAMES = ("num_frames", "video_length")
 """What pipelines call the number of a video's frames."""
 FROM_TEXT = ("Flux2Pipeline", "Flux2KleinPipeline")
@@ -103,7 +105,7 @@ def arguments(
             continue
         if name == "image" and not needed and parts.pipeline in FROM_TEXT:
             continue
-        if needed or name in ("image", "image_embeds", "negative_image_embeds"):
+        if needed or name in _WELCOME:
             value = _made(name, parts, size)
             if value is not None:
                 found[name] = value

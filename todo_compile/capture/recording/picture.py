@@ -138,10 +138,8 @@ def _in_a_row(name: str, sources: list[_Places]) -> list[tuple[_Places, Grid]] |
     for source in sources:
         if name in source.rows:
             seen = ~source.rows[name].isnan()
-            there.append((source, seen.movedim(-2, 0).flatten(1)))
-    if not all(torch.equal(seen.all(1), seen.any(1)) for _, seen in there):
-        return None  # part of a token's channels are something else's
-    owners = torch.stack([seen.any(1) for _, seen in there]).long()
+            there.append((source, seen.movedim(-2, 0).flatten(1).any(1)))
+    owners = torch.stack([seen for _, seen in there]).long()
     if not bool((owners.sum(0) == 1).all()):
         return None
     found: list[tuple[_Places, Grid]] = []
@@ -244,9 +242,12 @@ def _counts(place: torch.Tensor, dim: int, side: int) -> bool:
 
 
 def _packed(rows: torch.Tensor, columns: torch.Tensor, cells: tuple[int, int]) -> Grid | None:
-    """Grid of tokens on the last axis but one, if they are patches of the image and all of it."""
+    """Grid of tokens on the last axis but one, if they are patches of the image and all of it.
+
+    Something else may be among each token's channels, as a mask or another picture.
+    """
     tokens = rows.shape[-2]
-    if bool(rows.isnan().any()):
+    if not bool((~rows.isnan()).movedim(-2, 0).flatten(1).any(1).all()):
         return None  # other tokens among them
     for frames in (n for n in range(1, tokens // 2) if tokens % n == 0):
         if (grid := _in_frames(rows, columns, cells, tokens // frames)) is not None:
@@ -265,10 +266,13 @@ def _in_frames(
         grid = (cells[0] // high, cells[1] // int(wide))
         place = torch.arange(rows.shape[-2], dtype=rows.dtype) % tokens
         down, across = (place // grid[1]).floor()[:, None], (place % grid[1])[:, None]
-        inside = (
-            ((rows + _EXACT) / high).floor() - down,
-            ((columns + _EXACT) / wide).floor() - across,
-        )
-        if all(bool((off == 0).all()) for off in inside):
+        if _fills(rows - high * down, high) and _fills(columns - wide * across, int(wide)):
             return grid
     return None
+
+
+def _fills(inside: torch.Tensor, side: int) -> bool:
+    """Whether the cells of each token are those of a patch, from its first to its last."""
+    each = inside.movedim(-2, 0).flatten(1)
+    first, last = each.nan_to_num(torch.inf).amin(1), each.nan_to_num(-torch.inf).amax(1)
+    return bool((first.abs() < _EXACT).all()) and bool(((last - side + 1).abs() < _EXACT).all())

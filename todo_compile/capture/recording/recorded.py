@@ -8,7 +8,7 @@ text. Nothing is derived from names.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from todo_compile.capture.recording.call import Flat, flatten
 from todo_compile.capture.recording.lengths import Lengths, reads_apart
 from todo_compile.capture.recording.padding import PADDED
 from todo_compile.capture.recording.picture import Picture, cells_of, look
+from todo_compile.capture.recording.recording import Recording
 from todo_compile.capture.recording.run import rehearsal
 from todo_compile.capture.recording.times import Times
 from todo_compile.errors import ConfigError, ModelError
@@ -29,45 +30,10 @@ from todo_compile.models.architecture import Native, PipelineDefaults, attention
 from todo_compile.models.parts import Part, Parts
 from todo_compile.models.resolution import Resolution
 from todo_compile.models.source import Source
-from todo_compile.options import TokenGrid, grid_tokens
 
 _REFERENCE = 1024  # pixels; whole cells for every scale that there is
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 _AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A denoiser's call.
-
-    Attributes:
-        call: its tensors for the batch that was asked for.
-        batched: names of those whose first size is the batch.
-        picture: where the image is in them; None if the pipeline draws none.
-        several: whether batches of other sizes do the same, row by row.
-        texts: names of those whose second size is the tokens of the text, where that has a range.
-    """
-
-    call: Flat
-    batched: frozenset[str]
-    picture: Picture | None
-    several: bool
-    texts: frozenset[str] = frozenset()
-
-    @property
-    def token_grids(self) -> dict[int, TokenGrid]:
-        """Number of packed tokens → (rows, columns), or (frames, rows, columns); of each picture
-        where they are several pictures'."""
-        if self.picture is None or self.picture.partly:
-            return {}
-        return {grid_tokens(grid): grid for grid in self.picture.packed.values()}
-
-    @property
-    def image_axes(self) -> dict[str, tuple[int, int]]:
-        """Input → its (row, column) axes."""
-        axes = {} if self.picture is None else self.picture.axes
-        # Of a list with a picture for each row a smaller batch has fewer.
-        return {name: both for name, both in axes.items() if name in self.call.names}
 
 
 class Recorder:

@@ -284,7 +284,10 @@ def _missing(context: GraphContext, grids: GridMap, site: AttentionSite, key: Di
     if context.token_grids:
         known = ", ".join(str(tokens) for tokens in sorted(context.token_grids, reverse=True)[:4])
         more = ", …" if len(context.token_grids) > 4 else ""
-        return f"{names} came in packed, and token_grids names none of as many ({known}{more})"
+        return (
+            f"{names} came in packed, and token_grids names none of as many ({known}{more}); of "
+            "several pictures in a row, as with a reference, it takes a list of their grids"
+        )
     numbers = [size for size in packed.values() if isinstance(size, int)]
     count = max(numbers, default=next(iter(packed.values())))  # text is shorter, as a rule
     total, known = dim_size(key), sum(numbers)
