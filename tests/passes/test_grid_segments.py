@@ -12,6 +12,7 @@ import torch
 from graphs import DIALECTS, Captured, assert_close, capture, only_site
 from torch import Tensor, nn
 
+from todo_compile.drift.measure import DriftMeter, Probe, measure, relative_error
 from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions, check_token_grids
 
@@ -261,3 +262,15 @@ def test_what_could_be_wrong_stays_dense(model: Joined, why: str) -> None:
     site, _ = joined(model, "export")
     assert site.action == "refused"
     assert why in site.reason
+
+
+def test_drift_of_a_site_whose_pictures_have_factors_of_their_own() -> None:
+    """Each site alone, pooled as the plan has it: the reference only."""
+    model = Kontext()
+    meter = DriftMeter(model, GIVEN, token_grids=GRIDS, native_kv_tokens=24)
+    found = measure(meter, [Probe(0.5, GIVEN)], PlanOptions())
+    with torch.no_grad():
+        dense = model(*GIVEN)
+    reference = truth(model, [(TEXT + 24, REFERENCE, (2, 1))], "nearest")
+    assert found.total[0] == pytest.approx(relative_error(reference, dense), rel=1e-3)
+    assert all(0 < site.output[0] < 2 * found.total[0] for site in found.sites)

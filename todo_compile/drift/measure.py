@@ -61,7 +61,8 @@ def measure(
         step = meter.dense(probe.args)
         totals[probe.timestep].append(step.total(options))
         for site in rewritten:
-            error = step.single(site.name, site.factor, options.sampling, output=output)
+            own = options if any(one.factor != site.factor for one in site.beside) else None
+            error = step.single(site.name, site.factor, options.sampling, output=output, plan=own)
             errors.setdefault((site.name, probe.timestep), []).append(error)
         if report is not None:
             report(done + 1, len(probes))

@@ -211,6 +211,7 @@ class DenseStep:
         sampling: Sampling = "nearest",
         *,
         output: bool = True,
+        plan: PlanOptions | None = None,
     ) -> SiteError:
         """Errors when `site` alone is downsampled.
 
@@ -219,13 +220,18 @@ class DenseStep:
             factor: (row, column).
             sampling: its phase, if staggered, is the one that it has in a whole plan.
             output: also run what follows the site.
+            plan: whole plan that says how instead, where several images have factors of their own.
 
         Raises:
             ConfigError: no such site, or the factor exceeds its grid.
         """
-        if factor == (1, 1):
+        if plan is not None:
+            others = tuple((s.name, (1, 1)) for s in self.meter.sites if s.name != site)
+            options = replace(plan, sites=(*plan.sites, *others))
+        elif factor == (1, 1):
             return SiteError(0.0, 0.0 if output else None)
-        options = PlanOptions(factors=(), sites=((site, factor),), sampling=sampling)
+        else:
+            options = PlanOptions(factors=(), sites=((site, factor),), sampling=sampling)
         variant = self.meter._variant(options)  # pyright: ignore[reportPrivateUsage]
         name = self.meter.result_of(site)
         local: list[float] = []

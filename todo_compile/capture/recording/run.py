@@ -204,6 +204,15 @@ class Rehearsal:
             for part, length in zip(words, before, strict=True):
                 part.model_max_length = length
 
+    def _absent(self) -> str:
+        """Parts that the pipeline has, and nothing stands in for: processors of pictures."""
+        names = (
+            name
+            for name, part in self.parts.parts.items()
+            if part is not None and getattr(self.pipeline, name, part) is None
+        )
+        return ", ".join(name for name in names if name not in _LEFT_OUT)
+
     def _stopped(self, error: Exception, size: Resolution | None) -> ModelError:
         frames = traceback.extract_tb(error.__traceback__)
         theirs = [f for f in frames if "/diffusers/" in f.filename.replace("\\", "/")]
@@ -211,9 +220,11 @@ class Rehearsal:
         file = where.filename.replace("\\", "/").rpartition("/")[2]
         at = "" if size is None else f" at {size}"
         when = "in its loop" if self.stage.answer else f"before it called its {self.denoiser}"
+        said, absent = first_line(error, limit=240), self._absent()
+        if absent and "NoneType" in said:
+            said = f"nothing stands in for its {absent}, which it uses there"
         return ModelError(
-            f"{self.parts.pipeline} stopped{at} {when}, in "
-            f"{file}, line {where.lineno}: {first_line(error, limit=240)}",
+            f"{self.parts.pipeline} stopped{at} {when}, in {file}, line {where.lineno}: {said}",
             remedy="If it is about the size, take another; else compare the folder with the "
             "model's origin, or hand the module to todo_compile.rewrite(module, example_inputs).",
         )
