@@ -86,7 +86,6 @@ def test_still_a_grid(name: str, dialect: str) -> None:
 
 
 NO_GRIDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "twice": lambda x: torch.cat([flat(x), flat(x)], 1),
     "repeated": lambda x: flat(x).repeat(1, 2, 1),
     "each repeated": lambda x: flat(x).repeat_interleave(2, 1),
     "two pictures interleaved": lambda x: torch.stack([flat(x), -flat(x)], 2).flatten(1, 2),
@@ -110,6 +109,23 @@ def test_no_grid_any_more(name: str, dialect: str) -> None:
     captured = capture(model, (x,), dialect)
     site = only_site(captured.rewrite(HALF))
     assert site.action == "refused", site
+    with torch.no_grad():
+        assert_close(captured.run(), model(x))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_pictures_that_are_joined_are_pooled_one_by_one(dialect: str) -> None:
+    model = Ordered(lambda x: torch.cat([flat(x), flat(x)], 1))
+    x, whole = image(ROWS, COLUMNS, batch=2), (ROWS, COLUMNS)
+    captured = capture(model, (x,), dialect)
+    site = only_site(captured.rewrite(HALF))
+    assert (site.action, site.grid, site.beside[0].grid) == ("rewritten", whole, whole)
+
+    def pool(t: torch.Tensor) -> torch.Tensor:
+        second = oracle.subsample(t, 2, whole, (2, 2), offset=ROWS * COLUMNS)
+        return oracle.subsample(second, 2, whole, (2, 2))
+
+    model.pool = pool
     with torch.no_grad():
         assert_close(captured.run(), model(x))
 
