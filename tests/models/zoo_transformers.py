@@ -64,7 +64,8 @@ def flux_control() -> Any:
 
 
 def _wider(pipeline: Any, channels: int) -> Any:
-    config = {**pipeline.transformer.config, "in_channels": channels, "out_channels": 16}
+    own = {k: v for k, v in pipeline.transformer.config.items() if not k.startswith("_")}
+    config = {**own, "in_channels": channels, "out_channels": 16}
     pipeline.register_modules(transformer=d.FluxTransformer2DModel.from_config(config))
     return pipeline
 

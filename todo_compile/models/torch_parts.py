@@ -96,6 +96,8 @@ def takes_pictures(pipeline: str) -> bool:
     if made is None:
         return False
     known = inspect.signature(made.__call__).parameters
+    if "control_image" in known and "controlnet" not in inspect.signature(made.__init__).parameters:
+        return True  # the denoiser itself looks at it, as a latent
     return "image" in known and any(name in known for name in _EDITS)
 
 
