@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,13 +61,13 @@ def test_a_crash_while_a_site_is_pooled(
 ) -> None:
     seen, pool_site = list[str](), pool._pool_site
 
-    def broken(context: GraphContext, decision: Any, pooling: Pooling) -> Any:
+    def broken(context: GraphContext, decision: Any) -> Any:
         site: AttentionSite = decision.site
         if site.name not in seen:
             seen.append(site.name)
         if seen.index(site.name) == failing:
             raise IndexError("list index out of range")
-        return pool_site(context, decision, pooling)
+        return pool_site(context, decision)
 
     monkeypatch.setattr(pool, "_pool_site", broken)
     _check(dialect, failing=failing)
@@ -102,8 +103,8 @@ def test_shapes_that_differ_from_what_was_recorded(
 ) -> None:
     original = lower.lowering_steps
 
-    def wrong(shape: list[Any], dim: int, pooling: Pooling) -> Any:
-        steps = original(shape, dim, pooling)
+    def wrong(shape: list[Any], dim: int, poolings: Sequence[Pooling]) -> Any:
+        steps = original(shape, dim, poolings)
         target, arguments, result = steps[-1]
         return [*steps[:-1], (target, arguments, (*result[:-1], result[-1] + 1))]
 
