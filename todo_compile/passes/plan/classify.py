@@ -119,7 +119,7 @@ def _joint(
     query: Dim,
     value: Dim,
 ) -> SiteGrid:
-    """Keys with images among others: those that the queries are of are pooled, one by one."""
+    """Keys with images among others: those of the queries, which are pooled one by one."""
     inside = [segment for _, segment in image_segments(query)]
     alone = grid_of(query) is not None
     own = [
@@ -127,6 +127,9 @@ def _joint(
         or any(grids.unifier.same_range(segment, image) for segment in inside)
         for _, image in images
     ]
+    if len(images) > 1 and not (inside and all(own)):
+        why = "its keys join the tokens of several images, and its queries are not all of these"
+        return SiteGrid("unknown", obstacle=why, refused=True)
     if not any(own):
         return SiteGrid("cross", obstacle="cross-attention: the keys are another image's tokens")
     others = image_segments(value)
@@ -138,8 +141,7 @@ def _joint(
         )
     sized = [
         _sized("joint", context, grids, site, image, other, offset)
-        for mine, (offset, image), (_, other) in zip(own, images, others, strict=True)
-        if mine
+        for (offset, image), (_, other) in zip(images, others, strict=True)
     ]
     first = next((one for one in sized if one.obstacle is not None), None)
     if first is not None:
