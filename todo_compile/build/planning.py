@@ -19,7 +19,13 @@ from todo_compile.options import check_token_grids
 from todo_compile.precision import dtype_of
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+    from torch.export import ExportedProgram
+
     from todo_compile.build.request import BuildRequest
+    from todo_compile.capture.inputs import ExampleInputs
     from todo_compile.models import Resolution, Source
     from todo_compile.options import PlanOptions
     from todo_compile.passes.report import Report
@@ -99,19 +105,14 @@ def plan_source(
     Raises:
         ConfigError: options or a size that the model cannot follow.
     """
-    from todo_compile.capture.inputs import example_inputs, input_specs
-    from todo_compile.capture.trace import capture
+    from todo_compile.capture.inputs import input_specs
     from todo_compile.passes.pipeline import rewrite_graph
 
     dtype = dtype_of(precision)
     input_specs(source, resolution, batch=batch, dtype=dtype)  # possible
     if alone:
         import_network(source)
-    loaded = models.load(source, dtype=dtype, fake=True)
-    example = example_inputs(loaded, resolution, batch=largest(batch))
-    assert loaded.fake is not None
-    with loaded.fake:
-        program = capture(example.wrapper, example.args, texts=example.texts)
+    program, example = _captured(source, resolution, largest(batch), dtype)
     return rewrite_graph(
         program.graph_module,
         options,
@@ -121,6 +122,29 @@ def plan_source(
         dump=dump,
         batch=largest(batch),
     )
+
+
+def _captured(
+    source: Source, resolution: Resolution, batch: int, dtype: torch.dtype
+) -> tuple[ExportedProgram, ExampleInputs]:
+    """A named model's graph, quickly where that is possible, and what it was captured with."""
+    from todo_compile.capture.inputs import example_inputs
+    from todo_compile.capture.trace import capture, capture_quickly
+
+    def made() -> tuple[AbstractContextManager[object], ExampleInputs]:
+        loaded = models.load(source, dtype=dtype, fake=True)
+        assert loaded.fake is not None
+        return loaded.fake, example_inputs(loaded, resolution, batch=batch)
+
+    fake, example = made()
+    if not any(example.texts):  # all sizes are fixed
+        with fake:
+            program = capture_quickly(example.wrapper, example.args)
+        if program is not None:
+            return program, example
+        fake, example = made()  # without what the trace may have left in it
+    with fake:
+        return capture(example.wrapper, example.args, texts=example.texts), example
 
 
 def _plan_module(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,14 @@ from torch.export import ExportedProgram
 from todo_compile._torch import fake_mode_of, quick_tracing
 from todo_compile.batches import NAME, TEXT_NAME, BatchRange, Range, TextRange
 from todo_compile.capture.complex_numbers import write_real
+from todo_compile.capture.copies import write_out_blocks
 from todo_compile.capture.regions import write_out_regions
+from todo_compile.capture.repeated import traced_once
 from todo_compile.capture.sequences import write_out_sequences
 from todo_compile.collection import paused_collection
 from todo_compile.errors import CaptureError
+
+log = logging.getLogger("todo_compile")
 
 
 def capture(
@@ -48,14 +53,7 @@ def capture(
             were not there.
     """
     try:
-        with torch.no_grad(), quick_tracing(), paused_collection():
-            program = torch.export.export(
-                module,
-                tuple(args),
-                dict(kwargs or {}),
-                strict=False,
-                dynamic_shapes=_dynamic_shapes(batches, texts),
-            )
+        program = _exported(module, args, kwargs, _dynamic_shapes(batches, texts))
     except Exception as error:  # torch.export has no common base of its errors
         lines = str(error).strip().splitlines() or [type(error).__name__]
         if fixed := _fixed_text(str(error)):
@@ -68,14 +66,62 @@ def capture(
             remedy="torch.export must be able to trace it: no .item(), no branches on tensor "
             'values. torch.compile(module, backend="todo_inductor") tolerates more.',
         ) from error
+    if not regions:
+        write_out_regions(program)
+    return _finished(module, program)
+
+
+def capture_quickly(module: nn.Module, args: Sequence[Any]) -> ExportedProgram | None:
+    """`capture`, with every repeated block traced once, see `repeated`; for fixed sizes.
+
+    For a graph that is only looked at: nodes of blocks that are alike share their fake values.
+
+    Returns:
+        The graph that `capture` gives; None where it is not certain to be the same. Then `module`
+        may have another state than before, and can be captured as it was made anew.
+
+    Raises:
+        CaptureError: as `capture`, of a module that was traced.
+    """
+    try:
+        with traced_once(module) as blocks:
+            program = _exported(module, args, None, None)
+        write_out_regions(program)
+        write_out_blocks(program, blocks)
+    except Exception as error:  # noqa: BLE001 - whatever it was, the plain trace will say it
+        log.debug("%s is traced as a whole: %s", type(module).__name__, error)
+        return None
+    return _finished(module, program)
+
+
+def _exported(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: tuple[Any, ...] | None,
+) -> ExportedProgram:
+    with torch.no_grad(), quick_tracing(), paused_collection():
+        return torch.export.export(
+            module,
+            tuple(args),
+            dict(kwargs or {}),
+            strict=False,
+            dynamic_shapes=dynamic_shapes,
+        )
+
+
+def _finished(module: nn.Module, program: ExportedProgram) -> ExportedProgram:
+    """The program as the passes want it; changed in place.
+
+    Raises:
+        CaptureError: the module does what `torch.export` loses.
+    """
     assigned = torch.ops.aten._has_compatible_shallow_copy_type.default
     if any(node.target is assigned for node in program.graph.nodes):
         raise CaptureError(  # torch asks this where ``data`` is assigned, and nowhere else
             f"{type(module).__name__} assigns to the data of a tensor, which torch.export loses.",
             remedy='Write x.copy_(new), or x = new, in the place of "x.data = new".',
         )
-    if not regions:
-        write_out_regions(program)
     write_out_sequences(program)
     write_real(program)
     return program
