@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from race_parts import quantised
 from race_parts.figures import cost_of
 from race_parts.peers import ABOUT
 
@@ -17,6 +18,7 @@ RUNS = (
     "race-sd15-onnx-cpu",
     "race-block-cpu",
     "race-others-cpu",
+    "race-sd15-ours",
     "race-sd15-amd-bf16",
     "race-sd15-old-fp32",
 )
@@ -52,6 +54,8 @@ def race() -> str:
     for run in RUNS:
         found = read(run)
         for row in sorted(found["rows"], key=lambda r: (r["runtime"], r["px"])):
+            if "dense" not in row["variants"]:
+                continue  # a heat of `ours`
             lines += [_line(row, plan, found["machine"]["processor"]) for plan in _plans(row)]
     header = (
         "what | px | runtime | processor | plan | dense | dense / rewritten | dense / bound | "
@@ -92,13 +96,13 @@ def _giga(size: float | None) -> str:
 
 def exponents() -> str:
     """Time over pixels as a power."""
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for run in RUNS:
         for one in read(run)["exponents"]:
-            key = (one["workload"], f"{one['runtime']}, {one['precision']}")
+            key = (run, one["workload"], f"{one['runtime']}, {one['precision']}")
             groups.setdefault(key, {})[one["variant"]] = one
     lines: list[str] = []
-    for (workload, runtime), found in groups.items():
+    for (_, workload, runtime), found in groups.items():
         if not {"dense", "bound"} <= set(found):
             continue
         sizes = "–".join(str(px) for px in (min(found["dense"]["px"]), max(found["dense"]["px"])))
@@ -109,6 +113,37 @@ def exponents() -> str:
             f"{said} | {found['bound']['exponent']:.2f} |"
         )
     return _table("what | runtime | px | dense | rewritten | bound", lines)
+
+
+def ours() -> str:
+    """What the compiler itself costs, where the attentions were timed alone too."""
+    lines: list[str] = []
+    for row in sorted(read("race-sd15-ours")["rows"], key=lambda r: r["px"]):
+        for plan, found in row["ours"].items():
+            ratio = found["ratio"]
+            lines.append(
+                f"| {_NAMES[row['workload']]} | {row['px']} | {plan} | "
+                f"{_seconds(row['variants'][plan])} | {_seconds(row['variants']['bound'])} | "
+                f"{found['attentions']['median']:.3g} s | **{ratio['median']:.3f}** "
+                f"[{ratio['q1']:.3f}, {ratio['q3']:.3f}] |"
+            )
+    header = "what | px | plan | rewritten | bound | its attentions | rewritten / both together"
+    return _table(header, lines)
+
+
+def torchao() -> str:
+    """int8 linear layers, alone and together with a plan."""
+    (row,) = read("race-torchao")["rows"]
+    lines: list[str] = []
+    for name, about in (
+        ("4,2", "factors 4 and 2"),
+        ("torchao int8", quantised.ABOUT),
+        ("torchao int8; 4,2", "both"),
+        ("bound", "the bound"),
+    ):
+        ratio = row["dense_over"][name]["ratio"]
+        lines.append(f"| {about} | {ratio['median']:.2f}× [{ratio['q1']:.2f}, {ratio['q3']:.2f}] |")
+    return _table("method | dense / it", lines)
 
 
 def onnx() -> str:

@@ -283,6 +283,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "race": race_tables.race,
     "exponents": race_tables.exponents,
+    "ours": race_tables.ours,
+    "torchao": race_tables.torchao,
     "onnx": race_tables.onnx,
     "peers": race_tables.peers,
     "pictures": pictures,

@@ -34,12 +34,13 @@ def test_parts_that_a_pipeline_draws_from_are_kept() -> None:
     assert not is_needed("FluxPipeline", "image_encoder")
 
 
-# Frames, the video's grid in the attention that is pooled, keys of text after it.
-TEXTS: dict[str, tuple[int, tuple[int, ...], int]] = {
-    "ltx": (9, (5, 8, 12), 0),
-    "wan": (9, (3, 4, 6), 0),
-    "latte": (2, (4, 6), 0),
-    "hunyuan_video": (9, (3, 4, 6), 256),
+# Frames, the video's grid in the attention that is pooled, keys of text before and after it.
+TEXTS: dict[str, tuple[int, tuple[int, ...], int, int]] = {
+    "ltx": (9, (5, 8, 12), 0, 0),
+    "wan": (9, (3, 4, 6), 0, 0),
+    "latte": (2, (4, 6), 0, 0),
+    "hunyuan_video": (9, (3, 4, 6), 0, 256),
+    "cogvideox": (9, (3, 4, 6), 226, 0),
 }
 SLOW = [name if name == "ltx" else pytest.param(name, marks=pytest.mark.slow) for name in TEXTS]
 
@@ -65,11 +66,13 @@ def pooled_denoiser(pipeline: Any, segments: Any) -> Generator[list[int]]:
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_video_of_a_text_is_the_torch_pipelines(name: str, tmp_path: Path) -> None:
-    frames, grid, text = TEXTS[name]
+    frames, grid, ahead, behind = TEXTS[name]
     pipeline, bundle = made(name, tmp_path, "--frames", frames)
     call: dict[str, Any] = {"steps": 2, "resolution": Resolution(96, 64)}
     dense = generate(pipeline, "a b a", frames=frames, **call).pixels
-    with pooled_denoiser(pipeline, {math.prod(grid) + text: (0, grid, (2, 2))}) as pooled:
+    with pooled_denoiser(
+        pipeline, {math.prod(grid) + ahead + behind: (ahead, grid, (2, 2))}
+    ) as pooled:
         truth = generate(pipeline, "a b a", frames=frames, **call).pixels
     assert pooled
     loaded = todo_compile.load_pipeline(bundle)

@@ -11,6 +11,7 @@ import typer
 from todo_compile import packages
 from todo_compile.cli.options import (
     Factors,
+    Frames,
     Json,
     KvTokens,
     MaybeModel,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from todo_compile.drift.measure import Drift, DriftMeter, Probe
     from todo_compile.progress import Progress
 
-_MODELS_ONLY = ("res", "weights", "batch", "precision", "steps", "seeds", "plot")
+_MODELS_ONLY = ("res", "weights", "batch", "frames", "precision", "steps", "seeds", "plot")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def drift_command(
             rich_help_panel="What",
         ),
     ] = None,
+    frames: Frames = None,
     precision: Annotated[
         str | None,
         typer.Option(help="fp32, bf16 or fp16. \\[default: fp32]", rich_help_panel="What"),
@@ -123,7 +125,7 @@ def drift_command(
     from todo_compile.options import PlanOptions
 
     given = dict(
-        zip(_MODELS_ONLY, (res, weights, batch, precision, steps, seeds, plot), strict=True)
+        zip(_MODELS_ONLY, (res, weights, batch, frames, precision, steps, seeds, plot), strict=True)
     )
     if module is not None and (said := [n for n, value in given.items() if value is not None]):
         raise ConfigError(
@@ -145,7 +147,7 @@ def drift_command(
     else:
         assert model is not None
         subject = _named(
-            model, one_resolution(res or ()), weights or "auto", precision or "fp32", batch,
+            model, one_resolution(res or ()), weights or "auto", precision or "fp32", batch, frames,
             5 if steps is None else steps, 2 if seeds is None else seeds, progress, hashed=json,
         )  # fmt: skip
     with progress.step("measure") as step:
@@ -200,6 +202,7 @@ def _named(
     weights: str,
     precision: str,
     batch: int | None,
+    frames: int | None,
     steps: int,
     seeds: int,
     progress: Progress,
@@ -214,7 +217,7 @@ def _named(
     from todo_compile.drift.recorded import recorded_probes
     from todo_compile.precision import dtype_of
 
-    source = with_pipeline_defaults(models.resolve_component(model))
+    source = with_pipeline_defaults(models.with_frames(models.resolve_component(model), frames))
     resolution, dtype = models.Resolution.parse(size), dtype_of(precision)
     own = is_recorded(source)
     rows = source.pipeline_defaults.batch if source.pipeline_defaults is not None else batch or 1

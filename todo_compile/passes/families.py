@@ -32,6 +32,9 @@ BINARY = frozenset(
 )  # fmt: skip
 """Acts element by element on several operands that broadcast."""
 
+NEW = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "empty_permuted"))
+"""Memory that holds nothing yet."""
+
 ROTATED = frozenset(
     f"comfy_kitchen.{name}"
     for name in ("apply_rope", "apply_rope_split_half", "rms_rope", "rms_rope_split_half")

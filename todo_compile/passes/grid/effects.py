@@ -80,18 +80,9 @@ def _after(state: GridState, effect: Effect, shape: Shape) -> Axes | None:
         case "joins":
             return _joined(state, effect)
         case "plain":
-            return tuple(
-                state.aligned(
-                    [
-                        (source.node, axes[own])
-                        for source in effect.sources
-                        if (axes := state.axes.get(source.node)) is not None
-                        and (own := source.axes[i]) is not None
-                    ]
-                )
-                or fresh_dim(size)
-                for i, size in enumerate(shape)
-            )
+            return _plain(state, effect, shape)
+        case "replaces":
+            return _replaced(state, effect, shape)
         case _:
             axes = state.axes.get(effect.sources[0].node)
     if axes is None:
@@ -102,7 +93,40 @@ def _after(state: GridState, effect: Effect, shape: Shape) -> Axes | None:
         return tuple(_mirrored(d) if i in effect.mirrored else d for i, d in enumerate(axes))
     left = of_items(state, axes, {axis: cut.key for axis, cut in effect.cuts.items()})
     return tuple(
-        () if i is None else _part(left[i], effect.cuts.get(i)) for i in effect.sources[0].axes
+        () if i is None else part_of(left[i], effect.cuts.get(i)) for i in effect.sources[0].axes
+    )
+
+
+def _plain(state: GridState, effect: Effect, shape: Shape) -> Axes:
+    return tuple(
+        state.aligned(
+            [
+                (source.node, axes[own])
+                for source in effect.sources
+                if (axes := state.axes.get(source.node)) is not None
+                and (own := source.axes[i]) is not None
+            ]
+        )
+        or fresh_dim(size)
+        for i, size in enumerate(shape)
+    )
+
+
+def _replaced(state: GridState, effect: Effect, shape: Shape) -> Axes | None:
+    """An axis stays what it is if what is written over some of it has the same positions there."""
+    into, value = effect.sources
+    base, given = state.axes.get(into.node), state.axes.get(value.node)
+    if base is None or given is None:
+        return None
+
+    def stays(axis: int, dim: Dim) -> bool:
+        own = value.axes[axis]
+        cut = effect.cuts.get(axis)
+        part = dim if cut is None else part_of(dim, cut)
+        return own is not None and state.unifier.same_range(part, given[own])
+
+    return tuple(
+        dim if stays(axis, dim) else fresh_dim(shape[axis]) for axis, dim in enumerate(base)
     )
 
 
@@ -172,7 +196,7 @@ def _mirrored(dim: Dim) -> Dim:
     return tuple(fresh(atom.size, atom.role) for atom in dim)
 
 
-def _part(dim: Dim, cut: Cut | None) -> Dim:
+def part_of(dim: Dim, cut: Cut | None) -> Dim:
     """Part of a dimension: whole, a segment of a concatenation, or every step-th position."""
     if cut is None or (cut.step == 1 and same(dim_size(dim), cut.size)):
         return dim

@@ -6,6 +6,7 @@
     view(x, …)              by the row-major order                  reshapes
     cat([text, x], 1)       end to end on axis 1                    joins
     x[:, 77:]               a part of axis 1                        takes
+    slice_scatter(x, y, 1)  axis 1, if y is of the same positions   replaces
     flip(x, [1])            axis 1 backwards                        mirrors
 
 Following the image's axes down the graph (`grid.effects`) and moving a pooling up
@@ -23,7 +24,7 @@ from torch.fx import Node
 from todo_compile.passes.grid.axes import Size
 
 Shape = tuple[Size, ...]
-Kind = Literal["plain", "reshapes", "joins", "takes", "mirrors"]
+Kind = Literal["plain", "reshapes", "joins", "takes", "replaces", "mirrors"]
 
 Linear = Callable[[Sequence[Node]], bool]
 """Whether a result is linear in these operands together, the others being the same everywhere."""
@@ -83,7 +84,7 @@ class Effect:
         stuck: why no pooling may be moved above it.
         closed: axis of the result → why a pooling on it may not.
         joined: the axis on which `sources` are joined end to end.
-        cuts: axis of the source → what is taken of it.
+        cuts: axis of the source → what is taken of it, or replaced.
         mirrored: axes that run backwards.
     """
 

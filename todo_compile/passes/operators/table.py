@@ -18,6 +18,7 @@ from todo_compile.passes.graph import GraphContext
 from todo_compile.passes.grid.axes import same
 from todo_compile.passes.operators.effect import Effect, Shape, Source, always, never
 from todo_compile.passes.operators.parts import indexed, pieces, selected, sliced
+from todo_compile.passes.operators.written import copied_into, scattered
 
 _VECTOR_NORMS = ("linalg_vector_norm", "norm")
 """Reductions whose second argument is the order."""
@@ -346,6 +347,8 @@ TABLE: dict[str, Rule] = {
         (("pool_tokens",), _of_source(_pooled)),
         (IDENTITY, _of_source(_copied)),
         (UNARY | BINARY, _pointwise),
+        (("copy",), copied_into),
+        (("slice_scatter", "select_scatter"), scattered),
         (NORMS, _of_source(_normed)),
         (("softmax", "cumsum"), _of_source(_along)),
         (LINEAR | {"scaled_dot_product_attention"}, _of_source(_projected)),
