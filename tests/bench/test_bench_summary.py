@@ -89,6 +89,18 @@ def test_the_race_is_told_as_it_was_run() -> None:
     assert (report.ROOT / "docs" / "race.png").stat().st_size < 200_000
 
 
+def test_what_the_compiler_costs_is_told() -> None:
+    rows = race_tables.read("race-sd15-ours")["rows"]
+    found = {(r["px"], n): o["ratio"]["median"] for r in rows for n, o in r["ours"].items()}
+    assert {px for px, _ in found} == {1024, 2048}
+    assert max(found.values()) < 1.025, "docs/performance.md says some two percent at most"
+    default, by = (
+        next(r for r in rows if r["px"] == 1024)["dense_over"][name]["removed"]["median"]
+        for name in ("default", "4,2")
+    )
+    assert 0.6 < default < 0.73 < 0.88 < by < 0.95, "two thirds, and nine tenths"
+
+
 def test_peers_have_all_their_columns() -> None:
     rows = race_tables.peers().splitlines()[2:]
     assert len(rows) == len(race_tables.ABOUT) + 3
