@@ -121,7 +121,7 @@ def compile_bundle(
 
 _PLANNED = (
     "res", "component", "batch", "text_tokens", "frames", "precision", "native_kv_tokens",
-    "token_grids",
+    "token_grids", "ip_adapter",
 )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def plan(
         options: how factors are chosen; see `PlanOptions.create`.
         dump: folder for the graph before and after every pass.
         given: of a model by name ``res``, a side in pixels or ``"WIDTHxHEIGHT"``, ``component``,
-            ``batch``, ``text_tokens``, ``frames`` and ``precision``; of a module
+            ``batch``, ``text_tokens``, ``frames``, ``ip_adapter`` and ``precision``; of a module
             ``native_kv_tokens`` and ``token_grids``. They mean what they do for `compile`. Of a
             range of batches the figures are those of the largest.
 

@@ -146,6 +146,7 @@ def _part(
         precision=(request.vae_precision if vae else None) or request.precision,
         options=_options(name, request),
         controlnet=request.controlnet and first,
+        ip_adapter=request.ip_adapter if first else None,
         dump=None if request.dump is None else request.dump / out.stem,
     )
 

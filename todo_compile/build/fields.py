@@ -234,6 +234,16 @@ class BuildOptions(BaseModel):
             only="model",
         ),
     ] = False
+    ip_adapter: Annotated[
+        str | None,
+        Option(
+            "FILE.safetensors[:SCALE]: give the UNet an IP-Adapter's layers, and a picture's "
+            "embedding as a further input. The scale is fixed.",
+            _WHAT,
+            only="model",
+            file=True,
+        ),
+    ] = None
     dense_after: Annotated[
         float | None,
         Option(

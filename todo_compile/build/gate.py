@@ -124,9 +124,10 @@ def check_gate(request: BuildRequest, plan: TunedPlan | None, jobs: Sequence[Mod
             "A text encoder is never downsampled: there is nothing for a gate to judge.",
             remedy="Leave --gate out.",
         )
-    if request.controlnet:
+    if request.controlnet or request.ip_adapter is not None:
+        option = "--controlnet" if request.controlnet else "--ip-adapter"
         raise ConfigError(
-            "A gate draws from prompts alone, and --controlnet needs a picture too.",
+            f"A gate draws from prompts alone, and {option} needs a picture too.",
             remedy="Leave one of them out.",
         )
     for job in judged:

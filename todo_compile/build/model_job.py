@@ -24,6 +24,7 @@ from todo_compile.build.planned import Planned
 from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models.components import OTHERS, overflows_in_half
 from todo_compile.models.controlnet import with_controlnet
+from todo_compile.models.ip_adapter import parse_ip_adapter, with_ip_adapter
 from todo_compile.options import PlanOptions, TokenGrid
 from todo_compile.precision import dtype_of
 from todo_compile.progress import Progress, Step
@@ -89,6 +90,7 @@ class ModelJob(Job):
         call = manifest_call(
             self.source, self.resolution, batch=self.batch, dtype=dtype_of(self.precision)
         )
+        adapter = self.source.ip_adapter
         return {
             **({} if call is None else {"call": call}),
             "name": self.source.identifier,
@@ -99,6 +101,11 @@ class ModelJob(Job):
             "weights_hash": self.weights_hash,
             "loras": [{"file": lora.path.name, **lora.describe()} for lora in self.loras],
             "controlnet": self.source.controlnet,
+            **(
+                {}
+                if adapter is None
+                else {"ip_adapter": {"file": adapter.path.name, **adapter.describe()}}
+            ),
             "random_weights": self.weights.kind == "random",
             "config": dict(self.source.config),
             "resolution": str(self.resolution),
@@ -155,10 +162,13 @@ def prepare_component(
         progress.info(f"model          {source.file.remark}")
     if request.controlnet:
         source = with_controlnet(source)
+    if request.ip_adapter is not None:
+        source = pictured(source, request.ip_adapter)
     if planned is not None:
         planned.check(source, resolution)
-        if request.controlnet:
-            progress.warn("the plan was tuned without a ControlNet: its drift says nothing of one")
+        beside = {"a ControlNet": request.controlnet, "an IP-Adapter": request.ip_adapter}
+        for what in (what for what, given in beside.items() if given):
+            progress.warn(f"the plan was tuned without {what}: its drift says nothing of one")
     options = check_options(source, planned.options if planned else request.downsampling)
     precision = _precision(source, request.precision, progress)
     dtype = dtype_of(precision)
@@ -185,6 +195,7 @@ def prepare_component(
         "pipeline": source.pipeline,
         "weights": digest,
         "lora": [lora.describe() for lora in adapters],
+        "ip_adapter": None if source.ip_adapter is None else source.ip_adapter.describe(),
         "res": str(resolution),
         "batch": plain_batch(batch),
         "precision": precision,
@@ -197,6 +208,24 @@ def prepare_component(
         request.identity(resolved), source, resolution, weights, digest, adapters,
         planned=planned,
     )  # fmt: skip
+
+
+def pictured(source: Source, text: str) -> Source:
+    """A UNet with the IP-Adapter that ``--ip-adapter`` names.
+
+    Raises:
+        ConfigError: the model takes none.
+        ModelError: the file is none for it.
+    """
+    from todo_compile.capture.inputs import is_recorded
+
+    if is_recorded(source):
+        raise ConfigError(
+            f"--ip-adapter is for pipelines of Stable Diffusion; this is a {source.class_name} "
+            f"of {source.pipeline or 'another pipeline'}.",
+            remedy="Leave it out.",
+        )
+    return with_ip_adapter(source, parse_ip_adapter(text))
 
 
 def plan_identity(source: Source, options: PlanOptions, planned: Planned | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from todo_compile import models, packages
 from todo_compile.batches import Batch, largest
 from todo_compile.build.alone import import_network
 from todo_compile.build.factory import check_module, make_module
-from todo_compile.build.model_job import check_batch, check_options
+from todo_compile.build.model_job import check_batch, check_options, pictured
 from todo_compile.bundle.files import check_new_folder
 from todo_compile.collection import paused_collection
 from todo_compile.errors import ConfigError
@@ -67,6 +67,8 @@ def _plan(request: BuildRequest, alone: bool) -> Report:
     source = models.resolve_component(request.model, one_component(request.component))
     source = models.with_text_tokens(source, request.text_tokens)
     source = with_pipeline_defaults(models.with_frames(source, request.frames))
+    if request.ip_adapter is not None:
+        source = pictured(source, request.ip_adapter)
     return plan_source(
         source,
         models.Resolution.parse(size),

@@ -1,7 +1,7 @@
 """Modules with a flat signature around diffusers' components: tensors in, tensors out.
 
 An exported graph takes its input names from ``forward``'s parameters, so each signature is written
-out (`controlled` makes the one whose length depends on the model). The component hangs on an
+out (`with_inputs` makes those whose length depends on the model). The component hangs on an
 attribute called after it (``unet``), which is how paths in ``nn_module_stack`` start. An optional
 input comes last, and is left out of the call if absent.
 `output_names` says what a wrapper returns.
@@ -28,9 +28,18 @@ class _UNet(nn.Module):
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         residuals: Sequence[Tensor],
+        image_embeds: Tensor | None = None,
         **conditions: Any,
     ) -> Tensor:
-        """Noise prediction; `residuals` are a ControlNet's, the middle's last, or none."""
+        """Noise prediction.
+
+        Args:
+            residuals: a ControlNet's, the middle's last, or none.
+            image_embeds: of a picture for an IP-Adapter, (B, 1, D), or none.
+        """
+        if image_embeds is not None:
+            added = conditions.get("added_cond_kwargs", {})
+            conditions["added_cond_kwargs"] = {**added, "image_embeds": [image_embeds]}
         if residuals:
             conditions["down_block_additional_residuals"] = tuple(residuals[:-1])
             conditions["mid_block_additional_residual"] = residuals[-1]
@@ -49,11 +58,17 @@ class TextUNet(_UNet):
         encoder_hidden_states: Tensor,
         timestep_cond: Tensor | None = None,
         *,
+        image_embeds: Tensor | None = None,
         residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
         return self._predict(
-            sample, timestep, encoder_hidden_states, residuals, timestep_cond=timestep_cond
+            sample,
+            timestep,
+            encoder_hidden_states,
+            residuals,
+            image_embeds,
+            timestep_cond=timestep_cond,
         )
 
 
@@ -69,6 +84,7 @@ class TextTimeUNet(_UNet):
         time_ids: Tensor,
         timestep_cond: Tensor | None = None,
         *,
+        image_embeds: Tensor | None = None,
         residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
@@ -80,6 +96,7 @@ class TextTimeUNet(_UNet):
             timestep,
             encoder_hidden_states,
             residuals,
+            image_embeds,
             timestep_cond=timestep_cond,
             added_cond_kwargs=added,
         )
@@ -96,6 +113,7 @@ class LabelledUNet(_UNet):
         class_labels: Tensor,
         timestep_cond: Tensor | None = None,
         *,
+        image_embeds: Tensor | None = None,
         residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
@@ -104,15 +122,16 @@ class LabelledUNet(_UNet):
             timestep,
             encoder_hidden_states,
             residuals,
+            image_embeds,
             timestep_cond=timestep_cond,
             class_labels=class_labels,
         )
 
 
-def controlled(
-    base: type[nn.Module], inputs: Sequence[str], residuals: Sequence[str]
+def with_inputs(
+    base: type[nn.Module], inputs: Sequence[str], residuals: Sequence[str] = ()
 ) -> type[nn.Module]:
-    """A UNet's wrapper with a ControlNet's residuals after its own inputs.
+    """A UNet's wrapper for the inputs that one UNet has, with a ControlNet's residuals after them.
 
     Args:
         base: of this module.
@@ -128,7 +147,7 @@ def controlled(
     names = ("self", *inputs, *residuals)
     parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
     forward.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    return type(f"Controlled{base.__name__}", (base,), {"forward": forward})
+    return type(base.__name__, (base,), {"forward": forward})
 
 
 class PixArtTransformer(nn.Module):

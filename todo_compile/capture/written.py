@@ -17,6 +17,7 @@ from todo_compile.capture import wrappers
 from todo_compile.errors import ModelError
 from todo_compile.models.architecture import CLIP_PROJECTION, TEXT_TOKENS
 from todo_compile.models.controlnet import residual_names, residual_shapes
+from todo_compile.models.ip_adapter import INPUT
 from todo_compile.models.source import Source
 
 _T5_TOKENS = {True: 120, False: 300}  # PixArt-α (with size conditions) and -Σ pipelines' defaults
@@ -100,7 +101,13 @@ def controlled_inputs(
         for name, shape in zip(names, shapes, strict=True)
     ]
     own = [spec.name for spec in specs]
-    return (*specs, *more), wrappers.controlled(wrapper, own, names)
+    return (*specs, *more), wrappers.with_inputs(wrapper, own, names)
+
+
+def pictured_input(source: Source, batch: int, dtype: torch.dtype) -> tuple[InputSpec, ...]:
+    """The embedding of one picture a row, where the UNet has an IP-Adapter."""
+    adapter = source.ip_adapter
+    return () if adapter is None else (InputSpec(INPUT, (batch, 1, adapter.width), dtype),)
 
 
 def text_inputs(source: Source, batch: int) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:

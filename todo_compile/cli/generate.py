@@ -72,7 +72,8 @@ def generate_command(
         Path | None,
         typer.Option(
             help="A safetensors file with what other models made for the pipeline, by the names of "
-            "its arguments: image_embeds and negative_image_embeds (Kandinsky 2.2), hint."
+            "its arguments: image_embeds and negative_image_embeds (Kandinsky 2.2), hint, "
+            "ip_adapter_image_embeds (2, 1, D), of no picture and of one."
         ),
     ] = None,
     clip_skip: Annotated[

@@ -45,6 +45,7 @@ _VALUES = {
     "plan": "FILE",
     "image": "FILE",
     "lora": "FILE[:SCALE]",
+    "ip_adapter": "FILE[:SCALE]",
     "bundle": "FOLDER",
     "dense_bundle": "FOLDER",
     "logs": "FOLDER",

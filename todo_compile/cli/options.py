@@ -38,6 +38,7 @@ MaybeRes = Annotated[list[str] | None, option("res", "Pixels: 2048, or WIDTHxHEI
 Batch = Annotated[str | None, option("batch")]
 TextTokens = Annotated[str | None, option("text_tokens")]
 Frames = Annotated[int | None, option("frames")]
+IpAdapter = Annotated[str | None, option("ip_adapter")]
 Precision = Annotated[str | None, option("precision")]
 Component = Annotated[str | None, option("component")]
 KvTokens = Annotated[int | None, option("kv_tokens")]

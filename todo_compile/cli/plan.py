@@ -11,6 +11,7 @@ from todo_compile.cli.options import (
     Dump,
     Factors,
     Frames,
+    IpAdapter,
     Json,
     KvTokens,
     Masks,
@@ -52,6 +53,7 @@ def plan_command(
     ] = None,
     text_tokens: TextTokens = None,
     frames: Frames = None,
+    ip_adapter: IpAdapter = None,
     precision: Precision = None,
     kv_tokens: KvTokens = None,
     factors: Factors = None,
@@ -79,8 +81,9 @@ def plan_command(
     sized: dict[str, Any] = {"res": tuple(res)} if res else {}
     request = BuildRequest(
         model=model, module=module, out="plan.onnx", component=component, batch=batch,
-        text_tokens=text_tokens, frames=frames, precision=precision, kv_tokens=kv_tokens,
-        factors=factors, sampling=sampling, preset=preset, masks=masks, dump=dump,
+        text_tokens=text_tokens, frames=frames, ip_adapter=ip_adapter, precision=precision,
+        kv_tokens=kv_tokens, factors=factors, sampling=sampling, preset=preset, masks=masks,
+        dump=dump,
         **sized,
     )  # fmt: skip
     if plot is not None:

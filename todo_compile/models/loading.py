@@ -15,6 +15,7 @@ from torch import nn
 from todo_compile._torch import fake_mode, fake_mode_of
 from todo_compile.models.build import build
 from todo_compile.models.checkpoint import fill_from, open_checkpoint
+from todo_compile.models.ip_adapter import attach
 from todo_compile.models.lora import Lora, fuser
 from todo_compile.models.randomise import randomiser
 from todo_compile.models.source import Source
@@ -95,12 +96,14 @@ def load(
         mode = fake_mode()
         with mode:
             module = build(source.config, dtype)
+            _attach(module, source, dtype, fill=False)
         _adopt_tables(module)
         return LoadedModel(module, source, dtype, None, None, _count(module), mode)
     if weights is None:
         raise ValueError("load needs weights unless fake=True")
     module = build(source.config, dtype)
     _filling(module, source, weights, loras, report)()
+    _attach(module, source, dtype)
     identity = weights_hash(weights) if hashed else None
     return LoadedModel(module, source, dtype, weights, identity, _count(module))
 
@@ -124,6 +127,7 @@ def start_load(
     module = build(source.config, dtype)
     pool = ThreadPoolExecutor(1, "weights")
     filling = pool.submit(_filling(module, source, weights, loras, report))
+    _attach(module, source, dtype)  # after the names of the checkpoint were looked up
     pool.shutdown(wait=False)
     return LoadedModel(module, source, dtype, weights, None, _count(module), filling=filling)
 
@@ -170,6 +174,12 @@ def _filling(
         add_loras()
 
     return fill_and_fuse
+
+
+def _attach(module: nn.Module, source: Source, dtype: torch.dtype, *, fill: bool = True) -> None:
+    """Add the layers of an IP-Adapter, if the source has one."""
+    if source.ip_adapter is not None:
+        attach(module, source.ip_adapter, dtype, fill=fill)
 
 
 def _adopt_tables(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from todo_compile.batches import Text, TextLike, largest, parse_text
 from todo_compile.errors import ConfigError, ModelError, given_path
@@ -26,6 +26,9 @@ from todo_compile.models.bounds import check_config
 from todo_compile.models.registry import REGISTRY, RegistryEntry
 from todo_compile.models.single_file import SingleFile, recognise
 from todo_compile.models.trust import read_index
+
+if TYPE_CHECKING:
+    from todo_compile.models.ip_adapter import IpAdapter
 
 COMPONENTS = ("unet", "transformer")
 """Subfolders of a pipeline that hold the denoising model, in the order they are looked for."""
@@ -56,6 +59,7 @@ class Source:
         entry: the registry's entry, if it is a registered model.
         pipeline: diffusers class of the pipeline that it belongs to; empty if unknown.
         controlnet: it takes a ControlNet's residuals as further inputs; see `controlnet`.
+        ip_adapter: whose layers it has, and whose pictures it takes; see `ip_adapter`.
         file: for a checkpoint that is one file: what it was recognised as.
         text_tokens: tokens of its text, or a range; None for what its pipeline passes, see `texts`.
         frames: of the video that its pipeline draws; None for the pipeline's own number.
@@ -75,6 +79,7 @@ class Source:
     entry: RegistryEntry | None = field(default=None, repr=False)
     pipeline: str = ""
     controlnet: bool = False
+    ip_adapter: IpAdapter | None = None
     file: SingleFile | None = field(default=None, repr=False)
     text_tokens: Text | None = None
     frames: int | None = None

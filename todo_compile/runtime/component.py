@@ -191,7 +191,8 @@ class Component(Compiled):
                 raise
         raise CompiledError(
             f"{origin.name} is compiled: it has no {name} of {origin.class_name}.",
-            remedy="IP-Adapters are layers in attention: use the torch pipeline with them."
+            remedy="IP-Adapters are layers in attention: compile the UNet with one, "
+            "--ip-adapter FILE[:SCALE], whose scale is fixed, or use the torch pipeline."
             if "ip_adapter" in name or name in _MADE
             else "What changes weights or attention comes before compiling (LoRAs: --lora "
             "FILE[:SCALE]). Or load the pipeline that it was made from.",

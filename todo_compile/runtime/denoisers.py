@@ -11,6 +11,7 @@ from torch import Tensor
 
 from todo_compile.errors import InputError
 from todo_compile.models.controlnet import MID, residual_names, residual_shapes
+from todo_compile.models.ip_adapter import INPUT
 from todo_compile.runtime.component import Component
 from todo_compile.runtime.session import dtype_named
 
@@ -83,7 +84,7 @@ _ALONE = (
     "(todo_compile.compile(pipeline.unet, args=(), kwargs=…)), or use the torch UNet."
 )
 _REMEDIES = {
-    "image_embeds": _ALONE,
+    INPUT: "Compile the UNet with --ip-adapter FILE, or use the torch UNet.",
     "T2I-Adapter residuals": _ALONE,
     "cross_attention_kwargs": "A LoRA scale, for one, cannot be changed after compiling.",
     "timestep_cond": "The compiled model is not guidance-distilled.",
@@ -100,6 +101,11 @@ class CompiledUNet(_Denoiser):
         # SDXL's pipelines compare it with the length of the conditions that they make.
         width = self.config.get("projection_class_embeddings_input_dim")
         self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+        if INPUT in session.inputs:  # whose projection pipelines ask what it takes of a picture
+            from diffusers.models.embeddings import ImageProjection
+
+            taken = ImageProjection(1, 1, 1)  # one embedding: it is compiled with the UNet
+            self.encoder_hid_proj = SimpleNamespace(image_projection_layers=[taken])
 
     def forward(
         self,
@@ -133,6 +139,7 @@ class CompiledUNet(_Denoiser):
                 "class_labels": class_labels,
                 "timestep_cond": timestep_cond,
                 **(added_cond_kwargs or {}),
+                INPUT: self._pictured((added_cond_kwargs or {}).get(INPUT)),
                 **residuals,
             },
             {
@@ -147,6 +154,21 @@ class CompiledUNet(_Denoiser):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
         return UNet2DConditionOutput(sample=prediction)
+
+    def _pictured(self, embeddings: Any) -> Tensor | None:
+        """The embedding for an IP-Adapter: pipelines pass a list, of one for each adapter."""
+        found: list[Tensor] = list(embeddings) if isinstance(embeddings, (list, tuple)) else (
+            [] if embeddings is None else [embeddings[:, None]]
+        )  # fmt: skip
+        if INPUT not in self.session.inputs:
+            return found[0] if found else None  # refused, with a remedy
+        if len(found) != 1:
+            raise InputError(
+                f"The pipeline passes pictures for {len(found)} IP-Adapters; "
+                f"{self.origin.built_for} with one.",
+                remedy="Give a picture: ip_adapter_image=…, or ip_adapter_image_embeds=[…].",
+            )
+        return found[0]
 
     def _residuals(
         self, sample: Tensor, down: Sequence[Tensor] | None, mid: Tensor | None

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 _TYPES = {name: dtype for name, (dtype, size) in DTYPES.items() if size > 1}  # of 8 bits: weights
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+_LISTS = ("ip_adapter_image_embeds",)
+"""Arguments that are a list of tensors, of which a file has one."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor | list[Tensor]]:
     """The tensors of a safetensors file by name, such as Kandinsky's ``image_embeds``.
 
     Raises:
@@ -32,4 +36,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             )
         found[name] = torch.empty(entry.shape, dtype=getattr(torch, _TYPES[entry.dtype]))
         read_into(entry, found[name])
-    return found
+    return {name: [value] if name in _LISTS else value for name, value in found.items()}
