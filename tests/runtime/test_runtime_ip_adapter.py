@@ -106,6 +106,31 @@ def test_the_picture_is_diffusers_own(built: tuple[str, Path, Path]) -> None:
     assert (dense - expected).abs().max() > 100 * TOLERANCE, "pooling must matter"
 
 
+def test_a_picture_goes_through_an_encoder_that_is_handed_over(
+    built: tuple[str, Path, Path],
+) -> None:
+    from PIL import Image
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(4)
+    encoder = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+            image_size=8, patch_size=4, projection_dim=WIDTH,
+        )
+    ).eval()  # fmt: skip
+    ready = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    ours = todo_compile.load_pipeline(built[2], image_encoder=encoder, feature_extractor=ready)
+    ours.set_progress_bar_config(disable=True)
+    image = Image.new("RGB", (8, 8), (200, 10, 30))
+    with torch.no_grad():
+        embedding = encoder(ready(image, return_tensors="pt").pixel_values).image_embeds[:, None]
+    given = torch.cat([torch.zeros_like(embedding), embedding])
+    found = tiny.picture(ours, ip_adapter_image=image)
+    expected = tiny.picture(ours, ip_adapter_image_embeds=[given])
+    assert (found - expected).abs().max() < TOLERANCE
+
+
 def test_manifest_and_inputs(built: tuple[str, Path, Path]) -> None:
     manifest = json.loads((built[2] / "unet.onnx.json").read_text())
     inputs = {spec["name"]: spec["shape"] for spec in manifest["inputs"]}
