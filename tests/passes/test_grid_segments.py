@@ -4,6 +4,7 @@ a grid of its own."""
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import oracle
@@ -12,6 +13,7 @@ import torch
 from graphs import DIALECTS, Captured, assert_close, capture, only_site
 from torch import Tensor, nn
 
+import todo_compile
 from todo_compile.drift.measure import DriftMeter, Probe, measure, relative_error
 from todo_compile.errors import ConfigError
 from todo_compile.options import PlanOptions, check_token_grids
@@ -174,6 +176,23 @@ def test_grids_as_lists() -> None:
     assert check_token_grids({54: [[4, 6], [6, 5]], 6: [2, 3], 24: [[4, 6]]}) == {
         54: ((4, 6), (6, 5)), 6: (2, 3), 24: (4, 6),
     }  # fmt: skip
+
+
+def test_a_list_of_grids_goes_through_torch_compile_and_onnx(tmp_path: Path) -> None:
+    model = Kontext()
+    expected = truth(model, both((2, 2)), "nearest")
+    named: dict[str, Any] = {"token_grids": {TOKENS: [list(DRAWN), list(REFERENCE)]}}
+    options = {**named, "factors": "2", "inner": "eager"}
+    with torch.no_grad():
+        found = torch.compile(model, backend="todo_inductor", options=options)(*GIVEN)
+    assert_close((found,), expected)
+    out = tmp_path / "kontext.onnx"
+    built = todo_compile.compile(model, args=GIVEN, out=out, factors="2", **named)
+    assert built.report is not None
+    assert built.report.rewritten == 2
+    assert_close((todo_compile.load(out)(*GIVEN),), expected, rtol=1e-3, atol=1e-4)
+    again = todo_compile.compile(model, args=GIVEN, out=out, factors="2", **named)
+    assert again.reused
 
 
 class Joined(nn.Module):

@@ -50,6 +50,38 @@ def tensors_for(unet: Any, seed: int = 3) -> Tensors:
     return found
 
 
+def resampler(channels: int, seed: int = 6) -> Tensors:
+    """Of the kind plus, as published: three tokens of all states of an encoder 8 channels wide."""
+    made = torch.Generator().manual_seed(seed)
+    shapes: dict[str, tuple[int, ...]] = {
+        "latents": (1, 3, 64), "proj_in.weight": (64, 8), "proj_in.bias": (64,),
+        "proj_out.weight": (channels, 64), "proj_out.bias": (channels,),
+        "norm_out.weight": (channels,), "norm_out.bias": (channels,),
+    }  # fmt: skip
+    for layer in range(4):
+        shapes |= {
+            f"layers.{layer}.{name}": shape
+            for name, shape in {
+                "0.norm1.weight": (64,), "0.norm1.bias": (64,), "0.norm2.weight": (64,),
+                "0.norm2.bias": (64,), "0.to_q.weight": (64, 64), "0.to_kv.weight": (128, 64),
+                "0.to_out.weight": (64, 64), "1.0.weight": (64,), "1.0.bias": (64,),
+                "1.1.weight": (256, 64), "1.3.weight": (64, 256),
+            }.items()
+        }  # fmt: skip
+    found: Tensors = {}
+    for name, shape in shapes.items():
+        value = torch.randn(*shape, generator=made) * shape[-1] ** -0.5
+        found[f"image_proj.{name}"] = value + (len(shape) == 1)  # norms' weights are about one
+    return found
+
+
+def encoder_config(folder: Path) -> None:
+    """Of pictures of 8 pixels in patches of 4, beside an adapter as published: five states."""
+    (folder / "image_encoder").mkdir()
+    config = {"hidden_size": 8, "image_size": 8, "patch_size": 4}
+    (folder / "image_encoder" / "config.json").write_text(json.dumps(config))
+
+
 def embeds(seed: int = 1) -> torch.Tensor:
     """Of no picture, and of one."""
     picture = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(seed))
@@ -198,13 +230,13 @@ def test_its_file_and_scale_decide_what_is_reused(model: Path, file: Path, tmp_p
     asked: dict[str, Any] = {
         "model": str(model), "res": (str(tiny.PIXELS),), "out": str(out), "precision": "fp32",
     }  # fmt: skip
-    first = BuildRequest(**asked, ip_adapter=f"{file}:{SCALE}")
+    first: Any = BuildRequest(**asked, ip_adapter=f"{file}:{SCALE}")
     todo_compile.compile(
         str(model), res=tiny.PIXELS, out=out, precision="fp32", ip_adapter=f"{file}:{SCALE}"
     )
     assert find_reusable(out, first.resolve().identity).reasons == ()
     for other in (f"{file}:0.5", None):
-        changed = BuildRequest(**asked, ip_adapter=other).resolve()
+        changed: Any = BuildRequest(**asked, ip_adapter=other).resolve()
         assert any("ip_adapter" in why for why in find_reusable(out, changed.identity).reasons)
 
 
@@ -217,6 +249,35 @@ def test_plan_knows_its_attention(model: Path, file: Path) -> None:
     assert {s.key_tokens for s in more.sites} == {*(s.key_tokens for s in plain.sites), 4}
 
 
+def test_all_states_of_an_encoder(model: Path, tmp_path: Path) -> None:
+    """The kind plus: how many states there are is read beside it."""
+    unet = tiny.unet()
+    own = {n: t for n, t in tensors_for(unet).items() if n.startswith("ip_adapter.")}
+    file, out = tmp_path / "ip-adapter-plus_tiny.safetensors", tmp_path / "unet.onnx"
+    save_file({**own, **resampler(tiny.TEXT)}, file)
+    encoder_config(tmp_path)
+    todo_compile.compile(
+        str(model), res=tiny.PIXELS, out=out, precision="fp32", factors="off",
+        ip_adapter=f"{file}:{SCALE}",
+    )  # fmt: skip
+    theirs = in_torch(tiny.sd(), file, pooled=False).unet
+    made = torch.Generator().manual_seed(0)
+    call: dict[str, Any] = {
+        "sample": torch.randn(2, 4, 16, 16, generator=made), "timestep": 500,
+        "encoder_hidden_states": torch.randn(2, 77, tiny.TEXT, generator=made),
+        "added_cond_kwargs": {"image_embeds": [torch.randn(2, 1, 5, 8, generator=made)]},
+        "return_dict": False,
+    }  # fmt: skip
+    with torch.no_grad():
+        (expected,) = theirs(**call)
+    ours = todo_compile.load(out)
+    torch.testing.assert_close(ours(**call)[0], expected, rtol=1e-4, atol=1e-5)
+    from diffusers.models.embeddings import ImageProjection
+
+    (asked,) = ours.encoder_hid_proj.image_projection_layers
+    assert not isinstance(asked, ImageProjection), "pipelines then pass all states"
+
+
 def _without(tensors: Tensors, key: str) -> Tensors:
     return {name: value for name, value in tensors.items() if name != key}
 
@@ -227,7 +288,8 @@ def _without(tensors: Tensors, key: str) -> Tensors:
         (lambda t: _without(t, "ip_adapter.1.to_k_ip.weight"), r"lacks ip_adapter\.1\.to_k_ip"),
         (lambda t: {**t, "ip_adapter.99.to_k_ip.weight": torch.ones(1, 1)}, "has ip_adapter.99"),
         (lambda t: {**t, "ip_adapter.1.to_k_ip.weight": torch.ones(3, 24)}, r"\(3, 24\) instead"),
-        (lambda t: {**t, "image_proj.latents": torch.ones(1, 16, 24)}, "“plus”"),
+        (lambda t: {**t, "image_proj.latents": torch.ones(1, 16, 24)}, "part of a resampler"),
+        (lambda t: {**t, **resampler(tiny.TEXT)}, "nothing says how many these are"),
         (lambda t: {**t, "ip_adapter.0.to_k_lora.down.weight": torch.ones(1, 1)}, "FaceID"),
         (lambda t: {**_without(t, "image_proj.proj.weight"),
                     "image_proj.proj.0.weight": torch.ones(1, 1)}, "another projection"),

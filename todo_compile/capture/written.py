@@ -105,9 +105,9 @@ def controlled_inputs(
 
 
 def pictured_input(source: Source, batch: int, dtype: torch.dtype) -> tuple[InputSpec, ...]:
-    """The embedding of one picture a row, where the UNet has an IP-Adapter."""
+    """What is taken of one picture a row, where the UNet has an IP-Adapter."""
     adapter = source.ip_adapter
-    return () if adapter is None else (InputSpec(INPUT, (batch, 1, adapter.width), dtype),)
+    return () if adapter is None else (InputSpec(INPUT, (batch, *adapter.picture), dtype),)
 
 
 def text_inputs(source: Source, batch: int) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:

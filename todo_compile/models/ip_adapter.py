@@ -5,8 +5,12 @@
 
 (Ye et al., arXiv 2308.06721, section 3.2). The file's layers become the UNet's own before it is
 traced, so the embedding is one more input, and the scale is a number in the graph. What a picture's
-encoder makes of it stays outside. Of the published files those with one embedding a picture are
-taken (ip-adapter_sd15, _sd15_light, _sd15_vit-G, ip-adapter_sdxl, _sdxl_vit-h); others are refused.
+encoder makes of it stays outside. Two kinds of published files are taken, others are refused:
+
+* linear: one embedding a picture (ip-adapter_sd15, _light, _vit-G, ip-adapter_sdxl, _vit-h);
+* plus: all states of the encoder's last layer but one, (B, 1, S, D), through a resampler
+  (ip-adapter-plus_sd15, -plus-face_sd15, -plus_sdxl_vit-h). How many there are the file does not
+  say: the encoder's configuration does, where it lies beside it as published.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.errors import ConfigError, ModelError
-from todo_compile.foreign import open_regular
+from todo_compile.errors import ConfigError, ModelError, first_line
+from todo_compile.foreign import ForeignError, open_regular, read_object
 from todo_compile.models.architecture import UNET
 from todo_compile.models.lora import file_and_scale
 from todo_compile.models.stfile import Entry, check_floating, read_header, read_into
@@ -31,10 +35,11 @@ if TYPE_CHECKING:
 
     from todo_compile.models.source import Source
 
+_LATENTS = "image_proj.latents"
 INPUT = "image_embeds"
 """Name of the further input."""
 _TOKENS = 4
-"""That a picture's embedding becomes, in all files of this kind."""
+"""That one embedding becomes, in all files of the linear kind."""
 _PROJECTION = {
     "image_proj.proj.weight": "image_embeds.weight", "image_proj.proj.bias": "image_embeds.bias",
     "image_proj.norm.weight": "norm.weight", "image_proj.norm.bias": "norm.bias",
@@ -51,26 +56,28 @@ class IpAdapter:
         scale: strength of the picture, fixed in what is built; 1 is as trained.
         sha256: of the file.
         entries: its tensors.
+        states: of a picture's encoder, for the kind plus; None where one embedding is taken.
     """
 
     path: Path
     scale: float
     sha256: str
     entries: Mapping[str, Entry] = field(hash=False, repr=False)
+    states: int | None = None
 
     @property
-    def width(self) -> int:
-        """Channels of a picture's embedding."""
-        return self.entries["image_proj.proj.weight"].shape[1]
+    def picture(self) -> tuple[int, ...]:
+        """Shape of what is taken of a row's picture."""
+        return (1, *(() if self.states is None else (self.states,)), _width(self.entries))
 
     @property
-    def channels(self) -> int:
-        """Of the text that the picture's tokens stand beside."""
-        return self.entries["image_proj.norm.weight"].shape[0]
+    def tokens(self) -> int:
+        """What a picture becomes, beside the text."""
+        return _TOKENS if self.states is None else self.entries[_LATENTS].shape[1]
 
     def describe(self) -> dict[str, Any]:
         """What decides whether an output can be reused."""
-        return {"sha256": self.sha256, "scale": self.scale}
+        return {"sha256": self.sha256, "scale": self.scale, "states": self.states}
 
 
 def parse_ip_adapter(text: str) -> IpAdapter:
@@ -85,14 +92,15 @@ def parse_ip_adapter(text: str) -> IpAdapter:
     if (kind := _other_kind(entries)) is not None:
         raise ModelError(
             f"{path} is {kind}.",
-            remedy="Give one with a linear projection of one embedding (ip-adapter_sd15, "
+            remedy="Give one of the kinds linear or plus (ip-adapter_sd15, ip-adapter-plus_sd15, "
             "ip-adapter_sdxl_vit-h, …), or compile pipeline.unet, loaded with this one, as a "
             "module of your own: todo_compile.compile(unet, args=(), kwargs=…).",
         )
     check_floating(entries)
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return IpAdapter(path, scale, digest, entries)
+    states = _states(path, _width(entries)) if _LATENTS in entries else None
+    return IpAdapter(path, scale, digest, entries, states)
 
 
 def with_ip_adapter(source: Source, adapter: IpAdapter) -> Source:
@@ -123,7 +131,7 @@ def attach(unet: nn.Module, adapter: IpAdapter, dtype: torch.dtype, *, fill: boo
         ModelError: it is for another UNet, or the file changed.
     """
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
-    from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+    from diffusers.models.embeddings import MultiIPAdapterImageProjection
 
     from todo_compile.models.build import making
 
@@ -134,17 +142,15 @@ def attach(unet: nn.Module, adapter: IpAdapter, dtype: torch.dtype, *, fill: boo
         raise _not_for(adapter, f"its attention {odd[0]} is of another kind")
     targets: dict[str, torch.Tensor] = {}
     with making(dtype):
-        projection = ImageProjection(adapter.width, adapter.channels, _TOKENS)
+        projection = _projection(net, adapter, targets, fill)
         for number, name in enumerate(crossing):
             keys: Any = unet.get_submodule(f"{name.removesuffix('.processor')}.to_k")
             made = IPAdapterAttnProcessor2_0(
-                keys.out_features, keys.in_features, (_TOKENS,), adapter.scale
+                keys.out_features, keys.in_features, (adapter.tokens,), adapter.scale
             )
             processors[name] = made.eval().requires_grad_(False)
             for part, weight in made.state_dict().items():  # to_k_ip.0.weight
                 targets[f"ip_adapter.{2 * number + 1}.{part.replace('.0.', '.')}"] = weight
-    own = projection.state_dict()
-    targets |= {name: own[there] for name, there in _PROJECTION.items()}
     _check_fits(adapter, targets)
     for name, target in targets.items() if fill else ():
         read_into(adapter.entries[name], target)
@@ -153,16 +159,75 @@ def attach(unet: nn.Module, adapter: IpAdapter, dtype: torch.dtype, *, fill: boo
     net.config.encoder_hid_dim_type = "ip_image_proj"  # as diffusers' own loader says it
 
 
+def _projection(
+    net: Any, adapter: IpAdapter, targets: dict[str, torch.Tensor], fill: bool
+) -> nn.Module:
+    """What makes tokens of a picture; its tensors join `targets`, where they are not filled yet."""
+    import torch
+    from diffusers.models.embeddings import ImageProjection
+
+    width, entries = _width(adapter.entries), adapter.entries
+    if adapter.states is None:
+        made = ImageProjection(width, entries["image_proj.norm.weight"].shape[0], _TOKENS)
+        own = made.state_dict()
+        targets |= {name: own[there] for name, there in _PROJECTION.items()}
+        return made
+    state = {
+        name.removeprefix("image_proj."): torch.empty(entry.shape)
+        for name, entry in entries.items()
+        if name.startswith("image_proj.")
+    }
+    for name, tensor in state.items() if fill else ():
+        read_into(entries[f"image_proj.{name}"], tensor)
+    try:  # diffusers knows how its resampler's layers are called in files
+        return net._convert_ip_adapter_image_proj_to_diffusers(state, low_cpu_mem_usage=False)
+    except (RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise _not_for(adapter, f"its resampler cannot be read ({first_line(error)})") from error
+
+
+def _width(entries: Mapping[str, Entry]) -> int:
+    """Channels of what a picture's encoder gives."""
+    name = "image_proj.proj_in.weight" if _LATENTS in entries else "image_proj.proj.weight"
+    return entries[name].shape[1]
+
+
+def _states(path: Path, width: int) -> int:
+    """States of the encoder whose configuration lies beside a file: its patches, and one for all.
+
+    Raises:
+        ModelError: none lies there, or of another width.
+    """
+    for folder in (path.parent, path.parent.parent / "models"):
+        file = folder / "image_encoder" / "config.json"
+        if not file.is_file():
+            continue
+        try:
+            config = read_object(file)
+        except (OSError, ForeignError) as error:
+            raise ModelError(f"{file} cannot be read as JSON: {error}.") from error
+        side, patch = config.get("image_size"), config.get("patch_size")
+        if not (isinstance(side, int) and isinstance(patch, int) and 0 < patch <= side <= 2**14):
+            continue
+        if config.get("hidden_size") == width:
+            return (side // patch) ** 2 + 1
+    raise ModelError(
+        f"{path} looks at all states of a picture's encoder, and nothing says how many these are.",
+        remedy=f"Put the encoder's config.json, of hidden_size {width}, beside it: "
+        "image_encoder/config.json, as where it was published.",
+    )
+
+
 def _other_kind(entries: Mapping[str, Entry]) -> str | None:
-    """What a file is instead of an adapter with a linear projection; None if it is one."""
+    """What a file is instead of an adapter that is taken, a clause; None if it is one."""
     heads = {name.partition(".")[0] for name in entries}
     if not {"image_proj", "ip_adapter"} <= heads:
         return "no IP-Adapter: it lacks image_proj or ip_adapter"
     if any("lora" in name for name in entries):
         return "an IP-Adapter for faces (FaceID), which also changes weights: not supported"
-    if any("latents" in name for name in entries):
-        return "an IP-Adapter of the kind “plus”, which looks at all states of a picture's " \
-            "encoder: not supported"  # fmt: skip
+    if _LATENTS in entries:
+        wanted = {"image_proj.proj_in.weight": 2, "image_proj.proj_out.weight": 2, _LATENTS: 3}
+        whole = all(n in entries and len(entries[n].shape) == rank for n, rank in wanted.items())
+        return None if whole else "an IP-Adapter with part of a resampler"
     own = {name for name in entries if name.startswith("image_proj.")}
     if own != _PROJECTION.keys():
         return "an IP-Adapter with another projection of pictures (full, FaceID): not supported"
@@ -186,6 +251,8 @@ def _check(config: str, adapter: IpAdapter) -> None:
 def _check_fits(adapter: IpAdapter, targets: Mapping[str, torch.Tensor]) -> None:
     """Compare names and shapes with those that the UNet asks for."""
     shapes = {name: entry.shape for name, entry in adapter.entries.items()}
+    if adapter.states is not None:  # those of its resampler were read by their own names
+        shapes = {n: s for n, s in shapes.items() if n.startswith("ip_adapter.")}
     wanted = {name: tuple(target.shape) for name, target in targets.items()}
     if missing := wanted.keys() - shapes.keys():
         raise _not_for(adapter, f"it lacks {min(missing)}")

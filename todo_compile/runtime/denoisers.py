@@ -104,7 +104,9 @@ class CompiledUNet(_Denoiser):
         if INPUT in session.inputs:  # whose projection pipelines ask what it takes of a picture
             from diffusers.models.embeddings import ImageProjection
 
-            taken = ImageProjection(1, 1, 1)  # one embedding: it is compiled with the UNet
+            # Of the layer, which is compiled, they ask the class: this one takes one embedding.
+            one = len(session.inputs[INPUT].shape) == 3
+            taken = ImageProjection(1, 1, 1) if one else SimpleNamespace()
             self.encoder_hid_proj = SimpleNamespace(image_projection_layers=[taken])
 
     def forward(
