@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from todo_compile.errors import ConfigError, ModelError, first_line
 from todo_compile.foreign import ForeignError, open_regular, read_object
 from todo_compile.models.architecture import UNET
-from todo_compile.models.lora import file_and_scale
+from todo_compile.models.scaled_file import file_and_scale
 from todo_compile.models.stfile import Entry, check_floating, read_header, read_into
 
 if TYPE_CHECKING:

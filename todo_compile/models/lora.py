@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from todo_compile.errors import ConfigError, ModelError
+from todo_compile.errors import ModelError
 from todo_compile.foreign import open_regular
 from todo_compile.models.lora_config import Scaling, read_scalings
 from todo_compile.models.lora_delta import (
@@ -30,6 +29,7 @@ from todo_compile.models.lora_delta import (
     scaled,
 )
 from todo_compile.models.lora_names import PEFT, Layers, component_of, split
+from todo_compile.models.scaled_file import file_and_scale
 from todo_compile.models.stfile import (
     Entry,
     check_floating,
@@ -76,35 +76,6 @@ class Lora:
         """Numbers of layers for other components than these, by component."""
         taken = {component_of(name) for name in components}
         return {name: len(found) for name, found in self.layers.items() if name not in taken}
-
-
-def file_and_scale(text: str, option: str, what: str) -> tuple[Path, float]:
-    """The parts of ``FILE`` or ``FILE:SCALE``; the file is there, and called a safetensors file.
-
-    Args:
-        text: as given.
-        option: it was given to.
-        what: the file is, for messages.
-
-    Raises:
-        ConfigError: the scale is not a finite number.
-        ModelError: the file is absent, or no safetensors.
-    """
-    name, scale = text, 1.0
-    head, colon, tail = text.rpartition(":")
-    if colon and not Path(text).is_file():
-        with suppress(ValueError):  # a path with a colon, that is not there
-            name, scale = head, float(tail)
-    if not math.isfinite(scale):
-        raise ConfigError(f"{tail!r} is not a scale.", remedy=f"Write {option} FILE:0.8.")
-    path = Path(name).expanduser()
-    if path.suffix != ".safetensors" or not path.is_file():
-        wrong = "is not a safetensors file" if path.exists() else "does not exist"
-        raise ModelError(
-            f"The {what} {path} {'is a folder' if path.is_dir() else wrong}.",
-            remedy=f"Write {option} FILE.safetensors[:SCALE]; pickles are refused.",
-        )
-    return path, scale
 
 
 def parse_lora(text: str) -> Lora:
