@@ -164,8 +164,8 @@ EVERYTHING = BuildRequest(
     model="-m", res=("512", "64x32"), out="x/", weights="random:3", component="unet", format="onnx",
     batch="1..4", precision="bf16", vae_precision="fp32", kv_tokens=64, factors="4x2,2",
     sampling="blend:0.5", preset="todo-2x", vae_factors="off", lora=("a.safetensors:0.5", "-b"),
-    controlnet=True, ip_adapter="i.safetensors:0.6", dense_after=0.7, opset=18, target="sm89",
-    library="tensorrt_rtx",
+    controlnet=True, t2i_adapter=True, ip_adapter="i.safetensors:0.6", dense_after=0.7, opset=18,
+    target="sm89", library="tensorrt_rtx",
     timing_cache=Path("t.cache"), weight_streaming=True, verify=True, force=True, dump=Path("d"),
     masks="pool", text_tokens=256, frames=9, plan="p.json", gate="drift=1e-3",
 )  # fmt: skip
@@ -175,8 +175,8 @@ _WORDS = """
     --model=-m --res 512 --res 64x32 --out x/ --weights random:3 --component unet --format onnx
     --batch 1..4 --precision bf16 --vae-precision fp32 --kv-tokens 64 --factors 4x2,2
     --sampling blend:0.5 --preset todo-2x --vae-factors off --lora a.safetensors:0.5 --lora=-b
-    --controlnet --ip-adapter i.safetensors:0.6 --dense-after 0.7 --opset 18 --target sm89
-    --library tensorrt_rtx
+    --controlnet --t2i-adapter --ip-adapter i.safetensors:0.6 --dense-after 0.7 --opset 18
+    --target sm89 --library tensorrt_rtx
     --timing-cache t.cache --weight-streaming --verify --force --dump d
     --masks pool --text-tokens 256 --frames 9 --plan p.json --gate drift=1e-3
 """

@@ -146,6 +146,7 @@ def _part(
         precision=(request.vae_precision if vae else None) or request.precision,
         options=_options(name, request),
         controlnet=request.controlnet and first,
+        t2i_adapter=request.t2i_adapter and first,
         ip_adapter=request.ip_adapter if first else None,
         dump=None if request.dump is None else request.dump / out.stem,
     )
@@ -219,7 +220,7 @@ def _components(request: BuildRequest, progress: Progress) -> tuple[int, list[st
     assert request.model is not None
     model, choice = request.model, parse_component(request.component or "all")
     main = resolve_component(model, "unet" if choice == "all" else choice)
-    check_one_stage(main)
+    check_one_stage(main, adapted=request.t2i_adapter)
     if request.dense_after is not None or (request.tuned and len(request.tuned.phases) > 1):
         check_scheduled(main, models.Resolution.parse(request.res[0]), "A bundle of phases")
     rows = default_batch(with_pipeline_defaults(main)) if main.component not in OTHERS else 2

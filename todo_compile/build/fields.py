@@ -244,6 +244,15 @@ class BuildOptions(BaseModel):
             file=True,
         ),
     ] = None
+    t2i_adapter: Annotated[
+        bool,
+        Option(
+            "Let the UNet take a T2I-Adapter's residuals, as further inputs: for any number of "
+            "T2I-Adapters, which run in torch.",
+            _WHAT,
+            only="model",
+        ),
+    ] = False
     dense_after: Annotated[
         float | None,
         Option(

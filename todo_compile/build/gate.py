@@ -124,8 +124,11 @@ def check_gate(request: BuildRequest, plan: TunedPlan | None, jobs: Sequence[Mod
             "A text encoder is never downsampled: there is nothing for a gate to judge.",
             remedy="Leave --gate out.",
         )
-    if request.controlnet or request.ip_adapter is not None:
-        option = "--controlnet" if request.controlnet else "--ip-adapter"
+    beside = {
+        "--controlnet": request.controlnet, "--t2i-adapter": request.t2i_adapter,
+        "--ip-adapter": request.ip_adapter,
+    }  # fmt: skip
+    if option := next((name for name, given in beside.items() if given), None):
         raise ConfigError(
             f"A gate draws from prompts alone, and {option} needs a picture too.",
             remedy="Leave one of them out.",

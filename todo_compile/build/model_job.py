@@ -25,6 +25,7 @@ from todo_compile.errors import ConfigError, ModelError
 from todo_compile.models.components import OTHERS, overflows_in_half
 from todo_compile.models.controlnet import with_controlnet
 from todo_compile.models.ip_adapter import parse_ip_adapter, with_ip_adapter
+from todo_compile.models.t2i_adapter import with_t2i_adapter
 from todo_compile.options import PlanOptions, TokenGrid
 from todo_compile.precision import dtype_of
 from todo_compile.progress import Progress, Step
@@ -101,6 +102,7 @@ class ModelJob(Job):
             "weights_hash": self.weights_hash,
             "loras": [{"file": lora.path.name, **lora.describe()} for lora in self.loras],
             "controlnet": self.source.controlnet,
+            "t2i_adapter": self.source.t2i_adapter,
             **(
                 {}
                 if adapter is None
@@ -162,11 +164,17 @@ def prepare_component(
         progress.info(f"model          {source.file.remark}")
     if request.controlnet:
         source = with_controlnet(source)
+    if request.t2i_adapter:
+        source = with_t2i_adapter(source)
     if request.ip_adapter is not None:
         source = pictured(source, request.ip_adapter)
     if planned is not None:
         planned.check(source, resolution)
-        beside = {"a ControlNet": request.controlnet, "an IP-Adapter": request.ip_adapter}
+        beside = {
+            "a ControlNet": request.controlnet,
+            "a T2I-Adapter": request.t2i_adapter,
+            "an IP-Adapter": request.ip_adapter,
+        }
         for what in (what for what, given in beside.items() if given):
             progress.warn(f"the plan was tuned without {what}: its drift says nothing of one")
     options = check_options(source, planned.options if planned else request.downsampling)

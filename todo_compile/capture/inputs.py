@@ -27,8 +27,7 @@ from todo_compile.capture.recording.padding import PADDED
 from todo_compile.capture.recording.recorded import recorder
 from todo_compile.capture.written import (
     InputSpec,
-    controlled_inputs,
-    pictured_input,
+    further_inputs,
     pixart_inputs,
     text_inputs,
     unet_inputs,
@@ -338,11 +337,7 @@ def _plan(
     text = None if source.texts is None else largest(source.texts)
     if source.class_name == UNET:
         specs, wrapper = unet_inputs(source.config, sample, dtype, text or TEXT_TOKENS)
-        if picture := pictured_input(source, batch, dtype):
-            specs = (*specs, *picture)
-            if not source.controlnet:
-                wrapper = wrappers.with_inputs(wrapper, [spec.name for spec in specs])
-        return controlled_inputs(specs, wrapper, source) if source.controlnet else (specs, wrapper)
+        return further_inputs(specs, wrapper, source)
     if source.class_name == PIXART:
         return pixart_inputs(source.config, sample, dtype, text)
     assert source.class_name == DIT

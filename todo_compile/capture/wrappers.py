@@ -29,6 +29,7 @@ class _UNet(nn.Module):
         encoder_hidden_states: Tensor,
         residuals: Sequence[Tensor],
         image_embeds: Tensor | None = None,
+        adapted: Sequence[Tensor] = (),
         **conditions: Any,
     ) -> Tensor:
         """Noise prediction.
@@ -36,7 +37,10 @@ class _UNet(nn.Module):
         Args:
             residuals: a ControlNet's, the middle's last, or none.
             image_embeds: of a picture for an IP-Adapter, (B, 1, D), or none.
+            adapted: a T2I-Adapter's residuals, the middle's last, or none.
         """
+        if adapted:
+            conditions["down_intrablock_additional_residuals"] = list(adapted)
         if image_embeds is not None:
             added = conditions.get("added_cond_kwargs", {})
             conditions["added_cond_kwargs"] = {**added, "image_embeds": [image_embeds]}
@@ -59,6 +63,7 @@ class TextUNet(_UNet):
         timestep_cond: Tensor | None = None,
         *,
         image_embeds: Tensor | None = None,
+        adapted: Sequence[Tensor] = (),
         residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
@@ -68,6 +73,7 @@ class TextUNet(_UNet):
             encoder_hidden_states,
             residuals,
             image_embeds,
+            adapted,
             timestep_cond=timestep_cond,
         )
 
@@ -85,6 +91,7 @@ class TextTimeUNet(_UNet):
         timestep_cond: Tensor | None = None,
         *,
         image_embeds: Tensor | None = None,
+        adapted: Sequence[Tensor] = (),
         residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
@@ -97,6 +104,7 @@ class TextTimeUNet(_UNet):
             encoder_hidden_states,
             residuals,
             image_embeds,
+            adapted,
             timestep_cond=timestep_cond,
             added_cond_kwargs=added,
         )
@@ -114,6 +122,7 @@ class LabelledUNet(_UNet):
         timestep_cond: Tensor | None = None,
         *,
         image_embeds: Tensor | None = None,
+        adapted: Sequence[Tensor] = (),
         residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
@@ -123,28 +132,35 @@ class LabelledUNet(_UNet):
             encoder_hidden_states,
             residuals,
             image_embeds,
+            adapted,
             timestep_cond=timestep_cond,
             class_labels=class_labels,
         )
 
 
 def with_inputs(
-    base: type[nn.Module], inputs: Sequence[str], residuals: Sequence[str] = ()
+    base: type[nn.Module],
+    inputs: Sequence[str],
+    adapted: Sequence[str] = (),
+    residuals: Sequence[str] = (),
 ) -> type[nn.Module]:
-    """A UNet's wrapper for the inputs that one UNet has, with a ControlNet's residuals after them.
+    """A UNet's wrapper for the inputs that one UNet has, and residuals after them.
 
     Args:
         base: of this module.
         inputs: those of its inputs that are used.
-        residuals: names of the further ones, the middle's last.
+        adapted: names of a T2I-Adapter's residuals.
+        residuals: of a ControlNet's, the middle's last.
     """
+    ends = len(inputs), len(inputs) + len(adapted)
 
     def forward(self: nn.Module, *values: Tensor) -> Tensor:
-        own, more = values[: len(inputs)], values[len(inputs) :]
-        return base.forward(self, **dict(zip(inputs, own, strict=True)), residuals=more)
+        own = dict(zip(inputs, values[: ends[0]], strict=True))
+        more = {"adapted": values[ends[0] : ends[1]], "residuals": values[ends[1] :]}
+        return base.forward(self, **own, **more)
 
     # How many there are depends on the model; torch.export names a graph's inputs by the signature.
-    names = ("self", *inputs, *residuals)
+    names = ("self", *inputs, *adapted, *residuals)
     parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
     forward.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     return type(base.__name__, (base,), {"forward": forward})

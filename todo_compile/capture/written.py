@@ -6,7 +6,7 @@ optional, and which sizes follow the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ from torch import nn
 from todo_compile.capture import wrappers
 from todo_compile.errors import ModelError
 from todo_compile.models.architecture import CLIP_PROJECTION, TEXT_TOKENS
-from todo_compile.models.controlnet import residual_names, residual_shapes
+from todo_compile.models.controlnet import Shape, residual_names, residual_shapes
 from todo_compile.models.ip_adapter import INPUT
 from todo_compile.models.source import Source
+from todo_compile.models.t2i_adapter import adapter_names, adapter_shapes
 
 _T5_TOKENS = {True: 120, False: 300}  # PixArt-α (with size conditions) and -Σ pipelines' defaults
 
@@ -89,25 +90,31 @@ def unet_inputs(
     return tuple(specs), wrapper
 
 
-def controlled_inputs(
+def further_inputs(
     specs: tuple[InputSpec, ...], wrapper: type[nn.Module], source: Source
 ) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:
-    """The same with a ControlNet's residuals, in the model's type."""
-    batch, _, height, width = specs[0].shape
-    shapes = residual_shapes(source.config, (height, width))
-    names = residual_names(len(shapes))
-    more = [
-        InputSpec(name, (batch, *shape), specs[0].dtype)
-        for name, shape in zip(names, shapes, strict=True)
-    ]
+    """The same with what networks beside the UNet hand over, in the model's type: what an
+    IP-Adapter takes of one picture a row, a T2I-Adapter's residuals, a ControlNet's."""
+    (batch, _, *latent), dtype = specs[0].shape, specs[0].dtype
+    if source.ip_adapter is not None:
+        specs = (*specs, InputSpec(INPUT, (batch, *source.ip_adapter.picture), dtype))
     own = [spec.name for spec in specs]
-    return (*specs, *more), wrappers.with_inputs(wrapper, own, names)
 
+    def residuals(names: Sequence[str], shapes: Sequence[Shape]) -> list[InputSpec]:
+        pairs = zip(names, shapes, strict=True)
+        return [InputSpec(name, (batch, *shape), dtype) for name, shape in pairs]
 
-def pictured_input(source: Source, batch: int, dtype: torch.dtype) -> tuple[InputSpec, ...]:
-    """What is taken of one picture a row, where the UNet has an IP-Adapter."""
-    adapter = source.ip_adapter
-    return () if adapter is None else (InputSpec(INPUT, (batch, *adapter.picture), dtype),)
+    adapted, controlled = list[InputSpec](), list[InputSpec]()
+    if source.t2i_adapter:
+        shapes = adapter_shapes(source.config, (latent[0], latent[1]))
+        adapted = residuals(adapter_names(len(shapes)), shapes)
+    if source.controlnet:
+        shapes = residual_shapes(source.config, (latent[0], latent[1]))
+        controlled = residuals(residual_names(len(shapes)), shapes)
+    if source.ip_adapter is None and not adapted and not controlled:
+        return specs, wrapper
+    groups = [[spec.name for spec in group] for group in (adapted, controlled)]
+    return (*specs, *adapted, *controlled), wrappers.with_inputs(wrapper, own, *groups)
 
 
 def text_inputs(source: Source, batch: int) -> tuple[tuple[InputSpec, ...], type[nn.Module]]:

@@ -59,6 +59,7 @@ class Source:
         entry: the registry's entry, if it is a registered model.
         pipeline: diffusers class of the pipeline that it belongs to; empty if unknown.
         controlnet: it takes a ControlNet's residuals as further inputs; see `controlnet`.
+        t2i_adapter: it takes a T2I-Adapter's residuals as further inputs; see `t2i_adapter`.
         ip_adapter: whose layers it has, and whose pictures it takes; see `ip_adapter`.
         file: for a checkpoint that is one file: what it was recognised as.
         text_tokens: tokens of its text, or a range; None for what its pipeline passes, see `texts`.
@@ -79,6 +80,7 @@ class Source:
     entry: RegistryEntry | None = field(default=None, repr=False)
     pipeline: str = ""
     controlnet: bool = False
+    t2i_adapter: bool = False
     ip_adapter: IpAdapter | None = None
     file: SingleFile | None = field(default=None, repr=False)
     text_tokens: Text | None = None

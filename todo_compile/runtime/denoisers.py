@@ -12,6 +12,7 @@ from torch import Tensor
 from todo_compile.errors import InputError
 from todo_compile.models.controlnet import MID, residual_names, residual_shapes
 from todo_compile.models.ip_adapter import INPUT
+from todo_compile.models.t2i_adapter import FIRST, adapter_names, adapter_shapes
 from todo_compile.runtime.component import Component
 from todo_compile.runtime.session import dtype_named
 
@@ -79,13 +80,8 @@ class _Denoiser(Component):
         return times[:1]
 
 
-_ALONE = (
-    "Compile the UNet with what the pipeline passes as a module of your own "
-    "(todo_compile.compile(pipeline.unet, args=(), kwargs=…)), or use the torch UNet."
-)
 _REMEDIES = {
     INPUT: "Compile the UNet with --ip-adapter FILE, or use the torch UNet.",
-    "T2I-Adapter residuals": _ALONE,
     "cross_attention_kwargs": "A LoRA scale, for one, cannot be changed after compiling.",
     "timestep_cond": "The compiled model is not guidance-distilled.",
 }
@@ -142,10 +138,10 @@ class CompiledUNet(_Denoiser):
                 "timestep_cond": timestep_cond,
                 **(added_cond_kwargs or {}),
                 INPUT: self._pictured((added_cond_kwargs or {}).get(INPUT)),
+                **self._adapted(sample, down_intrablock_additional_residuals or ()),
                 **residuals,
             },
             {
-                "T2I-Adapter residuals": None if not down_intrablock_additional_residuals else True,
                 "attention_mask": None if attention_mask is None else True,
                 "encoder_attention_mask": None if encoder_attention_mask is None else True,
                 "cross_attention_kwargs": cross_attention_kwargs,
@@ -172,6 +168,30 @@ class CompiledUNet(_Denoiser):
             )
         return found[0]
 
+    def _adapted(self, sample: Tensor, given: Sequence[Tensor]) -> dict[str, Tensor]:
+        """A T2I-Adapter's residuals by their names in the engine; zeros where it has none."""
+        if FIRST not in self.session.inputs:
+            if given:
+                raise InputError(
+                    "The pipeline passes T2I-Adapter residuals; "
+                    f"{self.origin.built_for} without it.",
+                    remedy="Compile the UNet with --t2i-adapter, or use the torch UNet.",
+                )
+            return {}
+        height, width = sample.shape[-2:]
+        shapes = adapter_shapes(self.config, (height, width))
+        if len(given) not in (0, len(shapes) - 1, len(shapes)):
+            raise InputError(
+                f"The pipeline passes {len(given)} residuals of a T2I-Adapter; "
+                f"{self.origin.built_for} with {len(shapes) - 1}, and one for the middle.",
+                remedy="Use a T2I-Adapter for this architecture.",
+            )
+        missing = [
+            torch.zeros((len(sample), *shape), dtype=sample.dtype, device=sample.device)
+            for shape in shapes[len(given) :]
+        ]
+        return dict(zip(adapter_names(len(shapes)), (*given, *missing), strict=True))
+
     def _residuals(
         self, sample: Tensor, down: Sequence[Tensor] | None, mid: Tensor | None
     ) -> dict[str, Tensor]:
@@ -195,7 +215,7 @@ class CompiledUNet(_Denoiser):
         if down is None or mid is None:
             raise InputError(
                 "The pipeline passes only one kind of residuals (down blocks, middle block).",
-                remedy="A ControlNet makes both; T2I-Adapters are not compiled in.",
+                remedy="A ControlNet makes both; a T2I-Adapter's have a name of their own.",
             )
         if len(down) != len(shapes) - 1:
             raise InputError(

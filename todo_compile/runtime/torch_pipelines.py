@@ -62,22 +62,22 @@ def torch_pipeline(
     return pipeline.to(place)
 
 
-def check_one_stage(main: Source) -> None:
+def check_one_stage(main: Source, *, adapted: bool = False) -> None:
     """Refuse a pipeline whose drawing is more than one loop around one denoiser and a decoder.
 
     Args:
         main: of its denoising model.
+        adapted: its UNet is to take a T2I-Adapter's residuals.
 
     Raises:
         ModelError: it draws in several stages, or hands its UNet what a T2I-Adapter makes.
     """
-    if (main.pipeline or "").endswith("AdapterPipeline"):
+    if (main.pipeline or "").endswith("AdapterPipeline") and not adapted:
         raise ModelError(
             f"A {main.pipeline} hands its UNet what a T2I-Adapter makes, which is no input of a "
-            "compiled pipeline's.",
-            remedy="Compile the UNet with what the pipeline passes as a module of your own "
-            "(todo_compile.compile(pipeline.unet, args=(), kwargs=…)), or let "
-            "todo_compile.accelerate(pipeline) compile diffusers' own.",
+            "compiled UNet by itself.",
+            remedy="Build it with --t2i-adapter, or let todo_compile.accelerate(pipeline) compile "
+            "diffusers' own.",
         )
     if main.component in (*COMPONENTS, *OTHERS):
         return
