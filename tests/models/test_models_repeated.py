@@ -10,6 +10,7 @@ import torch
 from same_graph import lines
 from torch import Tensor, nn
 
+from todo_compile._torch import storage_of
 from todo_compile.capture.alike import Alikeness
 from todo_compile.capture.trace import capture, capture_quickly
 
@@ -170,6 +171,29 @@ def test_memory_of_results_and_inputs() -> None:
         return x
 
     assert traced(called(call)) == 1
+
+
+def test_writing_between_blocks() -> None:
+    """Then no two blocks' nodes share memory, which a reader of the graph would take for one."""
+
+    def call(blocks: Any, x: Tensor) -> Tensor:
+        first = blocks[0](x)
+        first[:, 1:].mul_(2)
+        second = blocks[1](first)
+        rows = torch.zeros(2, 4)
+        rows.copy_(second)
+        return blocks[2](rows) + first
+
+    assert traced(called(call)) == 1
+    program = capture_quickly(Net(call), (X,))
+    assert program is not None
+    places: dict[Any, set[str]] = {}
+    for node in program.graph.nodes:
+        inside = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if "." in path]
+        if inside and isinstance(node.meta["val"], Tensor):
+            places.setdefault(storage_of(node.meta["val"]), set()).add(inside[0])
+    assert [len(blocks) for blocks in places.values()] == [1] * len(places)
+    assert len(set().union(*places.values())) == 3
 
 
 def test_one_tensor_twice_is_not_two() -> None:

@@ -23,8 +23,10 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
-LIBRARIES = frozenset({"torch", "diffusers", "transformers"})
-"""Packages whose classes keep what they do in their attributes, where it can be compared."""
+LIBRARIES = frozenset({"torch", "diffusers"})
+"""Packages whose classes keep what they do in their attributes, where it can be compared. (Layers
+of transformers get hooks while their model runs.)
+"""
 
 _VALUES = (
     type(None), bool, int, str, bytes, torch.dtype, torch.device, torch.layout, torch.Size,

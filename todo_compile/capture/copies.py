@@ -3,8 +3,9 @@
     enter(x), a, b, leave(b), block(b)    →    a, b, a', b'
 
 The graph is made anew, in order, so that its nodes have the names that a plain trace gives them. A
-copy reads the weights of its own block and has its own block's path; it shares the fake values of
-the first but for those that lie in the memory of what goes in or comes out.
+copy reads the weights of its own block and has its own block's path. It shares the fake values of
+the first but for those that lie in the memory of what goes in or comes out, or, in a graph that
+writes into memory, for all of them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,6 @@ def write_out_blocks(program: ExportedProgram, repeated: Repeated) -> None:
     signature = program.graph_signature
     if any(spec.kind is not OutputKind.USER_OUTPUT for spec in signature.output_specs):
         raise RepeatedError("the module writes into its inputs or buffers")
-    if writer := next((n for n in program.graph.nodes if declares_writing(n.target)), None):
-        raise RepeatedError(f"{writer.name} writes into memory")
     own = {
         spec.arg.name: str(spec.target)
         for spec in signature.input_specs
@@ -95,6 +94,7 @@ class _Copier:
             raise RepeatedError("blocks lie in graphs of their own")
         self.graph = Graph()
         self._own = own
+        self._is_written = any(declares_writing(node.target) for node in old.nodes)
         self._repeated = repeated
         self._others = iter(repeated.others)
         self._replaced = {path for _, path in repeated.others}
@@ -156,7 +156,7 @@ class _Copier:
         here = dict(zip(region.given, given, strict=True))
         if [here[node] for node in region.given] != given or len(set(given)) != len(here):
             raise RepeatedError(f"{path} is given the same tensor twice, {region.path} is not")
-        values = MovedValues()
+        values = MovedValues(own_memory=self._is_written)
         for first, other in here.items():
             values.add(first.meta["val"], other.meta["val"])
         for first, value in zip(region.results, block.meta["val"], strict=True):
@@ -176,6 +176,8 @@ class _Copier:
         for node in region.nodes:
             if node.op != "call_function" or is_higher_order(node.target):
                 raise RepeatedError(f"{region.path} has a graph of its own")
+            if declares_writing(node.target):
+                raise RepeatedError(f"{region.path} writes into memory")
             copied = here[node] = self._copied(node, there)
             copied.meta["val"] = values.moved(node.meta.get("val"))
             copied.meta[_STACK] = block.meta[_STACK] | moved.stack(node.meta[_STACK], region.depth)

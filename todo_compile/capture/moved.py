@@ -41,9 +41,14 @@ class MovedNames:
 
 
 class MovedValues:
-    """Fake values of one block as another block has them."""
+    """Fake values of one block as another block has them.
 
-    def __init__(self) -> None:
+    Args:
+        own_memory: the other block has memory of its own for all of them.
+    """
+
+    def __init__(self, *, own_memory: bool) -> None:
+        self._own_memory = own_memory
         self._places: dict[int | None, tuple[Any, Any]] = {}
 
     def add(self, first: Any, other: Any) -> None:
@@ -55,10 +60,20 @@ class MovedValues:
         return map_tensors(self._moved, value)
 
     def _moved(self, value: torch.Tensor) -> torch.Tensor:
-        first, other = self._places.get(storage_of(value), (None, None))
+        place = storage_of(value)
+        if place not in self._places and self._own_memory:
+            length = value.untyped_storage().nbytes() // value.element_size()
+            with fake_mode_of(value) or nullcontext():
+                memory = torch.empty(length, dtype=value.dtype, device=value.device)
+                self.add(value, _at_its_place(value, memory))
+        first, other = self._places.get(place, (None, None))
         if first is None or value.dtype != first.dtype:
             return value
         if value is first:
             return other
         with fake_mode_of(other) or nullcontext():
-            return other.as_strided(value.shape, value.stride(), value.storage_offset())
+            return _at_its_place(value, other)
+
+
+def _at_its_place(value: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    return memory.as_strided(value.shape, value.stride(), value.storage_offset())
