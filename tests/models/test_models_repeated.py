@@ -331,6 +331,22 @@ def test_calls_that_cannot_be_told_apart_by_their_paths() -> None:
     assert [traced(called(call)) for call in (again, part)] == [0, 0]
 
 
+def test_what_is_read_from_outside() -> None:
+    """The second block reads the first one's conversion, which changed nothing: the third, its."""
+
+    def converted(x: Tensor, _: Tensor, given: Tensor) -> Tensor:
+        return x + given.to(torch.float32)
+
+    def call(blocks: Any, x: Tensor) -> Tensor:
+        other = x + 1
+        for block in blocks:
+            block.change = converted
+            x = block(x, given=other)
+        return x
+
+    assert traced(called(call)) == 0
+
+
 def test_blocks_in_a_graph_in_the_graph() -> None:
     def call(blocks: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):

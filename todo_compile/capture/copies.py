@@ -77,6 +77,29 @@ class _Region:
     nodes: list[Node] = field(default_factory=list[Node])
     results: list[Node] = field(default_factory=list[Node])
 
+    def check_closed(self) -> None:
+        """What is inside is read by nothing outside but as a result: another block's is not there.
+
+        A conversion that changes nothing returns the tensor itself: later readers of what went in
+        read what it made.
+        """
+        inside = set(self.nodes)
+        for node in inside.difference(self.results):
+            if not inside.issuperset(node.users):
+                raise RepeatedError(f"{node.name} in {self.path} is read outside")
+
+
+def _check_names(graph: Graph) -> None:
+    """Numbers of names have no gaps: with the nodes that left them nobody knows the names to be."""
+    again = Graph()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            again.placeholder(node.name)
+        elif node.op != "output":
+            made = again.create_node("call_function", print, name=_SUFFIX.sub("", node.name))
+            if made.name != node.name:
+                raise RepeatedError(f"there is a gap before {node.name}")
+
 
 class _Copier:
     """Makes the new graph.
@@ -104,8 +127,11 @@ class _Copier:
         self._made: list[Node] = []
         self._entered: list[_Region] = []
         self._regions: dict[int, _Region] = {}
+        _check_names(old)
         for node in old.nodes:
             self._read(node)
+        for kind in {kind for kind, _ in repeated.others}:
+            self._regions[kind].check_closed()
 
     def _read(self, node: Node) -> None:
         match mark_of(node):
