@@ -18,6 +18,7 @@ RUNS = (
     "race-sd15-onnx-cpu",
     "race-block-cpu",
     "race-others-cpu",
+    "race-more-cpu",
     "race-sd15-ours",
     "race-sd15-amd-bf16",
     "race-sd15-old-fp32",
@@ -30,6 +31,7 @@ _NAMES = {
     "sd3": "SD3, 4 blocks",
     "flux": "FLUX, 3 blocks",
     "vae-decode": "SD1.5's decoder",
+    "vae-encode": "SD1.5's encoder",
 }
 _PEERED = 1024
 
@@ -37,6 +39,10 @@ _PEERED = 1024
 def read(name: str) -> dict[str, Any]:
     """A result of `race.py`."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _name(row: dict[str, Any]) -> str:
+    return _NAMES[row["workload"]] + (f", batch {row['batch']}" if row["batch"] > 1 else "")
 
 
 def _table(header: str, rows: list[str]) -> str:
@@ -70,7 +76,7 @@ def _line(row: dict[str, Any], plan: str, processor: str) -> str:
     spread = f" [{ratio['q1']:.2f}, {ratio['q3']:.2f}]" if ratio["count"] > 1 else ""
     before, after = (_giga(row["variants"][name]["peak_bytes"]) for name in ("dense", plan))
     cells = [
-        _NAMES[row["workload"]],
+        _name(row),
         f"{row['px']}",
         f"{row['runtime']}, {row['precision']}",
         processor,
@@ -99,17 +105,17 @@ def exponents() -> str:
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for run in RUNS:
         for one in read(run)["exponents"]:
-            key = (run, one["workload"], f"{one['runtime']}, {one['precision']}")
+            key = (run, _name(one), f"{one['runtime']}, {one['precision']}")
             groups.setdefault(key, {})[one["variant"]] = one
     lines: list[str] = []
-    for (_, workload, runtime), found in groups.items():
+    for (_, name, runtime), found in groups.items():
         if not {"dense", "bound"} <= set(found):
             continue
         sizes = "–".join(str(px) for px in (min(found["dense"]["px"]), max(found["dense"]["px"])))
         plans = {k: v for k, v in found.items() if k in ("default", "2", "4,2")}
         said = ", ".join(f"{k}: {v['exponent']:.2f}" for k, v in plans.items())
         lines.append(
-            f"| {_NAMES[workload]} | {runtime} | {sizes} | {found['dense']['exponent']:.2f} | "
+            f"| {name} | {runtime} | {sizes} | {found['dense']['exponent']:.2f} | "
             f"{said} | {found['bound']['exponent']:.2f} |"
         )
     return _table("what | runtime | px | dense | rewritten | bound", lines)
@@ -223,7 +229,7 @@ def points() -> dict[str, dict[str, dict[int, float]]]:
     for run in RUNS:
         data = read(run)
         for row in data["rows"]:
-            if row["workload"] != "sd15":
+            if row["workload"] != "sd15" or row["batch"] > 1:
                 continue
             line = f"{row['runtime']}, {row['precision']}, {data['machine']['processor']}"
             for name, ratio in row["dense_over"].items():
