@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import todo_compile
 from todo_compile.capture.complex_numbers import write_real
 from todo_compile.capture.trace import capture
+from todo_compile.errors import ExportError
 
 
 def table(tokens: int = 6, width: int = 4) -> Tensor:
@@ -127,3 +128,14 @@ def test_writes_reach_what_they_reached() -> None:
 
     program = capture(Written(), (x(),))
     torch.testing.assert_close(program.module()(x()), Written()(x()))
+
+
+def test_onnx_has_no_complex_inputs(tmp_path: Path) -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * table)
+
+    with pytest.raises(ExportError, match="table holds complex numbers") as caught:
+        todo_compile.compile(Turned(), (x(), table()), out=tmp_path / "x.onnx")
+    assert ".pt2" in str(caught.value.remedy)
+    assert not list(tmp_path.iterdir())

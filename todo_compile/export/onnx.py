@@ -94,6 +94,7 @@ def export_onnx(
             remedy=f"Choose {OPSETS.start} to {OPSETS.stop - 1}; 23 takes least GPU memory.",
         )
     packages.need("onnx", "Writing ONNX")
+    _check_inputs(program, input_names)
     from todo_compile.export._dynamic import name_sizes
 
     with progress.step("onnx"), _quiet(progress), paused_collection():
@@ -121,6 +122,20 @@ def export_onnx(
         ops=dict(Counter(node.op_type for node in model.graph).most_common()),
         inside=0 if apart else size,
     )
+
+
+def _check_inputs(program: ExportedProgram, names: Sequence[str]) -> None:
+    """Refuse complex numbers, which ONNX has no inputs of (Lumina's rotary table)."""
+    own = program.graph_signature.user_inputs
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    for node, name in zip(own, names, strict=True):
+        dtype = getattr(values.get(str(node)), "dtype", None)
+        if dtype is not None and dtype.is_complex:
+            raise ExportError(
+                f"{name} holds complex numbers, which ONNX has no inputs of.",
+                remedy="Make a package (--out NAME.pt2), or compile the module with "
+                'torch.compile(module, backend="todo_inductor").',
+            )
 
 
 def _translate(

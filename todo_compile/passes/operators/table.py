@@ -185,6 +185,14 @@ def _reduced(
     )
 
 
+def _paired(context: GraphContext, node: Node, source: Node, before: Shape, shape: Shape) -> Effect:
+    """view_as_complex, view_as_real: pairs of the last axis become one number, or the reverse."""
+    del context, node
+    kept = min(len(before), len(shape))
+    axes = tuple(i if i < kept else None for i in range(len(shape)))
+    return Effect((Source(source, axes),), rule="token-wise")
+
+
 def _pooled(context: GraphContext, node: Node, source: Node, before: Shape, shape: Shape) -> Effect:
     """pool_tokens: the pooled axis holds other tokens than before."""
     del context, before
@@ -344,6 +352,7 @@ TABLE: dict[str, Rule] = {
         (("pad", "constant_pad_nd"), _of_source(_padded)),
         (("flip",), _of_source(_mirrored)),
         (("mean", "sum", "amax", "amin", "any", "all", *_VECTOR_NORMS), _of_source(_reduced)),
+        (("view_as_complex", "view_as_real"), _of_source(_paired)),
         (("pool_tokens",), _of_source(_pooled)),
         (IDENTITY, _of_source(_copied)),
         (UNARY | BINARY, _pointwise),
