@@ -122,6 +122,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("pixart", "PixArt-Σ", SIZE, alone(PATCHED)),
     Family("hunyuan_dit", "HunyuanDiT", SIZE, alone(PATCHED)),
     Family("aura_flow", "AuraFlow", SIZE, last(PATCHED)),
+    Family("lumina_next", "Lumina Next", SIZE, alone(PATCHED)),
     Family("lumina", "Lumina 2", SIZE, any_of(alone(PATCHED), last(PATCHED))),
     Family("sana", "Sana", SIZE, alone()),
     Family("deepfloyd", "DeepFloyd IF, first stage", "48x32", last((16, 24))),

@@ -18,8 +18,8 @@ FAMILIES: dict[str, Make] = {
     make.__name__: make
     for make in (
         dit.sd3, dit.flux, dit.schnell, dit.kontext, dit.flux_fill, dit.flux_control, dit.chroma,
-        dit.qwen_image, dit.z_image,
-        dit.pixart, dit.hunyuan_dit, dit.aura_flow, dit.lumina, dit.sana, dit.sd35, dit.flux2,
+        dit.qwen_image, dit.z_image, dit.pixart, dit.hunyuan_dit, dit.aura_flow, dit.lumina,
+        dit.lumina_next, dit.sana, dit.sd35, dit.flux2,
         unet.deepfloyd, unet.deepfloyd_2, unet.kandinsky22, unet.karlo, unet.refiner, unet.svd,
         unet.controlled, unet.cascade, unet.sd15, unet.sdxl, unet.upscaler, unet.kandinsky3,
         unet.animate_diff, unet.kolors,

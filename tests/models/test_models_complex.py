@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import todo_compile
 from todo_compile.capture.complex_numbers import write_real
+from todo_compile.capture.recording.call import flatten, wrapper
 from todo_compile.capture.trace import capture
 from todo_compile.errors import ExportError
 
@@ -130,12 +131,27 @@ def test_writes_reach_what_they_reached() -> None:
     torch.testing.assert_close(program.module()(x()), Written()(x()))
 
 
-def test_onnx_has_no_complex_inputs(tmp_path: Path) -> None:
-    class Turned(nn.Module):
-        def forward(self, x: Tensor, table: Tensor) -> Tensor:
-            return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * table)
+class Turned(nn.Module):
+    """The table goes in."""
 
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * table)
+
+
+def test_onnx_has_no_complex_inputs(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="table holds complex numbers") as caught:
         todo_compile.compile(Turned(), (x(), table()), out=tmp_path / "x.onnx")
     assert ".pt2" in str(caught.value.remedy)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_pipeline_passes_as_complex_goes_in_as_pairs() -> None:
+    """Lumina's table: a recorded call has real inputs alone, and real arithmetic."""
+    flat = flatten({"x": x(), "table": table()})
+    assert (flat.names, flat.pairs) == (("x", "table"), {"table"})
+    torch.testing.assert_close(torch.view_as_complex(flat.tensors[1]), table())
+    module = wrapper(flat, "net", "Turned")(Turned())
+    program = capture(module, flat.tensors)
+    assert complexes(program) == 0
+    for found in (module(*flat.tensors), program.module()(*flat.tensors)):
+        torch.testing.assert_close(found, Turned()(x(), table()), rtol=1e-6, atol=1e-6)

@@ -228,6 +228,17 @@ def lumina() -> Any:
     )  # fmt: skip
 
 
+def lumina_next() -> Any:
+    transformer = d.LuminaNextDiT2DModel(
+        sample_size=8, hidden_size=24, num_layers=2, num_attention_heads=3, num_kv_heads=1,
+        multiple_of=2, cross_attention_dim=8,
+    )  # fmt: skip
+    return d.LuminaPipeline(
+        transformer=transformer, scheduler=flow(), vae=vae(), text_encoder=_gemma(),
+        tokenizer=words(256),
+    )  # fmt: skip
+
+
 def sana() -> Any:
     return d.SanaPipeline(
         transformer=d.SanaTransformer2DModel(

@@ -6,7 +6,8 @@
 Tensors become inputs, in the order of the call, named after where they were; all else is fixed. A
 timestep given as a whole number becomes fp32, and one without axes gets one: the same for every
 scheduler, see `todo_compile.capture.inputs`. A mask that is given as numbers, 0 and 1, becomes
-boolean, so that the graph itself says that it counts tokens.
+boolean, so that the graph itself says that it counts tokens. Complex numbers go in as pairs of real
+ones on a last axis of 2: ONNX and engines have no complex inputs.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Flat:
         leaves: everything in the call, in order; None in the places of tensors.
         fixed: see `fixed`.
         masks: types of those masks that were given as numbers, by name.
+        pairs: names of those that were complex.
         places: of the tensors in `leaves`.
         tree: how `leaves` make up the call's arguments.
     """
@@ -46,6 +48,7 @@ class Flat:
     tree: Any
     fixed: Mapping[str, str]
     masks: Mapping[str, torch.dtype]
+    pairs: frozenset[str] = frozenset()
 
     @property
     def by_name(self) -> dict[str, Tensor]:
@@ -70,8 +73,13 @@ def flatten(arguments: Mapping[str, Any]) -> Flat:
     tensors = tuple(
         t.to(torch.bool) if n in masks else t for n, t in zip(names, tensors, strict=True)
     )
+    halves = frozenset(n for n, t in zip(names, tensors, strict=True) if t.is_complex())
+    tensors = tuple(
+        torch.view_as_real(t.resolve_conj()) if n in halves else t
+        for n, t in zip(names, tensors, strict=True)
+    )
     leaves = tuple(None if i in places else leaf for i, (_, leaf) in enumerate(pairs))
-    return Flat(names, tensors, leaves, places, tree, fixed(given), masks)
+    return Flat(names, tensors, leaves, places, tree, fixed(given), masks, halves)
 
 
 def fixed(arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -99,7 +107,7 @@ def wrapper(flat: Flat, component: str, name: str) -> type[nn.Module]:
     def forward(self: nn.Module, *values: Tensor) -> Any:
         leaves = list(flat.leaves)
         for key, place, value in zip(flat.names, flat.places, values, strict=True):
-            leaves[place] = value.to(flat.masks[key]) if key in flat.masks else value
+            leaves[place] = _as_given(flat, key, value)
         found = getattr(self, component)(**unflattened(leaves, flat.tree))
         return _plain(found)
 
@@ -107,6 +115,13 @@ def wrapper(flat: Flat, component: str, name: str) -> type[nn.Module]:
     each = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
     forward.__signature__ = inspect.Signature(each)  # pyright: ignore[reportFunctionMemberAccess]
     return type(name, (nn.Module,), {"__init__": init, "forward": forward})
+
+
+def _as_given(flat: Flat, name: str, value: Tensor) -> Tensor:
+    """What the denoiser was given in the place of a tensor that goes in."""
+    if name in flat.pairs:
+        return torch.view_as_complex(value.float().contiguous())
+    return value.to(flat.masks[name]) if name in flat.masks else value
 
 
 def _plain(found: Any) -> Any:
