@@ -122,6 +122,7 @@ def test_every_reader_goes_through_the_gate() -> None:
     ours = {
         "models/registry.py": "a file of this package",
         "models/loading.py": "what was dumped two lines before",
+        "models/ip_adapter.py": "what its only caller dumped, to be a key",
         "build/model_job.py": "what was dumped two lines before",
         "build/many/running.py": "what our own child printed",
         "export/_child.py": "what our own child printed",
