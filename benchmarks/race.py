@@ -5,6 +5,8 @@
     python benchmarks/race.py --workload sd15 --px 512 1024 --runtime eager inductor --out race-x
     python benchmarks/race.py --peers --px 1024 --out race-peers       other methods, same UNet
     python benchmarks/race.py --fits                                   what they can be used with
+    python benchmarks/race.py --alone --runtime inductor               what the compiler costs
+    python benchmarks/race.py --variants dense "torchao int8; 4,2"     int8 too; needs torchao
 
 ``--device cuda`` needs torch and this repository, nothing else: it first compares small UNets with
 the truth (`race_parts.truth`), and then runs what fits into ``--budget`` seconds; what is left out

@@ -15,10 +15,12 @@ from tiny_bundles import with_oracle
 from typer.testing import CliRunner
 
 import todo_compile
+from todo_compile import models
 from todo_compile.build.request import BuildRequest
 from todo_compile.bundle.manifest import find_reusable
 from todo_compile.cli.app import app
 from todo_compile.errors import ConfigError, InputError, ModelError
+from todo_compile.models.ip_adapter import parse_ip_adapter, with_ip_adapter
 from todo_compile.options import PlanOptions
 
 WIDTH, SCALE = 20, 0.6
@@ -322,3 +324,33 @@ def test_what_takes_none(model: Path, file: Path, tmp_path: Path) -> None:
         )  # fmt: skip
     with pytest.raises(ModelError, match="for another UNet"):
         todo_compile.plan("demo", res=128, ip_adapter=str(file))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["load", "start_load"])
+def test_beside_a_lora(late: bool, tmp_path: Path) -> None:
+    """Both are in the UNet, whether its weights are filled at once or while it is traced."""
+    unet = tiny.sd().unet
+    unet.save_pretrained(tmp_path / "m" / "unet")
+    file, lora = tmp_path / "ip.safetensors", tmp_path / "lora.safetensors"
+    tensors = tensors_for(unet)
+    save_file(tensors, file)
+    query = next(n for n, _ in unet.named_modules() if n.endswith("attn1.to_q"))
+    width = unet.get_submodule(query).weight.shape[0]
+    down, up = torch.randn(2, width), torch.randn(width, 2)
+    name = f"unet.{query}"
+    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, lora)
+    source = with_ip_adapter(
+        models.resolve(str(tmp_path / "m")), parse_ip_adapter(f"{file}:{SCALE}")
+    )
+    weights = models.find_weights(source, models.WeightsChoice.parse("auto"), dtype=torch.float32)
+    load = models.start_load if late else models.load
+    loaded = load(source, weights, dtype=torch.float32, loras=[models.parse_lora(str(lora))])
+    loaded.finish()
+    found = loaded.module.state_dict()
+    torch.testing.assert_close(
+        found[f"{query}.weight"], unet.get_submodule(query).weight + up @ down
+    )
+    crossing = [n for n in found if n.endswith("to_k_ip.0.weight")]
+    for number, place in enumerate(crossing):
+        assert torch.equal(found[place], tensors[f"ip_adapter.{2 * number + 1}.to_k_ip.weight"])
+    assert len(crossing) == sum("attn2" in n for n in unet.attn_processors)

@@ -1,9 +1,9 @@
 """Modules with a flat signature around diffusers' components: tensors in, tensors out.
 
 An exported graph takes its input names from ``forward``'s parameters, so each signature is written
-out (`with_inputs` makes those whose length depends on the model). The component hangs on an
-attribute called after it (``unet``), which is how paths in ``nn_module_stack`` start. An optional
-input comes last, and is left out of the call if absent.
+out (`with_inputs` makes those whose length depends on the model: its further inputs are `beside`).
+The component hangs on an attribute called after it (``unet``), which is how paths in
+``nn_module_stack`` start. An optional input comes last, and is left out of the call if absent.
 `output_names` says what a wrapper returns.
 """
 
@@ -27,7 +27,8 @@ class _UNet(nn.Module):
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
-        residuals: Sequence[Tensor],
+        *,
+        residuals: Sequence[Tensor] = (),
         image_embeds: Tensor | None = None,
         adapted: Sequence[Tensor] = (),
         **conditions: Any,
@@ -61,20 +62,15 @@ class TextUNet(_UNet):
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         timestep_cond: Tensor | None = None,
-        *,
-        image_embeds: Tensor | None = None,
-        adapted: Sequence[Tensor] = (),
-        residuals: Sequence[Tensor] = (),
+        **beside: Any,
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
         return self._predict(
             sample,
             timestep,
             encoder_hidden_states,
-            residuals,
-            image_embeds,
-            adapted,
             timestep_cond=timestep_cond,
+            **beside,
         )
 
 
@@ -89,10 +85,7 @@ class TextTimeUNet(_UNet):
         text_embeds: Tensor,
         time_ids: Tensor,
         timestep_cond: Tensor | None = None,
-        *,
-        image_embeds: Tensor | None = None,
-        adapted: Sequence[Tensor] = (),
-        residuals: Sequence[Tensor] = (),
+        **beside: Any,
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
         # diffusers concatenates text_embeds with an fp32 embedding of time_ids and lets torch
@@ -102,11 +95,9 @@ class TextTimeUNet(_UNet):
             sample,
             timestep,
             encoder_hidden_states,
-            residuals,
-            image_embeds,
-            adapted,
             timestep_cond=timestep_cond,
             added_cond_kwargs=added,
+            **beside,
         )
 
 
@@ -120,21 +111,16 @@ class LabelledUNet(_UNet):
         encoder_hidden_states: Tensor,
         class_labels: Tensor,
         timestep_cond: Tensor | None = None,
-        *,
-        image_embeds: Tensor | None = None,
-        adapted: Sequence[Tensor] = (),
-        residuals: Sequence[Tensor] = (),
+        **beside: Any,
     ) -> Tensor:
         """Noise prediction, (B, out_channels, H/8, W/8)."""
         return self._predict(
             sample,
             timestep,
             encoder_hidden_states,
-            residuals,
-            image_embeds,
-            adapted,
             timestep_cond=timestep_cond,
             class_labels=class_labels,
+            **beside,
         )
 
 

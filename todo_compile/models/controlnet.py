@@ -28,7 +28,8 @@ _DOWN = "down_block_residual_"
 
 # diffusers' defaults, for configurations that do not say.
 _CHANNELS = (320, 640, 1280, 1280)
-_BLOCKS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+DOWN_BLOCKS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+"""Of a UNet whose configuration does not say."""
 # How a block halves its grid, and that it has one residual a layer and one for the halving.
 _BY_CONVOLUTION = ("DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D")
 _BY_AVERAGE = ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D")
@@ -44,13 +45,22 @@ def with_controlnet(source: Source) -> Source:
         ConfigError: it is no UNet.
         ModelError: it is built of blocks whose residuals are not known.
     """
-    if source.class_name != UNET:
-        raise ConfigError(
-            f"--controlnet is for UNets; the {source.component} is a {source.class_name}.",
-            remedy="Leave --controlnet out, or compile a UNet (Stable Diffusion, SDXL).",
-        )
+    check_unet(source, "--controlnet")
     residual_shapes(source.config, (64, 64))  # refuses unknown blocks
     return replace(source, controlnet=True)
+
+
+def check_unet(source: Source, option: str) -> None:
+    """Refuse an option that is for UNets.
+
+    Raises:
+        ConfigError: it is no UNet.
+    """
+    if source.class_name != UNET:
+        raise ConfigError(
+            f"{option} is for UNets; the {source.component} is a {source.class_name}.",
+            remedy=f"Leave {option} out, or compile a UNet (Stable Diffusion, SDXL).",
+        )
 
 
 def residual_names(count: int) -> tuple[str, ...]:
@@ -69,7 +79,7 @@ def residual_shapes(config: Mapping[str, Any], latent: tuple[int, int]) -> tuple
         ModelError: it has blocks that no ControlNet is made of.
     """
     channels: Sequence[int] = config.get("block_out_channels", _CHANNELS)
-    blocks: Sequence[str] = config.get("down_block_types", _BLOCKS)
+    blocks: Sequence[str] = config.get("down_block_types", DOWN_BLOCKS)
     layers: int | Sequence[int] = config.get("layers_per_block", 2)
     if isinstance(layers, int):
         layers = [layers] * len(blocks)

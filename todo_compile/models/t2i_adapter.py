@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from todo_compile.errors import ConfigError, ModelError
-from todo_compile.models.architecture import UNET
-from todo_compile.models.controlnet import Shape, residual_shapes
+from todo_compile.errors import ModelError
+from todo_compile.models.controlnet import DOWN_BLOCKS, Shape, check_unet, residual_shapes
 
 if TYPE_CHECKING:
     from todo_compile.models.source import Source
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 FIRST = "adapter_residual_0"
 """Name of the first input, which a UNet has that takes any."""
 _KNOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
-_BLOCKS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
 
 
 def with_t2i_adapter(source: Source) -> Source:
@@ -35,11 +33,7 @@ def with_t2i_adapter(source: Source) -> Source:
         ConfigError: it is no UNet.
         ModelError: it is built of blocks that take none.
     """
-    if source.class_name != UNET:
-        raise ConfigError(
-            f"--t2i-adapter is for UNets; the {source.component} is a {source.class_name}.",
-            remedy="Leave --t2i-adapter out, or compile a UNet (Stable Diffusion, SDXL).",
-        )
+    check_unet(source, "--t2i-adapter")
     adapter_shapes(source.config, (64, 64))  # refuses unknown blocks
     return replace(source, t2i_adapter=True)
 
@@ -59,7 +53,7 @@ def adapter_shapes(config: Mapping[str, Any], latent: tuple[int, int]) -> tuple[
     Raises:
         ModelError: it has blocks that take none.
     """
-    blocks: Sequence[str] = config.get("down_block_types", _BLOCKS)
+    blocks: Sequence[str] = config.get("down_block_types", DOWN_BLOCKS)
     if odd := [block for block in blocks if block not in _KNOWN]:
         raise ModelError(
             f"--t2i-adapter does not know what is added to a {odd[0]}.",
